@@ -1,0 +1,191 @@
+//! What can go wrong, and what still holds when it does.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+use crate::decision::Denial;
+use crate::limit::{Limit, LimitError, Rate};
+use crate::request::MAX_TAKES;
+
+/// What can go wrong.
+///
+/// An error leaves the file as if the call had not been made: nothing is charged, booked or defined.
+/// The one exception is said where it applies: a commit that fails with [`Error::Sqlite`] may leave the
+/// question open whether it reached the disk; if it did, it counts as used.
+///
+/// A request that is only refused for now is no error but a [`Decision`](crate::Decision); contention
+/// for the file is never reported as a refusal but as [`Error::Busy`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The definition of a limit is wrong.
+    #[error(transparent)]
+    Limit(#[from] LimitError),
+    /// The request is wrong by itself, whatever is defined.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The request names a limit that nobody has defined.
+    #[error("limit `{key}` is not defined in {}", .file.display())]
+    UnknownLimit {
+        /// The key.
+        key: String,
+        /// The file.
+        file: PathBuf,
+    },
+    /// The amount is above a capacity, so that no wait would help.
+    #[error("limit `{key}` never admits {amount}: its rate is {rate}, in {}", .file.display())]
+    NeverFits {
+        /// The key of the limit.
+        key: String,
+        /// What was asked.
+        amount: u64,
+        /// The rate that is too small.
+        rate: Rate,
+        /// The file.
+        file: PathBuf,
+    },
+    /// The request fits only after the caller's deadline. Nothing was booked.
+    #[error("{denial}, {} after the deadline, in {}", seconds(denial.retry_at().saturating_duration_since(*.deadline)), .file.display())]
+    TooLate {
+        /// What stood in the way, and when the request would be admitted.
+        denial: Denial,
+        /// The last instant that the caller allowed.
+        deadline: Timestamp,
+        /// The file.
+        file: PathBuf,
+    },
+    /// The line of bookings reaches beyond the year 2262.
+    #[error("the bookings of limit `{key}` reach beyond the calendar, in {}", .file.display())]
+    BeyondCalendar {
+        /// The key of the limit.
+        key: String,
+        /// The file.
+        file: PathBuf,
+    },
+    /// The limit is already defined, differently.
+    #[error("limit is defined as `{stored}`, not as `{given}`, in {}", .file.display())]
+    Conflict {
+        /// The definition in the file.
+        stored: Box<Limit>,
+        /// The definition that the caller gave.
+        given: Box<Limit>,
+        /// The file.
+        file: PathBuf,
+    },
+    /// Another process or thread kept the file's write lock for longer than the caller could wait.
+    #[error("{} was locked by others for {}", .file.display(), seconds(*.waited))]
+    Busy {
+        /// The file.
+        file: PathBuf,
+        /// How long the call waited for the lock.
+        waited: Duration,
+    },
+    /// The file, or a file that belongs to it, was removed or replaced while it was open. The next call
+    /// opens what stands at the path then, if anything does.
+    #[error("{} was removed or replaced while it was open", .file.display())]
+    Moved {
+        /// The file that is no longer the one that was opened.
+        file: PathBuf,
+    },
+    /// The file was written by a newer version of this crate.
+    #[error("{} has schema version {found}, this library knows versions up to {known}", .file.display())]
+    NewerSchema {
+        /// The file.
+        file: PathBuf,
+        /// Its schema version.
+        found: i64,
+        /// The newest version that this library knows.
+        known: i64,
+    },
+    /// The file is a database of another application.
+    #[error("{} is a database of another application (application id {application_id:#x}, version {version})", .file.display())]
+    ForeignFile {
+        /// The file.
+        file: PathBuf,
+        /// The application id in its header.
+        application_id: i64,
+        /// The user version in its header.
+        version: i64,
+    },
+    /// The file lies on a filesystem whose locks do not hold between processes.
+    #[error("{} lies on {filesystem}, where locks between processes cannot be relied on; see `Builder::trust_filesystem`", .file.display())]
+    Filesystem {
+        /// The file.
+        file: PathBuf,
+        /// The name of the filesystem.
+        filesystem: &'static str,
+    },
+    /// The SQLite that this program is linked with loses commits in WAL mode (fixed in 3.51.3).
+    #[error("SQLite {found} can lose commits, 3.51.3 or later is needed")]
+    OldSqlite {
+        /// The version that is linked.
+        found: String,
+    },
+    /// The file holds something that this library never writes.
+    #[error("{} is damaged: {what}", .file.display())]
+    Damaged {
+        /// The file.
+        file: PathBuf,
+        /// What was found.
+        what: String,
+    },
+    /// The machine's clock cannot be used.
+    #[error("the clock cannot be used: {source}")]
+    Clock {
+        /// Why.
+        source: io::Error,
+    },
+    /// A file could not be made or looked at.
+    #[error("{}: {action}: {source}", .file.display())]
+    Io {
+        /// The file.
+        file: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// SQLite reported an error: a full disk, no permission, an I/O error, a damaged file. When the
+    /// cause is gone, the same limiter works again.
+    #[error("{}: {source}", .file.display())]
+    Sqlite {
+        /// The file.
+        file: PathBuf,
+        /// SQLite's error.
+        source: rusqlite::Error,
+    },
+}
+
+/// What is wrong with a request by itself. Nothing was charged.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// It names no limit.
+    #[error("a request names at least one limit")]
+    Empty,
+    /// It names more than [`MAX_TAKES`] limits.
+    #[error("a request names at most {MAX_TAKES} limits, this one names {count}")]
+    TooManyTakes {
+        /// How many it names.
+        count: usize,
+    },
+    /// It asks for nothing of a limit.
+    #[error("the amount of `{key}` is zero")]
+    ZeroAmount {
+        /// The key of the limit.
+        key: String,
+    },
+    /// It names a limit twice.
+    #[error("the limit `{key}` is named twice")]
+    KeyTwice {
+        /// The key of the limit.
+        key: String,
+    },
+}
+
+/// A duration for people, to the millisecond or, if it is shorter, in full.
+fn seconds(duration: Duration) -> String {
+    crate::decision::for_people(duration)
+}

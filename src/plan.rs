@@ -1,0 +1,78 @@
+//! A request that has been checked, as data for a store.
+
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+use crate::error::{Error, RequestError};
+use crate::request::{Ask, MAX_TAKES};
+
+/// A checked request and how long its caller is ready to wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan<'a> {
+    ask: Ask<'a>,
+    pub(crate) patience: Patience,
+}
+
+/// How late a request may be admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// Now or not at all; never books.
+    Now,
+    /// At this reading of the clock (time since boot) at the latest.
+    UntilElapsed(Duration),
+    /// At this instant at the latest.
+    Until(Timestamp),
+    /// Whenever its turn comes.
+    Forever,
+}
+
+impl<'a> Plan<'a> {
+    pub(crate) fn new(ask: Ask<'a>, patience: Patience) -> Result<Self, Error> {
+        if ask.len() == 0 {
+            return Err(RequestError::Empty.into());
+        }
+        if ask.len() > MAX_TAKES {
+            return Err(RequestError::TooManyTakes { count: ask.len() }.into());
+        }
+        for (position, (key, amount)) in ask.iter().enumerate() {
+            if amount == 0 {
+                return Err(RequestError::ZeroAmount { key: key.to_owned() }.into());
+            }
+            if ask.iter().take(position).any(|(earlier, _)| earlier == key) {
+                return Err(RequestError::KeyTwice { key: key.to_owned() }.into());
+            }
+        }
+        Ok(Self { ask, patience })
+    }
+
+    /// The keys and their amounts: 1 to 32 of them, no key twice, no amount zero.
+    pub(crate) fn takes(&self) -> impl Iterator<Item = (&'a str, u64)> + use<'a> {
+        self.ask.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Request;
+
+    #[test]
+    fn a_bad_request_is_refused_before_any_store_sees_it() {
+        let many = (0..33).fold(Request::new(), |ask, n| ask.take(n.to_string(), 1));
+        let cases = [
+            (Request::new(), "a request names at least one limit"),
+            (many, "a request names at most 32 limits, this one names 33"),
+            (Request::new().take("a", 0), "the amount of `a` is zero"),
+            (
+                Request::new().take("a", 1).take("b", 1).take("a", 2),
+                "the limit `a` is named twice",
+            ),
+        ];
+        for (request, message) in cases {
+            let error = Plan::new((&request).into(), Patience::Now).unwrap_err();
+            assert_eq!(error.to_string(), message);
+        }
+        let most = (0..32).fold(Request::new(), |ask, n| ask.take(n.to_string(), 1));
+        assert!(Plan::new((&most).into(), Patience::Now).is_ok());
+    }
+}

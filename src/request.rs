@@ -1,0 +1,101 @@
+//! What callers ask for.
+
+/// Amounts of one or more limits, admitted whole or not at all, at one instant.
+///
+/// A request is checked when it is used: it has 1 to [`MAX_TAKES`] limits, each once, each with an
+/// amount of at least 1.
+///
+/// ```
+/// use quotalite::Request;
+///
+/// let ask = Request::new().take("openai:requests", 1).take("openai:tokens", 1_800);
+/// assert_eq!(ask.takes().count(), 2);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Request {
+    takes: Vec<(String, u64)>,
+}
+
+/// How many limits one request can name.
+pub const MAX_TAKES: usize = 32;
+
+impl Request {
+    /// A request for nothing yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { takes: Vec::new() }
+    }
+
+    /// Adds an amount of the limit `key`.
+    #[must_use]
+    pub fn take(mut self, key: impl Into<String>, amount: u64) -> Self {
+        self.takes.push((key.into(), amount));
+        self
+    }
+
+    /// The keys and amounts, in the order in which they were added.
+    #[must_use]
+    pub fn takes(&self) -> impl ExactSizeIterator<Item = (&str, u64)> {
+        self.takes.iter().map(|(key, amount)| (key.as_str(), *amount))
+    }
+}
+
+/// What can be asked with: a key (for an amount of one), a key and an amount, or a [`Request`].
+///
+/// It borrows, so that asking for one key allocates nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a>(Takes<'a>);
+
+#[derive(Clone, Copy, Debug)]
+enum Takes<'a> {
+    One(&'a str, u64),
+    Many(&'a [(String, u64)]),
+}
+
+impl<'a> Ask<'a> {
+    /// How many limits are named.
+    pub(crate) const fn len(&self) -> usize {
+        match self.0 {
+            Takes::One(..) => 1,
+            Takes::Many(takes) => takes.len(),
+        }
+    }
+
+    /// The key and amount at a position below `len`.
+    pub(crate) fn get(&self, position: usize) -> Option<(&'a str, u64)> {
+        match self.0 {
+            Takes::One(key, amount) => (position == 0).then_some((key, amount)),
+            Takes::Many(takes) => takes
+                .get(position)
+                .map(|(key, amount)| (key.as_str(), *amount)),
+        }
+    }
+
+    pub(crate) fn iter(self) -> impl Iterator<Item = (&'a str, u64)> {
+        (0..self.len()).filter_map(move |position| self.get(position))
+    }
+}
+
+impl<'a> From<&'a str> for Ask<'a> {
+    fn from(key: &'a str) -> Self {
+        Self(Takes::One(key, 1))
+    }
+}
+
+impl<'a> From<&'a String> for Ask<'a> {
+    fn from(key: &'a String) -> Self {
+        Self(Takes::One(key, 1))
+    }
+}
+
+impl<'a> From<(&'a str, u64)> for Ask<'a> {
+    fn from((key, amount): (&'a str, u64)) -> Self {
+        Self(Takes::One(key, amount))
+    }
+}
+
+impl<'a> From<&'a Request> for Ask<'a> {
+    fn from(request: &'a Request) -> Self {
+        Self(Takes::Many(&request.takes))
+    }
+}

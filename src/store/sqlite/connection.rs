@@ -1,0 +1,260 @@
+//! Connections to the file: how they are set up, pooled, and how they wait for locks.
+
+use std::cell::Cell;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use r2d2::ManageConnection;
+use r2d2_sqlite::SqliteConnectionManager;
+use rusqlite::{Connection, OpenFlags};
+use scheduled_thread_pool::ScheduledThreadPool;
+
+use super::file_control::has_moved;
+use super::memo::Memo;
+use super::place::{Place, Watch};
+use crate::error::Error;
+
+/// How safe a charge is when the power fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// What was acknowledged in the last moments before a power failure can be forgotten; the file is
+    /// never damaged, and no crash of a process or of all of them loses anything. SQLite's
+    /// `synchronous=NORMAL`.
+    #[default]
+    Normal,
+    /// Nothing that was acknowledged is forgotten. Each acquisition then waits for the disk: for windows
+    /// of minutes and budgets of a day, that is what you want. SQLite's `synchronous=FULL`.
+    Full,
+}
+
+/// How connections are set up.
+#[derive(Clone, Debug)]
+pub(super) struct Setup {
+    pub(super) durability: Durability,
+    pub(super) reader_count: u32,
+}
+
+/// A connection, what it remembers of the file, and its watch over it.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) connection: Connection,
+    pub(super) memo: Memo,
+    pub(super) watch: Option<Watch>,
+    /// A transaction could not be ended: nothing more can be done with this connection.
+    pub(super) stuck: bool,
+}
+
+impl Link {
+    pub(super) fn new(connection: Connection) -> Self {
+        Self {
+            connection,
+            memo: Memo::default(),
+            watch: None,
+            stuck: false,
+        }
+    }
+}
+
+/// The WAL is cut back to this after a checkpoint, so that one long read does not leave it large for ever.
+const WAL_BYTES_KEPT: i64 = 8 << 20;
+
+/// What the pages of a connection's cache may take, in KiB.
+const CACHE_KIB: i64 = 4 << 10;
+
+/// Each statement of this crate, and room for those that depend on nothing but the schema.
+const STATEMENTS: usize = 64;
+
+pub(super) fn flags() -> OpenFlags {
+    OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW
+}
+
+/// Sets up a connection, the busy handler first: each statement after it may meet a lock.
+pub(super) fn prepare(connection: &Connection, durability: Durability) -> rusqlite::Result<()> {
+    connection.busy_handler(Some(wait_for_lock))?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    connection.pragma_update(
+        None,
+        "synchronous",
+        match durability {
+            Durability::Normal => "NORMAL",
+            Durability::Full => "FULL",
+        },
+    )?;
+    connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.pragma_update(None, "trusted_schema", false)
+}
+
+thread_local! {
+    static LOCK_DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// Lets the statements of this thread wait for locks until `deadline`, while `act` runs.
+pub(super) fn waiting_until<T>(deadline: Instant, act: impl FnOnce() -> T) -> T {
+    struct Reset(Option<Instant>);
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            LOCK_DEADLINE.set(self.0);
+        }
+    }
+    let _reset = Reset(LOCK_DEADLINE.replace(Some(deadline)));
+    act()
+}
+
+/// The longest that a thread sleeps before it asks for a lock again.
+const LONGEST_NAP_US: u64 = 1_000;
+
+/// SQLite's own busy handler sleeps up to 100 ms at a time, and those who come later overtake. This one
+/// yields first, then sleeps for short, random times that grow to a millisecond.
+fn wait_for_lock(attempt: i32) -> bool {
+    let Some(deadline) = LOCK_DEADLINE.get() else {
+        return false;
+    };
+    let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+        return false;
+    };
+    if attempt < 2 {
+        thread::yield_now();
+    } else {
+        let longest = (20_u64 << attempt.clamp(0, 10)).min(LONGEST_NAP_US);
+        let nap = Duration::from_micros(fastrand::u64(longest / 4..=longest));
+        thread::sleep(nap.min(left));
+    }
+    true
+}
+
+/// Makes the connections of one role for a pool.
+#[derive(Debug)]
+pub(super) struct LinkManager {
+    sqlite: SqliteConnectionManager,
+    /// The connection that opened the file, for whoever asks first.
+    first: Mutex<Option<Link>>,
+}
+
+impl ManageConnection for LinkManager {
+    type Connection = Link;
+    type Error = rusqlite::Error;
+
+    fn connect(&self) -> rusqlite::Result<Link> {
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match first {
+            Some(link) => Ok(link),
+            None => self.sqlite.connect().map(Link::new),
+        }
+    }
+
+    fn is_valid(&self, _: &mut Link) -> rusqlite::Result<()> {
+        Ok(())
+    }
+
+    fn has_broken(&self, link: &mut Link) -> bool {
+        link.stuck
+    }
+}
+
+pub(super) type Pooled = r2d2::PooledConnection<LinkManager>;
+
+/// The connections of one process.
+///
+/// SQLite admits one writer at a time, and threads that queue for one connection wait for each other
+/// without touching the file, whereas connections of their own would poll for its lock: hence one
+/// connection that writes, and several that read beside it. DESIGN.md has the measurement.
+#[derive(Debug)]
+pub(super) struct Pools {
+    writer: r2d2::Pool<LinkManager>,
+    readers: r2d2::Pool<LinkManager>,
+    last_error: Arc<LastError>,
+}
+
+/// A pool reports only that it has no connection; this keeps the reason.
+#[derive(Debug, Default)]
+struct LastError(Mutex<Option<rusqlite::Error>>);
+
+impl LastError {
+    fn take(&self) -> Option<rusqlite::Error> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+#[derive(Debug)]
+struct KeepError(Arc<LastError>);
+
+impl r2d2::HandleError<rusqlite::Error> for KeepError {
+    fn handle_error(&self, error: rusqlite::Error) {
+        let mut last = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = Some(error);
+    }
+}
+
+impl Pools {
+    pub(super) fn new(place: &Place, setup: &Setup, first: Connection) -> Self {
+        let last_error = Arc::new(LastError::default());
+        // r2d2 opens connections on a thread of this pool, which sleeps for the rest of its life: with
+        // no idle timeout and no lifetime, r2d2 schedules nothing else.
+        let threads = Arc::new(ScheduledThreadPool::new(1));
+        let pool = |size: u32, first: Option<Connection>, read_only: bool| {
+            let durability = setup.durability;
+            let sqlite = SqliteConnectionManager::file(&place.database)
+                .with_flags(flags())
+                .with_init(move |connection| {
+                    if has_moved(connection) {
+                        return Err(rusqlite::Error::InvalidQuery);
+                    }
+                    let deadline = Instant::now() + Duration::from_secs(5);
+                    waiting_until(deadline, || prepare(connection, durability))?;
+                    connection.pragma_update(None, "query_only", read_only)
+                });
+            r2d2::Pool::builder()
+                .max_size(size)
+                .min_idle(Some(0))
+                .idle_timeout(None)
+                .max_lifetime(None)
+                .test_on_check_out(false)
+                .thread_pool(Arc::clone(&threads))
+                .error_handler(Box::new(KeepError(Arc::clone(&last_error))))
+                .build_unchecked(LinkManager {
+                    sqlite,
+                    first: Mutex::new(first.map(Link::new)),
+                })
+        };
+        Self {
+            writer: pool(1, Some(first), false),
+            readers: pool(setup.reader_count, None, true),
+            last_error,
+        }
+    }
+
+    pub(super) fn writer(&self, place: &Place, deadline: Instant) -> Result<Pooled, Error> {
+        self.get(&self.writer, place, deadline)
+    }
+
+    pub(super) fn reader(&self, place: &Place, deadline: Instant) -> Result<Pooled, Error> {
+        self.get(&self.readers, place, deadline)
+    }
+
+    fn get(
+        &self,
+        pool: &r2d2::Pool<LinkManager>,
+        place: &Place,
+        deadline: Instant,
+    ) -> Result<Pooled, Error> {
+        if let Some(link) = pool.try_get() {
+            return Ok(link);
+        }
+        let start = Instant::now();
+        match pool.get_timeout(deadline.saturating_duration_since(start)) {
+            Ok(link) => Ok(link),
+            Err(_) => match self.last_error.take() {
+                Some(error) => Err(place.sqlite(error)),
+                None => Err(Error::Busy {
+                    file: place.database.clone(),
+                    waited: start.elapsed(),
+                }),
+            },
+        }
+    }
+}

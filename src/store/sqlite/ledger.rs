@@ -1,0 +1,277 @@
+//! The ledgers: reading by seeks, charging, and taking back.
+
+use std::collections::VecDeque;
+
+use rusqlite::{CachedStatement, Row as SqlRow};
+
+use super::transaction::Transaction;
+use crate::calendar::{Charge, Ledgers, LimitId, Total};
+use crate::clock::Timestamp;
+use crate::error::Error;
+use crate::store::{BookingId, Claim};
+
+const LAST_AT: &str = "SELECT at_ns, seq, amount, total FROM charge
+    WHERE limit_id = ?1 AND at_ns <= ?2 ORDER BY at_ns DESC, seq DESC LIMIT 1";
+const ALL_AFTER: &str = "SELECT at_ns, seq, amount, total FROM charge
+    WHERE limit_id = ?1 AND at_ns > ?2 ORDER BY at_ns, seq";
+
+impl Ledgers for Transaction<'_> {
+    type Error = Error;
+
+    fn last_at(&mut self, limit: LimitId, at: Timestamp) -> Result<Option<Charge>, Error> {
+        // Mostly nothing is booked, and then the very last charge is the answer for every instant from
+        // its own on.
+        match self.very_last(limit)? {
+            Some(last) if last.at > at => self.seek(LAST_AT, limit, at),
+            last => Ok(last),
+        }
+    }
+
+    fn first_after(&mut self, limit: LimitId, at: Timestamp) -> Result<Option<Charge>, Error> {
+        if let Some(next) = self.link.memo.first_after(limit, at) {
+            return Ok(next);
+        }
+        let wanted = self.link.memo.worth_reading(limit, at);
+        let read = |mut statement: CachedStatement<'_>| -> rusqlite::Result<VecDeque<Charge>> {
+            let rows = statement.query_map((limit.0, at.as_nanos()), charge)?;
+            rows.take(wanted).collect()
+        };
+        let charges = self
+            .link
+            .connection
+            .prepare_cached(ALL_AFTER)
+            .and_then(read)
+            .map_err(|error| self.sqlite(error))?;
+        let next = charges.front().copied();
+        let complete = charges.len() < wanted;
+        self.link.memo.remember_run(limit, at, charges, complete);
+        Ok(next)
+    }
+}
+
+impl Transaction<'_> {
+    /// The last charge of a ledger, bookings included.
+    pub(super) fn very_last(&mut self, limit: LimitId) -> Result<Option<Charge>, Error> {
+        if let Some(last) = self.link.memo.very_last(limit) {
+            return Ok(last);
+        }
+        let last = self.seek(LAST_AT, limit, Timestamp::from_nanos(i64::MAX))?;
+        self.link.memo.remember_very_last(limit, last);
+        Ok(last)
+    }
+
+    fn seek(&self, sql: &str, limit: LimitId, at: Timestamp) -> Result<Option<Charge>, Error> {
+        let read = |mut statement: CachedStatement<'_>| {
+            let mut rows = statement.query((limit.0, at.as_nanos()))?;
+            rows.next()?.map(charge).transpose()
+        };
+        self.link
+            .connection
+            .prepare_cached(sql)
+            .and_then(read)
+            .map_err(|error| self.sqlite(error))
+    }
+}
+
+fn charge(row: &SqlRow<'_>) -> rusqlite::Result<Charge> {
+    Ok(Charge {
+        at: Timestamp::from_nanos(row.get(0)?),
+        seq: row.get(1)?,
+        // Clamped and masked, for the file may have been edited: no number in it may overflow here.
+        amount: row.get::<_, i64>(2)?.clamp(0, Total::MASK),
+        total: Total(row.get::<_, i64>(3)? & Total::MASK),
+    })
+}
+
+const INSERT: &str = "INSERT INTO charge (limit_id, at_ns, seq, amount, total)
+    VALUES (?1, ?2, ?3, ?4, ?5)";
+const INSERT_BOOKED: &str = "INSERT INTO charge
+    (limit_id, at_ns, seq, amount, total, owner_id, booking_id)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+
+impl Transaction<'_> {
+    /// Adds a charge and returns its position in its instant.
+    pub(super) fn charge(
+        &mut self,
+        limit: LimitId,
+        at: Timestamp,
+        amount: i64,
+        booking: Option<BookingId>,
+    ) -> Result<i64, Error> {
+        let very_last = self.very_last(limit)?;
+        let previous = self.last_at(limit, at)?;
+        let (seq, before) = match previous {
+            Some(previous) if previous.at == at => (previous.seq.saturating_add(1), previous.total),
+            Some(previous) => (0, previous.total),
+            None => (0, Total::ZERO),
+        };
+        let added = Charge {
+            at,
+            seq,
+            amount,
+            total: before.plus(amount),
+        };
+        self.wrote();
+        if very_last.is_some_and(|last| last.at > at) {
+            self.link.memo.changed(limit);
+            self.shift(limit, (at, seq), END_OF_TIME, -amount)?;
+        } else {
+            self.link.memo.appended(limit, added);
+        }
+        let connection = self.link.connection;
+        let row = (limit.0, at.as_nanos(), seq, amount, added.total.0);
+        let inserted = match booking {
+            None => connection
+                .prepare_cached(INSERT)
+                .and_then(|mut statement| statement.execute(row)),
+            Some(BookingId { owner, number }) => connection
+                .prepare_cached(INSERT_BOOKED)
+                .and_then(|mut statement| {
+                    statement.execute((row.0, row.1, row.2, row.3, row.4, owner, number))
+                }),
+        };
+        inserted.map_err(|error| self.sqlite(error))?;
+        Ok(seq)
+    }
+}
+
+/// A place in a ledger: an instant and a position in it.
+type Position = (Timestamp, i64);
+
+const END_OF_TIME: Position = (Timestamp::from_nanos(i64::MAX), i64::MAX);
+
+const SHIFT: &str = "UPDATE charge SET total = (total - ?6) & 4611686018427387903
+    WHERE limit_id = ?1 AND at_ns BETWEEN ?2 AND ?4
+        AND (at_ns, seq) > (?2, ?3) AND (at_ns, seq) < (?4, ?5)";
+
+impl Transaction<'_> {
+    /// Takes `less` off the totals between two positions.
+    fn shift(&self, limit: LimitId, after: Position, before: Position, less: i64) -> Result<(), Error> {
+        self.link
+            .connection
+            .prepare_cached(SHIFT)
+            .and_then(|mut statement| {
+                statement.execute((
+                    limit.0,
+                    after.0.as_nanos(),
+                    after.1,
+                    before.0.as_nanos(),
+                    before.1,
+                    less,
+                ))
+            })
+            .map(drop)
+            .map_err(|error| self.sqlite(error))
+    }
+}
+
+/// A charge that is to be taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Taken {
+    pub(super) limit: LimitId,
+    pub(super) at: Timestamp,
+    pub(super) seq: i64,
+    pub(super) amount: i64,
+}
+
+const DELETE: &str = "DELETE FROM charge WHERE limit_id = ?1 AND at_ns = ?2 AND seq = ?3";
+
+impl Transaction<'_> {
+    /// Removes charges. However many they are, each total after them is corrected once.
+    pub(super) fn take_back(&mut self, mut charges: Vec<Taken>) -> Result<(), Error> {
+        charges.sort_unstable();
+        let mut gone = Total::ZERO;
+        for (position, charge) in charges.iter().enumerate() {
+            if position == 0 || charges[position - 1].limit != charge.limit {
+                gone = Total::ZERO;
+            }
+            gone = gone.plus(charge.amount);
+            let next = charges
+                .get(position + 1)
+                .filter(|next| next.limit == charge.limit)
+                .map_or(END_OF_TIME, |next| (next.at, next.seq));
+            self.wrote();
+            self.link.memo.changed(charge.limit);
+            self.link
+                .connection
+                .prepare_cached(DELETE)
+                .and_then(|mut s| s.execute((charge.limit.0, charge.at.as_nanos(), charge.seq)))
+                .map_err(|error| self.sqlite(error))?;
+            self.shift(charge.limit, (charge.at, charge.seq), next, gone.0)?;
+        }
+        Ok(())
+    }
+
+    /// The charges of a claim that are still there.
+    pub(super) fn find_claimed(&self, claim: &Claim) -> Result<Vec<Taken>, Error> {
+        match claim.booking {
+            Some(booking) => self.find_booked(booking),
+            None => claim
+                .rows
+                .iter()
+                .filter_map(|row| self.find_charged(row.limit, claim.at, row.seq).transpose())
+                .collect(),
+        }
+    }
+}
+
+const FIND_BOOKED: &str = "SELECT limit_id, at_ns, seq, amount FROM charge
+    WHERE owner_id = ?1 AND booking_id = ?2";
+
+impl Transaction<'_> {
+    fn find_booked(&self, booking: BookingId) -> Result<Vec<Taken>, Error> {
+        self.link
+            .connection
+            .prepare_cached(FIND_BOOKED)
+            .and_then(|mut s| {
+                s.query_map((booking.owner, booking.number), taken)?
+                    .collect()
+            })
+            .map_err(|error| self.sqlite(error))
+    }
+}
+
+const FIND_CHARGED: &str = "SELECT limit_id, at_ns, seq, amount FROM charge
+    WHERE limit_id = ?1 AND at_ns = ?2 AND seq = ?3 AND owner_id IS NULL";
+
+impl Transaction<'_> {
+    fn find_charged(
+        &self,
+        limit: LimitId,
+        at: Timestamp,
+        seq: i64,
+    ) -> Result<Option<Taken>, Error> {
+        let read = |mut statement: CachedStatement<'_>| {
+            let mut rows = statement.query((limit.0, at.as_nanos(), seq))?;
+            rows.next()?.map(taken).transpose()
+        };
+        self.link
+            .connection
+            .prepare_cached(FIND_CHARGED)
+            .and_then(read)
+            .map_err(|error| self.sqlite(error))
+    }
+}
+
+const FIND_OWNED: &str = "SELECT limit_id, at_ns, seq, amount FROM charge
+    WHERE owner_id = ?1 AND at_ns > ?2";
+
+impl Transaction<'_> {
+    /// What an owner has booked after `now`.
+    pub(super) fn find_owned(&self, owner: i64, now: Timestamp) -> Result<Vec<Taken>, Error> {
+        self.link
+            .connection
+            .prepare_cached(FIND_OWNED)
+            .and_then(|mut s| s.query_map((owner, now.as_nanos()), taken)?.collect())
+            .map_err(|error| self.sqlite(error))
+    }
+}
+
+fn taken(row: &SqlRow<'_>) -> rusqlite::Result<Taken> {
+    Ok(Taken {
+        limit: LimitId(row.get(0)?),
+        at: Timestamp::from_nanos(row.get(1)?),
+        seq: row.get(2)?,
+        amount: row.get::<_, i64>(3)?.clamp(0, Total::MASK),
+    })
+}

@@ -1,0 +1,283 @@
+//! What a connection remembers of the file between its transactions.
+//!
+//! A seek costs SQLite most of a microsecond. While nobody else has written, what was read before still
+//! stands, and SQLite says for a few nanoseconds whether anybody has. So the memo is never a second
+//! truth: it is asked only after the write lock is held and the file is known not to have changed since.
+
+#![expect(
+    clippy::option_option,
+    reason = "whether there is an answer is one question, whether it names a charge is another"
+)]
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use crate::calendar::{Charge, LimitId};
+use crate::clock::{Timeline, Timestamp};
+use crate::store::Known;
+
+/// How many limits and ledgers are remembered at most.
+const MOST: usize = 1_024;
+
+/// How many windows of one ledger are remembered at most.
+const MOST_RUNS: usize = 16;
+
+/// How many charges are remembered for one window at most, and read at once when the window moves.
+pub(super) const RUN: usize = 32;
+
+#[derive(Debug, Default)]
+pub(super) struct Memo {
+    /// The data version of the file as of which the rest holds; `None` if nothing does.
+    pub(super) version: Option<u32>,
+    pub(super) clock: Option<ClockRow>,
+    /// Holds for as long as `clock.definitions` stays the same, whoever writes.
+    limits: HashMap<Arc<str>, Arc<Known>>,
+    ledgers: HashMap<LimitId, LedgerMemo>,
+}
+
+/// The row of the table `clock`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ClockRow {
+    pub(super) timeline: Timeline,
+    pub(super) definitions: i64,
+}
+
+#[derive(Debug, Default)]
+struct LedgerMemo {
+    /// The very last charge; `Some(None)` if the ledger is empty.
+    last: Option<Option<Charge>>,
+    runs: Vec<Run>,
+}
+
+/// The charges that follow an instant, without a gap: what a window that begins there finds first, and
+/// what it will find when time has gone on.
+#[derive(Debug)]
+struct Run {
+    after: Timestamp,
+    charges: VecDeque<Charge>,
+    /// Whether there are no charges but these after `after`.
+    complete: bool,
+}
+
+impl Run {
+    fn covers(&self, at: Timestamp) -> bool {
+        self.after <= at && (self.complete || self.charges.back().is_some_and(|last| at < last.at))
+    }
+
+    /// The first charge after an instant that this run covers. A window only moves forward, so what
+    /// lies before is let go.
+    fn first_after(&mut self, at: Timestamp) -> Option<Charge> {
+        while let Some(passed) = self.charges.pop_front_if(|charge| charge.at <= at) {
+            self.after = passed.at;
+        }
+        self.charges.front().copied()
+    }
+
+    fn append(&mut self, charge: Charge) {
+        if !self.complete {
+            return;
+        }
+        if self.charges.len() < RUN {
+            self.charges.push_back(charge);
+        } else {
+            self.complete = false;
+        }
+    }
+}
+
+impl Memo {
+    /// Forgets what depends on nobody else having written.
+    pub(super) fn forget_ledgers(&mut self) {
+        self.version = None;
+        self.ledgers.clear();
+    }
+
+    pub(super) fn forget_limits(&mut self) {
+        self.limits.clear();
+    }
+
+    /// Forgets everything.
+    pub(super) fn forget(&mut self) {
+        self.forget_ledgers();
+        self.forget_limits();
+        self.clock = None;
+    }
+
+    pub(super) fn limit(&self, key: &str) -> Option<&Arc<Known>> {
+        self.limits.get(key)
+    }
+
+    pub(super) fn remember_limit(&mut self, known: &Arc<Known>) {
+        if self.limits.len() >= MOST {
+            self.limits.clear();
+        }
+        let key = Arc::clone(known.limit.shared_key());
+        self.limits.insert(key, Arc::clone(known));
+    }
+
+    pub(super) fn very_last(&self, limit: LimitId) -> Option<Option<Charge>> {
+        self.ledgers.get(&limit)?.last
+    }
+
+    pub(super) fn remember_very_last(&mut self, limit: LimitId, last: Option<Charge>) {
+        self.ledger(limit).last = Some(last);
+    }
+
+    /// The first charge after `at`, if that is remembered.
+    pub(super) fn first_after(&mut self, limit: LimitId, at: Timestamp) -> Option<Option<Charge>> {
+        let runs = &mut self.ledgers.get_mut(&limit)?.runs;
+        // Of the windows that could answer, the one that this is: the others begin further back.
+        let run = runs
+            .iter_mut()
+            .filter(|run| run.covers(at))
+            .max_by_key(|run| run.after)?;
+        Some(run.first_after(at))
+    }
+
+    /// How many charges to read for a window that begins at `at`: one, or several if the window moves
+    /// while nobody else writes, so that they will be asked for.
+    pub(super) fn worth_reading(&self, limit: LimitId, at: Timestamp) -> usize {
+        let moves = |ledger: &LedgerMemo| ledger.runs.iter().any(|run| run.after <= at);
+        if self.ledgers.get(&limit).is_some_and(moves) {
+            RUN
+        } else {
+            1
+        }
+    }
+
+    /// Takes in the charges that follow `at`; `complete` if there are no more.
+    pub(super) fn remember_run(
+        &mut self,
+        limit: LimitId,
+        after: Timestamp,
+        charges: VecDeque<Charge>,
+        complete: bool,
+    ) {
+        let runs = &mut self.ledger(limit).runs;
+        // The same window, a little later: the run that lies closest before has been used up.
+        let used_up = runs
+            .iter_mut()
+            .filter(|run| run.after <= after)
+            .max_by_key(|run| run.after);
+        let run = Run {
+            after,
+            charges,
+            complete,
+        };
+        if let Some(used_up) = used_up {
+            *used_up = run;
+            return;
+        }
+        if runs.len() >= MOST_RUNS {
+            runs.clear();
+        }
+        runs.push(run);
+    }
+
+    /// Takes in a charge that this connection has added behind all others.
+    pub(super) fn appended(&mut self, limit: LimitId, charge: Charge) {
+        let ledger = self.ledger(limit);
+        ledger.last = Some(Some(charge));
+        for run in &mut ledger.runs {
+            run.append(charge);
+        }
+    }
+
+    /// A ledger was changed somewhere else than at its end.
+    pub(super) fn changed(&mut self, limit: LimitId) {
+        self.ledgers.remove(&limit);
+    }
+
+    fn ledger(&mut self, limit: LimitId) -> &mut LedgerMemo {
+        if self.ledgers.len() >= MOST && !self.ledgers.contains_key(&limit) {
+            self.ledgers.clear();
+        }
+        self.ledgers.entry(limit).or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::calendar::Total;
+
+    const LEDGER: LimitId = LimitId(1);
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_nanos(seconds)
+    }
+
+    fn charge(seconds: i64) -> Charge {
+        Charge {
+            at: at(seconds),
+            seq: 0,
+            amount: 1,
+            total: Total(seconds),
+        }
+    }
+
+    fn remember(memo: &mut Memo, after: i64, seconds: &[i64], complete: bool) {
+        let charges = seconds.iter().map(|second| charge(*second)).collect();
+        memo.remember_run(LEDGER, at(after), charges, complete);
+    }
+
+    #[test]
+    fn a_run_answers_up_to_its_last_charge_and_no_further() {
+        let mut memo = Memo::default();
+        remember(&mut memo, 10, &[20, 30], false);
+        assert_eq!(memo.first_after(LEDGER, at(9)), None);
+        assert_eq!(memo.first_after(LEDGER, at(10)), Some(Some(charge(20))));
+        assert_eq!(memo.first_after(LEDGER, at(19)), Some(Some(charge(20))));
+        assert_eq!(memo.first_after(LEDGER, at(20)), Some(Some(charge(30))));
+        assert_eq!(memo.first_after(LEDGER, at(30)), None);
+        assert_eq!(memo.first_after(LimitId(2), at(10)), None);
+    }
+
+    #[test]
+    fn a_complete_run_knows_that_nothing_follows_until_something_is_appended() {
+        let mut memo = Memo::default();
+        remember(&mut memo, 10, &[], true);
+        assert_eq!(memo.first_after(LEDGER, at(50)), Some(None));
+        memo.appended(LEDGER, charge(60));
+        assert_eq!(memo.very_last(LEDGER), Some(Some(charge(60))));
+        assert_eq!(memo.first_after(LEDGER, at(50)), Some(Some(charge(60))));
+        assert_eq!(memo.first_after(LEDGER, at(60)), Some(None));
+    }
+
+    #[test]
+    fn an_incomplete_run_takes_nothing_in() {
+        let mut memo = Memo::default();
+        remember(&mut memo, 10, &[20], false);
+        memo.appended(LEDGER, charge(60));
+        assert_eq!(memo.first_after(LEDGER, at(15)), Some(Some(charge(20))));
+        assert_eq!(memo.first_after(LEDGER, at(20)), None);
+    }
+
+    #[test]
+    fn a_long_run_stays_right_when_it_stops_growing() {
+        let mut memo = Memo::default();
+        remember(&mut memo, 0, &[], true);
+        for second in 1..=100 {
+            memo.appended(LEDGER, charge(second));
+        }
+        assert_eq!(memo.first_after(LEDGER, at(5)), Some(Some(charge(6))));
+        assert_eq!(memo.first_after(LEDGER, at(99)), None);
+    }
+
+    #[test]
+    fn windows_that_move_take_the_place_of_their_own_runs() {
+        let mut memo = Memo::default();
+        assert_eq!(memo.worth_reading(LEDGER, at(0)), 1);
+        for second in 0..100 {
+            remember(&mut memo, second + 1_000, &[second + 1_001], false);
+            if second == 0 {
+                assert_eq!(memo.worth_reading(LEDGER, at(0)), 1);
+            }
+            remember(&mut memo, second, &[second + 1], false);
+            assert_eq!(memo.worth_reading(LEDGER, at(second + 1)), RUN);
+        }
+        assert_eq!(memo.ledgers[&LEDGER].runs.len(), 2);
+        assert_eq!(memo.first_after(LEDGER, at(99)), Some(Some(charge(100))));
+        assert_eq!(memo.first_after(LEDGER, at(1_099)), Some(Some(charge(1_100))));
+    }
+}

@@ -1,0 +1,110 @@
+//! Owners: processes that have booked something. When one dies, what it had booked comes back.
+
+use std::io;
+
+use super::lock_file::LockFile;
+use super::transaction::{Transaction, print_boot};
+use crate::error::Error;
+
+const INSERT_OWNER: &str =
+    "INSERT INTO owner (pid, boot_id, lock_inode, since_ns) VALUES (?1, ?2, ?3, ?4)";
+
+impl Transaction<'_> {
+    /// Enters this process as an owner and takes the lock that says that it lives, before anybody else
+    /// can see the row. The caller lets go of the lock if the transaction fails.
+    pub(super) fn insert_owner(&mut self, lock_file: &LockFile) -> Result<i64, Error> {
+        let row = (
+            std::process::id(),
+            print_boot(self.timeline().boot),
+            lock_file.inode(),
+            self.now().as_nanos(),
+        );
+        let id = self
+            .link
+            .connection
+            .prepare_cached(INSERT_OWNER)
+            .and_then(|mut statement| statement.insert(row))
+            .map_err(|error| self.sqlite(error))?;
+        self.wrote();
+        if !lock_file
+            .lock_owner(id)
+            .map_err(|source| self.place.failed("locking the byte of an owner", source))?
+        {
+            // Only a process that is no longer in the table can hold it: the table was edited.
+            return Err(self.place.damaged(format!("owner {id} is held by a process that it does not know")));
+        }
+        Ok(id)
+    }
+}
+
+struct Owner {
+    id: i64,
+    boot: String,
+    lock_inode: i64,
+}
+
+const READ_OWNERS: &str = "SELECT owner_id, boot_id, lock_inode FROM owner";
+const DELETE_OWNER: &str = "DELETE FROM owner WHERE owner_id = ?1";
+
+impl Transaction<'_> {
+    /// Gives back what dead owners have booked after now. True if anything came back.
+    pub(super) fn reclaim(&mut self, lock_file: &LockFile, own: Option<i64>) -> Result<bool, Error> {
+        let owners: Vec<Owner> = self
+            .link
+            .connection
+            .prepare_cached(READ_OWNERS)
+            .and_then(|mut statement| {
+                let read = |row: &rusqlite::Row<'_>| {
+                    Ok(Owner {
+                        id: row.get(0)?,
+                        boot: row.get(1)?,
+                        lock_inode: row.get(2)?,
+                    })
+                };
+                statement.query_map([], read)?.collect()
+            })
+            .map_err(|error| self.sqlite(error))?;
+        let boot = print_boot(self.timeline().boot);
+        let mut came_back = false;
+        for owner in owners {
+            if Some(owner.id) == own || is_alive(&owner, lock_file, &boot)
+                .map_err(|source| self.place.failed("testing the byte of an owner", source))?
+            {
+                continue;
+            }
+            let booked = self.find_owned(owner.id, self.now())?;
+            if !booked.is_empty() {
+                tracing::info!(
+                    owner = owner.id,
+                    charges = booked.len(),
+                    file = %self.place.database.display(),
+                    "reclaimed the bookings of a dead process"
+                );
+                came_back = true;
+                self.take_back(booked)?;
+            }
+            self.link
+                .connection
+                .prepare_cached(DELETE_OWNER)
+                .and_then(|mut statement| statement.execute([owner.id]))
+                .map_err(|error| self.sqlite(error))?;
+            self.wrote();
+        }
+        Ok(came_back)
+    }
+}
+
+/// Only the lock tells: a process id can be in use again, or mean another process in another namespace.
+fn is_alive(owner: &Owner, lock_file: &LockFile, boot: &str) -> io::Result<bool> {
+    if owner.boot != boot {
+        return Ok(false);
+    }
+    if owner.lock_inode != lock_file.inode() {
+        // Its lock is in a lock file that was removed since, where nobody can see it.
+        return Ok(true);
+    }
+    if owner.id < 1 {
+        return Ok(false);
+    }
+    lock_file.is_alive(owner.id)
+}

@@ -1,0 +1,341 @@
+//! The file's place: its path, its filesystem, and whether what stands there is still what was opened.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::error::Error;
+
+/// The paths of a database and of the files that belong to it.
+///
+/// Only SQLite ever opens the database and its sidecars: closing any other descriptor of theirs would
+/// drop all of this process's locks on them (POSIX locks belong to the process, see `fcntl(2)`). This
+/// module looks at them by path.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) directory: PathBuf,
+    pub(super) database: PathBuf,
+    pub(super) wal: PathBuf,
+    pub(super) shm: PathBuf,
+    pub(super) lock: PathBuf,
+}
+
+impl Place {
+    /// Links in the directory part are followed, once and for all; a link in the last part is refused by
+    /// SQLite, which opens with `NOFOLLOW`.
+    pub(super) fn new(path: &Path) -> Result<Self, Error> {
+        let failed = |source| Error::Io {
+            file: path.to_owned(),
+            action: "finding its directory",
+            source,
+        };
+        let name = path
+            .file_name()
+            .ok_or_else(|| failed(io::Error::from(io::ErrorKind::InvalidInput)))?;
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let directory = parent.canonicalize().map_err(failed)?;
+        let database = directory.join(name);
+        let beside = |suffix: &str| {
+            let mut name = name.to_owned();
+            name.push(suffix);
+            directory.join(name)
+        };
+        Ok(Self {
+            wal: beside("-wal"),
+            shm: beside("-shm"),
+            lock: beside("-lock"),
+            database,
+            directory,
+        })
+    }
+
+    /// Refuses filesystems on which the locks that everything rests on do not hold between processes.
+    #[cfg(target_os = "linux")]
+    pub(super) fn check_filesystem(&self) -> Result<(), Error> {
+        let found = nix::sys::statfs::statfs(&self.directory).map_err(|errno| {
+            self.failed("finding its filesystem", errno.into())
+        })?;
+        // The type of the magic number differs between C libraries; as 32 bits it is the same in all.
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "magic numbers have 32 bits")]
+        let magic = found.filesystem_type().0 as u32;
+        match shared_filesystem(magic) {
+            Some(filesystem) => Err(Error::Filesystem {
+                file: self.database.clone(),
+                filesystem,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    #[expect(clippy::unnecessary_wraps, reason = "on Linux this can fail")]
+    pub(super) fn check_filesystem(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Makes an empty database file with these permissions, unless something stands there.
+    ///
+    /// On Linux `mknod` makes it without opening it, so that no lock of this process can be dropped.
+    #[cfg(target_os = "linux")]
+    pub(super) fn create(&self, mode: u32) -> Result<(), Error> {
+        use std::os::unix::fs::PermissionsExt;
+
+        use nix::errno::Errno;
+        use nix::sys::stat::{Mode, SFlag, mknod};
+        match mknod(
+            &self.database,
+            SFlag::S_IFREG,
+            Mode::from_bits_truncate(mode & 0o600),
+            0,
+        ) {
+            Ok(()) => {
+                // Not by `mknod`, as the umask would take bits away that the caller asked for.
+                let permissions = std::fs::Permissions::from_mode(mode);
+                std::fs::set_permissions(&self.database, permissions)
+                    .map_err(|source| self.failed("setting its permissions", source))
+            }
+            Err(Errno::EEXIST) => Ok(()),
+            Err(errno) => Err(self.failed("creating it", errno.into())),
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn create(&self, _mode: u32) -> Result<(), Error> {
+        match std::fs::File::create_new(&self.database) {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(source) => Err(self.failed("creating it", source)),
+        }
+    }
+
+    pub(super) fn failed(&self, action: &'static str, source: io::Error) -> Error {
+        Error::Io {
+            file: self.database.clone(),
+            action,
+            source,
+        }
+    }
+
+    pub(super) fn sqlite(&self, source: rusqlite::Error) -> Error {
+        Error::Sqlite {
+            file: self.database.clone(),
+            source,
+        }
+    }
+
+    pub(super) fn damaged(&self, what: impl Into<String>) -> Error {
+        Error::Damaged {
+            file: self.database.clone(),
+            what: what.into(),
+        }
+    }
+
+    pub(super) fn moved(&self) -> Error {
+        Error::Moved {
+            file: self.database.clone(),
+        }
+    }
+}
+
+/// The name of a filesystem that several machines may share, by its magic number (`statfs(2)` and
+/// `linux/magic.h`). FUSE is among them because virtiofs and sshfs show its number.
+#[cfg(any(target_os = "linux", test))]
+fn shared_filesystem(magic: u32) -> Option<&'static str> {
+    Some(match magic {
+        0x6969 => "nfs",
+        0x517B => "smb",
+        0xFF53_4D42 => "cifs",
+        0xFE53_4D42 => "smb2",
+        0x0102_1997 => "9p",
+        0x6573_5546 => "fuse or virtiofs",
+        0x5346_414F | 0x6B41_4653 => "afs",
+        0x7375_7245 => "coda",
+        0x00C3_6400 => "ceph",
+        0x0BD0_0BD0 => "lustre",
+        0x4750_4653 => "gpfs",
+        0x7461_636F => "ocfs2",
+        0x0116_1970 => "gfs2",
+        0x564C => "ncp",
+        0x786F_4256 => "vboxsf",
+        0xBACB_ACBC => "vmhgfs",
+        _ => return None,
+    })
+}
+
+/// Notices when the database, its WAL, its shared memory or the lock file is removed or replaced under
+/// a running process: from then on, processes at the old files and processes at the new ones would each
+/// hand out the whole limit.
+///
+/// Looking at four files costs more than all the rest of a refusal. So it looks at the directory first:
+/// nothing in there can be removed, renamed or created without a new time stamp of the directory.
+#[derive(Clone, Debug)]
+pub(super) struct Watch {
+    #[cfg(unix)]
+    files: [(PathBuf, FileId); 4],
+    #[cfg(unix)]
+    directory: PathBuf,
+    #[cfg(unix)]
+    seen: Option<DirectoryState>,
+}
+
+#[cfg(unix)]
+type FileId = (u64, u64);
+
+#[cfg(unix)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct DirectoryState {
+    id: FileId,
+    modified_ns: i128,
+    changed_ns: i128,
+}
+
+/// Two changes within one tick of the kernel's clock (at most 10 ms) can carry the same time stamp, so
+/// a stamp is trusted only once it is older than this.
+#[cfg(unix)]
+const SETTLED_NS: i128 = 50_000_000;
+
+#[cfg(unix)]
+impl Watch {
+    /// Remembers what stands there now. A database in use has all four.
+    pub(super) fn new(place: &Place) -> Result<Self, Error> {
+        let identify = |path: &PathBuf| -> Result<(PathBuf, FileId), Error> {
+            let id = file_id(path).map_err(|source| place.failed("looking at its files", source))?;
+            Ok((path.clone(), id))
+        };
+        Ok(Self {
+            files: [
+                identify(&place.database)?,
+                identify(&place.wal)?,
+                identify(&place.shm)?,
+                identify(&place.lock)?,
+            ],
+            directory: place.directory.clone(),
+            seen: None,
+        })
+    }
+
+    /// Whether this is the lock file that stands there.
+    pub(super) fn has_lock_file(&self, inode: i64) -> bool {
+        self.files[3].1.1.cast_signed() == inode
+    }
+
+    /// Whether all files still are those that were opened.
+    pub(super) fn holds(&mut self) -> bool {
+        let Ok(directory) = directory_state(&self.directory) else {
+            return false;
+        };
+        if self.seen == Some(directory) {
+            return true;
+        }
+        let all_stand = self
+            .files
+            .iter()
+            .all(|(path, id)| file_id(path).is_ok_and(|found| found == *id));
+        let wall_ns = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |since| i128::try_from(since.as_nanos()).unwrap_or(0));
+        let stamp_ns = directory.modified_ns.max(directory.changed_ns);
+        self.seen = (all_stand && wall_ns - stamp_ns > SETTLED_NS).then_some(directory);
+        all_stand
+    }
+}
+
+#[cfg(unix)]
+fn file_id(path: &Path) -> io::Result<FileId> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+#[cfg(unix)]
+fn directory_state(path: &Path) -> io::Result<DirectoryState> {
+    // Not by `std::fs::metadata`: its `statx` takes half as long again, and this is the hot path.
+    let found = nix::sys::stat::stat(path)?;
+    let stamp = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+    Ok(DirectoryState {
+        id: (found.st_dev, found.st_ino),
+        modified_ns: stamp(found.st_mtime, found.st_mtime_nsec),
+        changed_ns: stamp(found.st_ctime, found.st_ctime_nsec),
+    })
+}
+
+#[cfg(not(unix))]
+impl Watch {
+    #[expect(clippy::unnecessary_wraps, reason = "on Unix this can fail")]
+    pub(super) fn new(_place: &Place) -> Result<Self, Error> {
+        Ok(Self {})
+    }
+
+    pub(super) fn has_lock_file(&self, _inode: i64) -> bool {
+        true
+    }
+
+    pub(super) fn holds(&mut self) -> bool {
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shared_filesystems_are_known_by_their_numbers() {
+        let local = [0xEF53, 0x0102_1994, 0x5846_5342, 0x9123_683E, 0x794C_7630, 0x2FC1_2FC1, 0xF2F5_2010];
+        for magic in local {
+            assert_eq!(shared_filesystem(magic), None, "{magic:#x}");
+        }
+        let shared = [(0x6969, "nfs"), (0x0102_1997, "9p"), (0x6573_5546, "fuse or virtiofs")];
+        for (magic, name) in shared {
+            assert_eq!(shared_filesystem(magic), Some(name));
+        }
+    }
+
+    #[test]
+    fn the_sidecars_stand_beside_the_database() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = Place::new(&directory.path().join("limits.db")).unwrap();
+        assert!(place.wal.ends_with("limits.db-wal"));
+        assert!(place.lock.ends_with("limits.db-lock"));
+        assert!(Place::new(Path::new("/")).is_err());
+        assert!(Place::new(&directory.path().join("none/limits.db")).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_watch_notices_what_happens_to_any_of_its_files() {
+        let fresh = || {
+            let directory = tempfile::tempdir().unwrap();
+            let place = Place::new(&directory.path().join("a.db")).unwrap();
+            for path in [&place.database, &place.wal, &place.shm, &place.lock] {
+                std::fs::write(path, "").unwrap();
+            }
+            let watch = Watch::new(&place).unwrap();
+            (directory, place, watch)
+        };
+        for settle in [false, true] {
+            for victim in 0..4 {
+                for replaced in [false, true] {
+                    let (_directory, place, mut watch) = fresh();
+                    if settle {
+                        // Real time: the stamps are the kernel's.
+                        std::thread::sleep(std::time::Duration::from_millis(60));
+                    }
+                    assert!(watch.holds() && watch.holds());
+                    assert_eq!(watch.seen.is_some(), settle);
+                    let path = [&place.database, &place.wal, &place.shm, &place.lock][victim];
+                    if replaced {
+                        let other = place.directory.join("other");
+                        std::fs::write(&other, "").unwrap();
+                        std::fs::rename(&other, path).unwrap();
+                    } else {
+                        std::fs::remove_file(path).unwrap();
+                    }
+                    assert!(!watch.holds(), "{path:?} {replaced} {settle}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The schema: migrations, applied in order and once, whoever comes first.
+
+use rusqlite::{Connection, ErrorCode};
+
+use super::place::Place;
+use crate::error::Error;
+
+/// Append-only: what has once been released is never edited.
+const MIGRATIONS: [&str; 1] = [include_str!("../../../migrations/0001_ledger.sql")];
+
+/// Marks a file as ours in its header: "qtlt".
+const APPLICATION_ID: i64 = 0x7174_6C74;
+
+/// SQLite loses commits in WAL mode from 3.7.0 to 3.51.2: see "The WAL-Reset Bug" in
+/// <https://www.sqlite.org/wal.html>.
+const OLDEST_SQLITE: i32 = 3_051_003;
+
+pub(super) fn check_sqlite(version_number: i32, version: &str) -> Result<(), Error> {
+    if version_number < OLDEST_SQLITE {
+        return Err(Error::OldSqlite {
+            found: version.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// Puts the file into WAL mode and brings its schema up to date. The caller holds the open guard.
+pub(super) fn migrate(connection: &Connection, place: &Place) -> Result<(), Error> {
+    let failed = |error| place.sqlite(error);
+    // The file may grow and shrink, and this can only be chosen before the first table.
+    connection
+        .pragma_update(None, "auto_vacuum", "INCREMENTAL")
+        .map_err(failed)?;
+    let mode: String = connection
+        .query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))
+        .map_err(failed)?;
+    if mode != "wal" {
+        return Err(place.damaged(format!(
+            "its journal mode is `{mode}` and cannot be changed to `wal`"
+        )));
+    }
+    // The version is read under the write lock: of two processes that find an old file, the second
+    // sees what the first has done.
+    connection.execute_batch("BEGIN IMMEDIATE").map_err(failed)?;
+    let result = apply(connection, place);
+    let end = if result.is_ok() { "COMMIT" } else { "ROLLBACK" };
+    let ended = connection.execute_batch(end).map_err(failed);
+    if ended.is_err() && end == "COMMIT" {
+        // The error that matters is the commit's.
+        let _ = connection.execute_batch("ROLLBACK");
+    }
+    result.and(ended)
+}
+
+fn apply(connection: &Connection, place: &Place) -> Result<(), Error> {
+    let failed = |error| place.sqlite(error);
+    let pragma = |name: &str| -> Result<i64, Error> {
+        connection
+            .pragma_query_value(None, name, |row| row.get(0))
+            .map_err(failed)
+    };
+    let (application_id, version) = (pragma("application_id")?, pragma("user_version")?);
+    let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+    if application_id != APPLICATION_ID {
+        let objects: i64 = connection
+            .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+            .map_err(failed)?;
+        if application_id != 0 || version != 0 || objects != 0 {
+            return Err(Error::ForeignFile {
+                file: place.database.clone(),
+                application_id,
+                version,
+            });
+        }
+    }
+    if version > known {
+        return Err(Error::NewerSchema {
+            file: place.database.clone(),
+            found: version,
+            known,
+        });
+    }
+    if version == known {
+        return Ok(());
+    }
+    let done = usize::try_from(version).map_err(|_| place.damaged("its version is negative"))?;
+    for migration in &MIGRATIONS[done..] {
+        connection.execute_batch(migration).map_err(failed)?;
+    }
+    connection
+        .pragma_update(None, "application_id", APPLICATION_ID)
+        .map_err(failed)?;
+    connection
+        .pragma_update(None, "user_version", known)
+        .map_err(failed)
+}
+
+/// Whether an error means that a lock could not be had in time.
+pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_that_lose_commits_are_refused() {
+        for (number, safe) in [
+            (3_007_000, false),
+            (3_040_001, false),
+            (3_051_002, false),
+            (3_051_003, true),
+            (3_053_002, true),
+            (4_000_000, true),
+        ] {
+            assert_eq!(check_sqlite(number, "x").is_ok(), safe, "{number}");
+        }
+        assert!(check_sqlite(rusqlite::version_number(), rusqlite::version()).is_ok());
+    }
+}

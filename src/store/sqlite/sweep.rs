@@ -1,0 +1,92 @@
+//! Removing expired charges, a few at a time. No decision depends on it: a window begins where it
+//! begins, whatever lies before.
+
+use super::transaction::Transaction;
+use crate::calendar::{LimitId, Line};
+use crate::clock::{HIGH_STEP_NS, Timestamp};
+use crate::error::Error;
+use crate::limit::Limit;
+
+/// One acquisition in this many sweeps: the pages at a ledger's old end are others than those at its
+/// new end, and writing them each time would double the cost.
+pub(super) const SWEEP_EVERY: u32 = 32;
+
+/// How many free pages are given back to the filesystem at a time, and how many are kept for growth.
+const PAGES_RETURNED: i64 = 64;
+const PAGES_KEPT: i64 = 256;
+
+impl Transaction<'_> {
+    /// Removes a few expired charges of the limits of a request, and of one more limit: the next one
+    /// after `turn`, so that limits which nobody uses are swept by whoever comes by. Returns that limit.
+    pub(super) fn sweep(&mut self, lines: &[Line<'_>], turn: LimitId) -> Result<LimitId, Error> {
+        for line in lines {
+            self.sweep_ledger(line.id, line.limit)?;
+        }
+        let next = match self.read_next_definition(turn)? {
+            Some(next) => {
+                if lines.iter().all(|line| line.id != next.id) {
+                    self.sweep_ledger(next.id, &next.limit)?;
+                }
+                next.id
+            }
+            None => LimitId(0),
+        };
+        self.return_pages()?;
+        Ok(next)
+    }
+
+    /// A charge is kept for as long as a clock that falls back unnoticed could ask for it.
+    fn sweep_ledger(&mut self, id: LimitId, limit: &Limit) -> Result<(), Error> {
+        let expired = self
+            .now()
+            .saturating_minus_ns(limit.longest_reach_ns())
+            .saturating_minus_ns(HIGH_STEP_NS);
+        self.delete_until(id, expired)
+    }
+}
+
+// At most 128 at a time: four times as many as one process has added since its last sweep. The number
+// is no parameter, because SQLite would plan the statement anew for each value bound to a limit.
+const DELETE_UNTIL: &str = "DELETE FROM charge
+    WHERE (limit_id, at_ns, seq) IN (
+        SELECT limit_id, at_ns, seq FROM charge
+        WHERE limit_id = ?1 AND at_ns <= ?2 ORDER BY at_ns, seq LIMIT 128
+    )";
+
+impl Transaction<'_> {
+    fn delete_until(&mut self, limit: LimitId, expired: Timestamp) -> Result<(), Error> {
+        let deleted = self
+            .link
+            .connection
+            .prepare_cached(DELETE_UNTIL)
+            .and_then(|mut statement| statement.execute((limit.0, expired.as_nanos())))
+            .map_err(|error| self.sqlite(error))?;
+        if deleted > 0 {
+            self.link.memo.changed(limit);
+            self.wrote();
+        }
+        Ok(())
+    }
+}
+
+const FREE_PAGES: &str = "PRAGMA freelist_count";
+
+impl Transaction<'_> {
+    /// Gives free pages back to the filesystem, but keeps some, so that a ledger which grows and shrinks
+    /// does not ask for them again each time.
+    fn return_pages(&mut self) -> Result<(), Error> {
+        let connection = self.link.connection;
+        let free: i64 = connection
+            .prepare_cached(FREE_PAGES)
+            .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
+            .map_err(|error| self.sqlite(error))?;
+        if free > PAGES_KEPT {
+            let pages = (free - PAGES_KEPT).min(PAGES_RETURNED);
+            connection
+                .execute_batch(&format!("PRAGMA incremental_vacuum({pages})"))
+                .map_err(|error| self.sqlite(error))?;
+            self.wrote();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,255 @@
+//! One transaction: the lock, the present, and the end.
+
+use std::time::Instant;
+
+use rusqlite::Connection;
+
+use super::connection::Link;
+use super::file_control::data_version;
+use super::memo::{ClockRow, Memo};
+use super::place::{Place, Watch};
+use super::schema::is_busy;
+use crate::clock::{BootId, Change, Clock, Present, Reading, Timeline, Timestamp};
+use crate::error::Error;
+
+/// Whether a transaction may write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    Read,
+    Write,
+}
+
+/// A transaction in which the present is fixed. Dropping it rolls it back.
+#[derive(Debug)]
+pub(super) struct Transaction<'l> {
+    pub(super) link: Open<'l>,
+    pub(super) place: &'l Place,
+    pub(super) reading: Reading,
+    present: Present,
+    access: Access,
+    /// The row of the clock, as it was read or made up for a file that has none yet.
+    stored: ClockRow,
+    /// Whether there is anything to commit.
+    wrote: bool,
+}
+
+/// A connection with a transaction on it, which ends with this.
+#[derive(Debug)]
+pub(super) struct Open<'l> {
+    pub(super) connection: &'l Connection,
+    pub(super) memo: &'l mut Memo,
+    stuck: &'l mut bool,
+    ended: bool,
+}
+
+const BEGIN_WRITE: &str = "BEGIN IMMEDIATE";
+const BEGIN_READ: &str = "BEGIN";
+
+impl<'l> Transaction<'l> {
+    /// Begins a transaction. A writing one holds the write lock from here on: a transaction that reads
+    /// first and asks for the lock later would decide on a state that others have changed since.
+    ///
+    /// Then it checks that the file is still the one that was opened, and reads the clock: after the
+    /// lock, so that nobody's charge can lie later than what is decided here.
+    pub(super) fn begin(
+        link: &'l mut Link,
+        access: Access,
+        place: &'l Place,
+        opened: &Watch,
+        clock: &dyn Clock,
+        asked: Instant,
+    ) -> Result<Self, Error> {
+        let begin = match access {
+            Access::Read => BEGIN_READ,
+            Access::Write => BEGIN_WRITE,
+        };
+        if let Err(error) = run(&link.connection, begin) {
+            return Err(if is_busy(&error) {
+                Error::Busy {
+                    file: place.database.clone(),
+                    waited: asked.elapsed(),
+                }
+            } else {
+                place.sqlite(error)
+            });
+        }
+        let watch = link.watch.get_or_insert_with(|| opened.clone());
+        let mut open = Open {
+            connection: &link.connection,
+            memo: &mut link.memo,
+            stuck: &mut link.stuck,
+            ended: false,
+        };
+        let row = open.refresh(access, place)?;
+        if !watch.holds() {
+            return Err(place.moved());
+        }
+        let reading = Reading::of(clock);
+        let stored = row.unwrap_or(ClockRow {
+            timeline: Timeline::start(reading),
+            definitions: 0,
+        });
+        let mut present = stored.timeline.present(reading);
+        if row.is_none() {
+            present.change = Change::Fixed;
+        }
+        Ok(Self {
+            link: open,
+            place,
+            reading,
+            present,
+            access,
+            stored,
+            wrote: false,
+        })
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        self.present.now
+    }
+
+    pub(super) fn timeline(&self) -> &Timeline {
+        &self.present.timeline
+    }
+
+    /// Says that there is something to commit.
+    pub(super) fn wrote(&mut self) {
+        self.wrote = true;
+    }
+
+    /// Says that definitions were changed: everybody reads them anew.
+    pub(super) fn changed_definitions(&mut self) {
+        self.stored.definitions = self.stored.definitions.wrapping_add(1);
+        self.present.change = Change::Fixed;
+        self.link.memo.forget_limits();
+    }
+
+    /// Commits what was written; if nothing was, ends without a trace.
+    pub(super) fn finish(mut self) -> Result<(), Error> {
+        let store_clock = match self.present.change {
+            Change::None => false,
+            Change::Refreshed => self.wrote,
+            Change::Fixed => true,
+        };
+        if self.access == Access::Read || !(self.wrote || store_clock) {
+            return self.link.end("ROLLBACK", self.place);
+        }
+        if store_clock {
+            let row = ClockRow {
+                timeline: self.present.timeline,
+                definitions: self.stored.definitions,
+            };
+            write_clock(self.link.connection, row).map_err(|error| self.place.sqlite(error))?;
+            self.link.memo.clock = Some(row);
+        }
+        self.link.end("COMMIT", self.place)
+    }
+
+    pub(super) fn sqlite(&self, error: rusqlite::Error) -> Error {
+        self.place.sqlite(error)
+    }
+}
+
+impl Open<'_> {
+    /// Brings the memo up to date with the file, and returns the row of the clock.
+    fn refresh(&mut self, access: Access, place: &Place) -> Result<Option<ClockRow>, Error> {
+        let memo = &mut *self.memo;
+        // A reading transaction sees the file only from its first read on, which is the one below.
+        if access == Access::Write
+            && memo.clock.is_some()
+            && memo.version.is_some()
+            && memo.version == data_version(self.connection)
+        {
+            return Ok(memo.clock);
+        }
+        memo.forget_ledgers();
+        let row = read_clock(self.connection, place)?;
+        if memo.clock.map(|row| row.definitions) != row.map(|row| row.definitions) {
+            memo.forget_limits();
+        }
+        memo.clock = row;
+        Ok(row)
+    }
+
+    fn end(&mut self, how: &str, place: &Place) -> Result<(), Error> {
+        run(self.connection, how).map_err(|error| place.sqlite(error))?;
+        self.ended = true;
+        self.memo.version = data_version(self.connection);
+        Ok(())
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        self.memo.forget();
+        // After some errors SQLite has rolled back by itself, and then there is nothing to end.
+        if !self.connection.is_autocommit()
+            && let Err(error) = self.connection.execute_batch("ROLLBACK")
+        {
+            *self.stuck = !self.connection.is_autocommit();
+            tracing::error!(%error, "a transaction could not be rolled back");
+        }
+    }
+}
+
+fn run(connection: &Connection, statement: &str) -> rusqlite::Result<()> {
+    connection.prepare_cached(statement)?.execute([]).map(drop)
+}
+
+const READ_CLOCK: &str =
+    "SELECT boot_id, offset_ns, high_ns, wall_minus_instant_ns, definitions FROM clock";
+
+fn read_clock(connection: &Connection, place: &Place) -> Result<Option<ClockRow>, Error> {
+    let failed = |error| place.sqlite(error);
+    let mut statement = connection.prepare_cached(READ_CLOCK).map_err(failed)?;
+    let mut rows = statement.query([]).map_err(failed)?;
+    let Some(row) = rows.next().map_err(failed)? else {
+        return Ok(None);
+    };
+    let boot = row
+        .get_ref(0)
+        .map_err(failed)?
+        .as_str()
+        .ok()
+        .and_then(parse_boot)
+        .ok_or_else(|| place.damaged("the boot id of its clock is no number"))?;
+    let number = |column| row.get::<_, i64>(column).map_err(failed);
+    Ok(Some(ClockRow {
+        timeline: Timeline {
+            boot,
+            offset_ns: number(1)?,
+            high: Timestamp::from_nanos(number(2)?),
+            wall_minus_instant_ns: number(3)?,
+        },
+        definitions: number(4)?,
+    }))
+}
+
+const WRITE_CLOCK: &str = "INSERT INTO clock
+    (id, boot_id, offset_ns, high_ns, wall_minus_instant_ns, definitions)
+    VALUES (1, ?1, ?2, ?3, ?4, ?5)
+    ON CONFLICT (id) DO UPDATE SET boot_id = ?1, offset_ns = ?2, high_ns = ?3,
+        wall_minus_instant_ns = ?4, definitions = ?5";
+
+fn write_clock(connection: &Connection, row: ClockRow) -> rusqlite::Result<()> {
+    connection.prepare_cached(WRITE_CLOCK)?.execute((
+        print_boot(row.timeline.boot),
+        row.timeline.offset_ns,
+        row.timeline.high.as_nanos(),
+        row.timeline.wall_minus_instant_ns,
+        row.definitions,
+    ))?;
+    Ok(())
+}
+
+/// A boot id as it stands in the file: 32 hexadecimal digits.
+pub(super) fn print_boot(boot: BootId) -> String {
+    format!("{:032x}", boot.0)
+}
+
+fn parse_boot(text: &str) -> Option<BootId> {
+    u128::from_str_radix(text, 16).ok().map(BootId)
+}

@@ -1,0 +1,99 @@
+//! How a limit stands.
+
+use crate::calendar::{self, Ledgers, LimitId};
+use crate::clock::Timestamp;
+use crate::limit::{Limit, Rate};
+
+/// How a limit stands at an instant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Usage {
+    limit: Limit,
+    at: Timestamp,
+    rates: Vec<RateUsage>,
+}
+
+impl Usage {
+    /// The limit, as it is defined.
+    #[must_use]
+    pub const fn limit(&self) -> &Limit {
+        &self.limit
+    }
+
+    /// The instant.
+    #[must_use]
+    pub const fn at(&self) -> Timestamp {
+        self.at
+    }
+
+    /// Each rate, shortest window first.
+    #[must_use]
+    pub fn rates(&self) -> &[RateUsage] {
+        &self.rates
+    }
+
+    /// The largest amount that would be admitted now; 0 if none would.
+    #[must_use]
+    pub fn available(&self) -> u64 {
+        let available = self.rates.iter().map(|rate| rate.available);
+        available.min().unwrap_or(0)
+    }
+
+    pub(crate) fn read<L: Ledgers>(
+        ledgers: &mut L,
+        id: LimitId,
+        limit: &Limit,
+        at: Timestamp,
+    ) -> Result<Self, L::Error> {
+        let mut rates = Vec::with_capacity(limit.rates().len());
+        for rate in limit.rates() {
+            let read = calendar::usage(ledgers, id, limit, rate, at)?;
+            rates.push(RateUsage {
+                rate: *rate,
+                used: read.used.unsigned_abs(),
+                available: read.available.unsigned_abs(),
+                next_release: read.next_release,
+            });
+        }
+        Ok(Self {
+            limit: limit.clone(),
+            at,
+            rates,
+        })
+    }
+}
+
+/// How one rate of a limit stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateUsage {
+    rate: Rate,
+    used: u64,
+    available: u64,
+    next_release: Option<Timestamp>,
+}
+
+impl RateUsage {
+    /// The rate.
+    #[must_use]
+    pub const fn rate(&self) -> Rate {
+        self.rate
+    }
+
+    /// The sum of the charges in the window that ends now.
+    #[must_use]
+    pub const fn used(&self) -> u64 {
+        self.used
+    }
+
+    /// The largest amount that this rate would admit now: what is unused, less what is booked so soon
+    /// that it needs it.
+    #[must_use]
+    pub const fn available(&self) -> u64 {
+        self.available
+    }
+
+    /// When the next charge leaves the window, if any is in it.
+    #[must_use]
+    pub const fn next_release(&self) -> Option<Timestamp> {
+        self.next_release
+    }
+}

@@ -1,0 +1,42 @@
+//! What the tests share.
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::Connection;
+use rusqlite::types::FromSql;
+use tempfile::TempDir;
+
+/// A directory for one test, with a database path in it.
+#[derive(Debug)]
+pub struct Scratch {
+    directory: TempDir,
+}
+
+pub fn scratch() -> Scratch {
+    Scratch {
+        directory: tempfile::tempdir().unwrap(),
+    }
+}
+
+impl Scratch {
+    pub fn file(&self) -> PathBuf {
+        self.directory.path().join("limits.db")
+    }
+
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The one value that a query gives.
+    pub fn sqlite<T: FromSql>(&self, query: &str) -> T {
+        open_raw(&self.file()).query_row(query, [], |row| row.get(0)).unwrap()
+    }
+}
+
+/// A plain connection of SQLite to a file in use.
+pub fn open_raw(path: &Path) -> Connection {
+    let connection = Connection::open(path).unwrap();
+    connection.busy_timeout(std::time::Duration::from_secs(20)).unwrap();
+    connection
+}
