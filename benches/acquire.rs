@@ -41,7 +41,13 @@ impl Raw {
 
     fn transaction(&mut self) {
         self.next += 1_000;
-        let run = |sql: &str| self.connection.prepare_cached(sql).unwrap().execute([]).unwrap();
+        let run = |sql: &str| {
+            self.connection
+                .prepare_cached(sql)
+                .unwrap()
+                .execute([])
+                .unwrap()
+        };
         run("BEGIN IMMEDIATE");
         self.connection
             .prepare_cached("INSERT INTO row (at_ns, amount) VALUES (?1, ?2)")
@@ -63,14 +69,18 @@ fn open(directory: &TempDir, name: &str) -> Limiter {
 fn filled(directory: &TempDir, charges: usize) -> Limiter {
     let path = directory.path().join(format!("filled-{charges}.db"));
     let limiter = Limiter::open(&path).unwrap();
-    limiter.define(Limit::new("key").per_hour(PLENTY).rate(PLENTY, MINUTE)).unwrap();
+    limiter
+        .define(Limit::new("key").per_hour(PLENTY).rate(PLENTY, MINUTE))
+        .unwrap();
     let now_ns = limiter.now().unwrap().as_nanos();
     let step_ns = 3_000_000_000_000 / i64::try_from(charges).unwrap();
     let mut connection = Connection::open(&path).unwrap();
     let transaction = connection.transaction().unwrap();
     {
         let mut insert = transaction
-            .prepare("INSERT INTO charge (limit_id, at_ns, seq, amount, total) VALUES (1, ?1, 0, 1, ?2)")
+            .prepare(
+                "INSERT INTO charge (limit_id, at_ns, seq, amount, total) VALUES (1, ?1, 0, 1, ?2)",
+            )
             .unwrap();
         for n in 1..=i64::try_from(charges).unwrap() {
             let at_ns = now_ns - 3_000_000_000_000 + n * step_ns;
@@ -103,7 +113,10 @@ fn compare(subjects: &mut [(&str, Box<dyn FnMut() + '_>)]) {
             times[times.len() / 2]
         })
         .collect();
-    println!("{:<44} {:>12} {:>18}", "in turns, median of a call", "time", "throughput / first");
+    println!(
+        "{:<44} {:>12} {:>18}",
+        "in turns, median of a call", "time", "throughput / first"
+    );
     for ((name, _), median) in subjects.iter().zip(&medians) {
         let ratio = medians[0].as_secs_f64() / median.as_secs_f64();
         println!("{name:<44} {median:>12?} {ratio:>18.2}");
@@ -114,19 +127,35 @@ fn ratios(_: &mut Criterion) {
     let directory = tempfile::tempdir().unwrap();
     let mut raw = Raw::open(directory.path());
     let granted = open(&directory, "granted.db");
-    granted.define(Limit::new("key").per_second(PLENTY).rate(PLENTY, MINUTE)).unwrap();
+    granted
+        .define(Limit::new("key").per_second(PLENTY).rate(PLENTY, MINUTE))
+        .unwrap();
     let refused = open(&directory, "refused.db");
-    refused.define(Limit::new("key").per_second(PLENTY).per_day(1)).unwrap();
+    refused
+        .define(Limit::new("key").per_second(PLENTY).per_day(1))
+        .unwrap();
     assert!(refused.try_acquire("key").unwrap().is_granted());
     let several = open(&directory, "several.db");
-    several.define(Limit::new("requests").per_second(PLENTY).rate(PLENTY, MINUTE)).unwrap();
-    several.define(Limit::new("tokens").rate(PLENTY, MINUTE)).unwrap();
+    several
+        .define(
+            Limit::new("requests")
+                .per_second(PLENTY)
+                .rate(PLENTY, MINUTE),
+        )
+        .unwrap();
+    several
+        .define(Limit::new("tokens").rate(PLENTY, MINUTE))
+        .unwrap();
     let ask = Request::new().take("requests", 1).take("tokens", 1_800);
     let (few, many) = (filled(&directory, 100), filled(&directory, 1_000_000));
-    let grant = |limiter: &Limiter| assert!(limiter.try_acquire(black_box("key")).unwrap().is_granted());
+    let grant =
+        |limiter: &Limiter| assert!(limiter.try_acquire(black_box("key")).unwrap().is_granted());
     compare(&mut [
         ("raw transaction, one row", Box::new(|| raw.transaction())),
-        ("granted: one limit, two rates", Box::new(|| grant(&granted))),
+        (
+            "granted: one limit, two rates",
+            Box::new(|| grant(&granted)),
+        ),
         (
             "granted: two limits, three rates",
             Box::new(|| assert!(several.try_acquire(black_box(&ask)).unwrap().is_granted())),
@@ -149,11 +178,17 @@ fn times(criterion: &mut Criterion) {
     let mut raw = Raw::open(directory.path());
     criterion.bench_function("raw transaction", |b| b.iter(|| raw.transaction()));
     let limiter = open(&directory, "granted.db");
-    limiter.define(Limit::new("key").per_second(PLENTY).rate(PLENTY, MINUTE)).unwrap();
-    criterion.bench_function("granted", |b| b.iter(|| limiter.try_acquire(black_box("key")).unwrap()));
+    limiter
+        .define(Limit::new("key").per_second(PLENTY).rate(PLENTY, MINUTE))
+        .unwrap();
+    criterion.bench_function("granted", |b| {
+        b.iter(|| limiter.try_acquire(black_box("key")).unwrap())
+    });
     limiter.define(Limit::new("one").per_day(1)).unwrap();
     assert!(limiter.try_acquire("one").unwrap().is_granted());
-    criterion.bench_function("refused", |b| b.iter(|| limiter.try_acquire(black_box("one")).unwrap()));
+    criterion.bench_function("refused", |b| {
+        b.iter(|| limiter.try_acquire(black_box("one")).unwrap())
+    });
 }
 
 criterion_group!(benches, ratios, times);

@@ -69,9 +69,14 @@ pub(crate) struct Line<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Earliest {
     Now,
-    Later { at: Timestamp, obstacle: Obstacle },
+    Later {
+        at: Timestamp,
+        obstacle: Obstacle,
+    },
     /// Later than any instant that can be written down.
-    Beyond { obstacle: Obstacle },
+    Beyond {
+        obstacle: Obstacle,
+    },
 }
 
 /// The rate that a request had to wait for longest.
@@ -101,7 +106,9 @@ pub(crate) fn earliest<L: Ledgers>(
             // The widest window moves furthest.
             for rate in line.limit.rates().iter().rev() {
                 if agreed == checks {
-                    return Ok(obstacle.map_or(Earliest::Now, |obstacle| Earliest::Later { at, obstacle }));
+                    return Ok(
+                        obstacle.map_or(Earliest::Now, |obstacle| Earliest::Later { at, obstacle })
+                    );
                 }
                 let window = Window {
                     limit: line.id,

@@ -292,7 +292,10 @@ impl LimitBuilder {
             return Err(LimitError::TooManyRates { count: rates.len() });
         }
         rates.sort_by_key(|rate| rate.window_ns);
-        if let Some(pair) = rates.windows(2).find(|pair| pair[0].window_ns == pair[1].window_ns) {
+        if let Some(pair) = rates
+            .windows(2)
+            .find(|pair| pair[0].window_ns == pair[1].window_ns)
+        {
             return Err(LimitError::SameWindow {
                 window: pair[0].window(),
             });
@@ -341,9 +344,7 @@ fn check_key(key: &str) -> Result<(), LimitError> {
 fn check_unit(unit: &str) -> Result<(), LimitError> {
     let wrong = unit.is_empty() || unit.len() > MAX_UNIT_BYTES || unit.contains(char::is_control);
     if wrong {
-        return Err(LimitError::Unit {
-            bytes: unit.len(),
-        });
+        return Err(LimitError::Unit { bytes: unit.len() });
     }
     Ok(())
 }
@@ -365,7 +366,9 @@ pub enum LimitError {
         offset: usize,
     },
     /// The unit is empty, longer than [`MAX_UNIT_BYTES`], or holds a control character.
-    #[error("a unit has 1 to {MAX_UNIT_BYTES} bytes and no control characters, this one has {bytes} bytes")]
+    #[error(
+        "a unit has 1 to {MAX_UNIT_BYTES} bytes and no control characters, this one has {bytes} bytes"
+    )]
     Unit {
         /// How many bytes the unit has.
         bytes: usize,
@@ -421,7 +424,10 @@ mod tests {
     #[test]
     fn a_bad_limit_cannot_be_built() {
         let cases = [
-            (Limit::new("").per_second(1), "a key has 1 to 256 bytes, this one has 0"),
+            (
+                Limit::new("").per_second(1),
+                "a key has 1 to 256 bytes, this one has 0",
+            ),
             (
                 Limit::new("k".repeat(257)).per_second(1),
                 "a key has 1 to 256 bytes, this one has 257",

@@ -85,6 +85,16 @@ impl Booking {
         Permit::new(self.at, waited)
     }
 
+    /// Takes the permit without waiting, for event loops that have timers of their own: nothing may go
+    /// ahead before [`Permit::at`]. Until then the booking lives as long as its limiter does, and comes
+    /// back when that is dropped or its process dies.
+    #[must_use]
+    pub fn accept(mut self) -> Permit {
+        let waited = self.wait_time();
+        self.claim = None;
+        Permit::new(self.at, waited)
+    }
+
     /// Gives everything back.
     ///
     /// # Errors

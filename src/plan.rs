@@ -36,10 +36,16 @@ impl<'a> Plan<'a> {
         }
         for (position, (key, amount)) in ask.iter().enumerate() {
             if amount == 0 {
-                return Err(RequestError::ZeroAmount { key: key.to_owned() }.into());
+                return Err(RequestError::ZeroAmount {
+                    key: key.to_owned(),
+                }
+                .into());
             }
             if ask.iter().take(position).any(|(earlier, _)| earlier == key) {
-                return Err(RequestError::KeyTwice { key: key.to_owned() }.into());
+                return Err(RequestError::KeyTwice {
+                    key: key.to_owned(),
+                }
+                .into());
             }
         }
         Ok(Self { ask, patience })

@@ -36,7 +36,9 @@ impl Request {
     /// The keys and amounts, in the order in which they were added.
     #[must_use]
     pub fn takes(&self) -> impl ExactSizeIterator<Item = (&str, u64)> {
-        self.takes.iter().map(|(key, amount)| (key.as_str(), *amount))
+        self.takes
+            .iter()
+            .map(|(key, amount)| (key.as_str(), *amount))
     }
 }
 

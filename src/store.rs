@@ -8,7 +8,7 @@ use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::calendar::{Line, LimitId};
+use crate::calendar::{LimitId, Line};
 use crate::clock::{Clock, Reading, Timestamp};
 use crate::decision::{Denial, Peek, Refusal};
 use crate::error::Error;

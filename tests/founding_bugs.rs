@@ -12,17 +12,26 @@ use support::scratch;
 fn one_a_second_admits_again_after_a_second_though_nothing_was_cleaned_up() {
     let scratch = scratch();
     let clock = ManualClock::new();
-    let limiter = Limiter::builder(scratch.file()).clock(clock.clone()).open().unwrap();
+    let limiter = Limiter::builder(scratch.file())
+        .clock(clock.clone())
+        .open()
+        .unwrap();
     limiter.define(Limit::new("mail").per_second(1)).unwrap();
     for second in 0..20 {
-        assert!(limiter.try_acquire("mail").unwrap().is_granted(), "second {second}");
+        assert!(
+            limiter.try_acquire("mail").unwrap().is_granted(),
+            "second {second}"
+        );
         clock.advance(Duration::from_nanos(999_999_999));
         let denial = limiter.try_acquire("mail").unwrap().denied().unwrap();
         assert_eq!(denial.retry_after(), Duration::from_nanos(1));
         clock.advance(denial.retry_after());
     }
     let kept: i64 = scratch.sqlite("SELECT count(*) FROM charge");
-    assert!(kept > 1, "the expired rows are still there, which is the point: {kept}");
+    assert!(
+        kept > 1,
+        "the expired rows are still there, which is the point: {kept}"
+    );
 }
 
 /// A limiter took a token from one bucket and then failed on the next.
@@ -30,10 +39,17 @@ fn one_a_second_admits_again_after_a_second_though_nothing_was_cleaned_up() {
 fn a_thousand_refusals_on_the_minute_leave_the_second_untouched() {
     let scratch = scratch();
     let clock = ManualClock::new();
-    let limiter = Limiter::builder(scratch.file()).clock(clock.clone()).open().unwrap();
+    let limiter = Limiter::builder(scratch.file())
+        .clock(clock.clone())
+        .open()
+        .unwrap();
     limiter.define(Limit::new("second").per_second(10)).unwrap();
-    limiter.define(Limit::new("minute").per_minute(100)).unwrap();
-    let ask = quotalite::Request::new().take("second", 1).take("minute", 1);
+    limiter
+        .define(Limit::new("minute").per_minute(100))
+        .unwrap();
+    let ask = quotalite::Request::new()
+        .take("second", 1)
+        .take("minute", 1);
     for _ in 0..10 {
         for _ in 0..10 {
             assert!(limiter.try_acquire(&ask).unwrap().is_granted());
@@ -43,7 +59,10 @@ fn a_thousand_refusals_on_the_minute_leave_the_second_untouched() {
     let before: i64 = scratch.sqlite("SELECT count(*) FROM charge");
     for _ in 0..1_000 {
         let denial = limiter.try_acquire(&ask).unwrap().denied().unwrap();
-        assert_eq!((denial.key(), denial.retry_after()), ("minute", 50 * SECOND));
+        assert_eq!(
+            (denial.key(), denial.retry_after()),
+            ("minute", 50 * SECOND)
+        );
     }
     assert_eq!(scratch.sqlite::<i64>("SELECT count(*) FROM charge"), before);
     assert_eq!(limiter.usage("second").unwrap().available(), 10);

@@ -169,7 +169,12 @@ mod tests {
             parse_boot_id("0000000a-0000-0000-0000-0000000000ff\n"),
             Some(BootId((10 << 96) + 255))
         );
-        for bad in ["", "zz", "0000000a-0000-0000-0000-0000000000f", "+000000a-0000-0000-0000-0000000000ff"] {
+        for bad in [
+            "",
+            "zz",
+            "0000000a-0000-0000-0000-0000000000f",
+            "+000000a-0000-0000-0000-0000000000ff",
+        ] {
             let parsed = parse_boot_id(bad);
             assert!(parsed.is_none() || bad.starts_with('+'), "{bad}");
         }
@@ -179,8 +184,14 @@ mod tests {
     fn a_time_namespace_shows_its_shift() {
         let cases = [
             ("monotonic  0 0\nboottime  0 0\n", Some(0)),
-            ("monotonic           0         0\nboottime       86400       500\n", Some(86_400_000_000_500)),
-            ("monotonic 0 0\nboottime -5 250000000\n", Some(-4_750_000_000)),
+            (
+                "monotonic           0         0\nboottime       86400       500\n",
+                Some(86_400_000_000_500),
+            ),
+            (
+                "monotonic 0 0\nboottime -5 250000000\n",
+                Some(-4_750_000_000),
+            ),
             ("monotonic 0 0\n", None),
             ("boottime x y", None),
             ("boottime 9223372036854775807 0", None),

@@ -65,7 +65,10 @@ impl Timeline {
     ///   that boot, and never negative: a wall clock set back locks nobody out.
     pub(crate) fn present(self, reading: Reading) -> Present {
         let now_ns = if reading.boot == self.boot {
-            reading.elapsed_ns.saturating_add(self.offset_ns).max(self.high.0)
+            reading
+                .elapsed_ns
+                .saturating_add(self.offset_ns)
+                .max(self.high.0)
         } else {
             reading
                 .wall_ns
@@ -127,7 +130,11 @@ mod tests {
         let timeline = Timeline::start(reading(1, 50, 1_000));
         let cases = [
             ("the wall clock went on", 1_700, 1_700),
-            ("the wall clock stood still while the machine was off", 1_000, 1_020),
+            (
+                "the wall clock stood still while the machine was off",
+                1_000,
+                1_020,
+            ),
             ("the battery is dead", 0, 1_020),
         ];
         for (story, wall, expected) in cases {

@@ -75,8 +75,7 @@ pub(super) fn parse(text: &str) -> Result<Parsed, ParseRatesError> {
         if let Some((offset, unit)) = unit {
             match &parsed.unit {
                 Some(known) if known != unit => {
-                    let problem =
-                        format!("a limit has one unit, found `{unit}` after `{known}`");
+                    let problem = format!("a limit has one unit, found `{unit}` after `{known}`");
                     return Err(parser.error(offset, problem));
                 }
                 _ => parsed.unit = Some(unit.to_owned()),
@@ -254,7 +253,10 @@ pub(super) fn write_rates(
         }
         f.write_str("/")?;
         let window_ns = rate.window_ns().unsigned_abs();
-        match NAMED_WINDOWS.iter().find(|(_, ns)| window_ns.is_multiple_of(*ns)) {
+        match NAMED_WINDOWS
+            .iter()
+            .find(|(_, ns)| window_ns.is_multiple_of(*ns))
+        {
             Some((name, ns)) if window_ns == *ns => f.write_str(name)?,
             Some((name, ns)) => write!(f, "{}{name}", window_ns / ns)?,
             None => write!(f, "{window_ns}ns")?,
@@ -301,19 +303,39 @@ mod tests {
             ("ten/s", 0, "expected a number, found `ten/s`"),
             ("10", 2, "expected `/` and a window, found the end"),
             ("10, 5/s", 2, "expected `/` and a window, found `,`"),
-            ("10/", 3, "expected a window: ms, s, min, h or d, found the end"),
-            ("10/s 300/min", 5, "expected a comma or the end, found `300/min`"),
+            (
+                "10/",
+                3,
+                "expected a window: ms, s, min, h or d, found the end",
+            ),
+            (
+                "10/s 300/min",
+                5,
+                "expected a comma or the end, found `300/min`",
+            ),
             ("10/s,", 5, "expected a number, found the end"),
             ("0/s", 0, "a capacity is 1 to 9007199254740992, not 0"),
             ("1/s, 1/0s", 7, "a window is 1 ms to 366 days, not 0ns"),
             ("1/400d", 2, "a window is 1 ms to 366 days, not 34560000s"),
-            ("99999999999999999999/s", 0, "`99999999999999999999` is too large"),
+            (
+                "99999999999999999999/s",
+                0,
+                "`99999999999999999999` is too large",
+            ),
             ("_1/s", 0, "an underscore stands between digits"),
-            ("1 a/s, 1 b/min", 9, "a limit has one unit, found `b` after `a`"),
+            (
+                "1 a/s, 1 b/min",
+                9,
+                "a limit has one unit, found `b` after `a`",
+            ),
         ];
         for (text, offset, problem) in cases {
             let error = parse(text).unwrap_err();
-            assert_eq!((error.offset, error.problem.as_str()), (offset, problem), "{text}");
+            assert_eq!(
+                (error.offset, error.problem.as_str()),
+                (offset, problem),
+                "{text}"
+            );
         }
     }
 

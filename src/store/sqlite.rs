@@ -23,9 +23,7 @@ use self::connection::waiting_until;
 use self::place::Place;
 use self::session::Session;
 use self::transaction::{Access, Transaction};
-use super::{
-    BookingId, Claim, Definition, OnConflict, Outcome, Row, Store, denial, latest, lines,
-};
+use super::{BookingId, Claim, Definition, OnConflict, Outcome, Row, Store, denial, latest, lines};
 use crate::calendar::Line;
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{Peek, Verdict, decide};
@@ -99,7 +97,10 @@ impl SqliteStore {
     /// Lets go of a session that can no longer be used.
     fn leave(&self, session: &Session) {
         let mut current = self.lock_session();
-        if current.as_ref().is_some_and(|open| open.number == session.number) {
+        if current
+            .as_ref()
+            .is_some_and(|open| open.number == session.number)
+        {
             *current = None;
         }
     }
@@ -341,7 +342,10 @@ fn anything_booked(
     now: Timestamp,
 ) -> Result<bool, Error> {
     for line in lines {
-        if transaction.very_last(line.id)?.is_some_and(|last| last.at > now) {
+        if transaction
+            .very_last(line.id)?
+            .is_some_and(|last| last.at > now)
+        {
             return Ok(true);
         }
     }

@@ -30,13 +30,17 @@ impl Scratch {
 
     /// The one value that a query gives.
     pub fn sqlite<T: FromSql>(&self, query: &str) -> T {
-        open_raw(&self.file()).query_row(query, [], |row| row.get(0)).unwrap()
+        open_raw(&self.file())
+            .query_row(query, [], |row| row.get(0))
+            .unwrap()
     }
 }
 
 /// A plain connection of SQLite to a file in use.
 pub fn open_raw(path: &Path) -> Connection {
     let connection = Connection::open(path).unwrap();
-    connection.busy_timeout(std::time::Duration::from_secs(20)).unwrap();
+    connection
+        .busy_timeout(std::time::Duration::from_secs(20))
+        .unwrap();
     connection
 }

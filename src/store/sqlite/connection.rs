@@ -140,7 +140,11 @@ impl ManageConnection for LinkManager {
     type Error = rusqlite::Error;
 
     fn connect(&self) -> rusqlite::Result<Link> {
-        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let first = self
+            .first
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         match first {
             Some(link) => Ok(link),
             None => self.sqlite.connect().map(Link::new),

@@ -120,16 +120,17 @@ impl Transaction<'_> {
         }
         let connection = self.link.connection;
         let row = (limit.0, at.as_nanos(), seq, amount, added.total.0);
-        let inserted = match booking {
-            None => connection
-                .prepare_cached(INSERT)
-                .and_then(|mut statement| statement.execute(row)),
-            Some(BookingId { owner, number }) => connection
-                .prepare_cached(INSERT_BOOKED)
-                .and_then(|mut statement| {
-                    statement.execute((row.0, row.1, row.2, row.3, row.4, owner, number))
-                }),
-        };
+        let inserted =
+            match booking {
+                None => connection
+                    .prepare_cached(INSERT)
+                    .and_then(|mut statement| statement.execute(row)),
+                Some(BookingId { owner, number }) => connection
+                    .prepare_cached(INSERT_BOOKED)
+                    .and_then(|mut statement| {
+                        statement.execute((row.0, row.1, row.2, row.3, row.4, owner, number))
+                    }),
+            };
         inserted.map_err(|error| self.sqlite(error))?;
         Ok(seq)
     }
@@ -146,7 +147,13 @@ const SHIFT: &str = "UPDATE charge SET total = (total - ?6) & 461168601842738790
 
 impl Transaction<'_> {
     /// Takes `less` off the totals between two positions.
-    fn shift(&self, limit: LimitId, after: Position, before: Position, less: i64) -> Result<(), Error> {
+    fn shift(
+        &self,
+        limit: LimitId,
+        after: Position,
+        before: Position,
+        less: i64,
+    ) -> Result<(), Error> {
         self.link
             .connection
             .prepare_cached(SHIFT)

@@ -164,7 +164,10 @@ mod linux {
             Kind::Exclusive => libc::F_WRLCK,
             Kind::None => libc::F_UNLCK,
         };
-        #[expect(clippy::cast_possible_truncation, reason = "constants of the C library")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "constants of the C library"
+        )]
         libc::flock {
             l_type: l_type as libc::c_short,
             l_whence: libc::SEEK_SET as libc::c_short,
@@ -283,7 +286,10 @@ mod tests {
     fn an_owner_lives_as_long_as_its_lock_file_is_open() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.db-lock");
-        let (one, other) = (LockFile::open(&path, 0o600).unwrap(), LockFile::open(&path, 0o600).unwrap());
+        let (one, other) = (
+            LockFile::open(&path, 0o600).unwrap(),
+            LockFile::open(&path, 0o600).unwrap(),
+        );
         assert!(one.lock_owner(7).unwrap());
         assert!(!other.lock_owner(7).unwrap());
         assert!(other.is_alive(7).unwrap());
@@ -302,7 +308,10 @@ mod tests {
     fn only_one_opens_at_a_time() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.db-lock");
-        let (one, other) = (LockFile::open(&path, 0o600).unwrap(), LockFile::open(&path, 0o600).unwrap());
+        let (one, other) = (
+            LockFile::open(&path, 0o600).unwrap(),
+            LockFile::open(&path, 0o600).unwrap(),
+        );
         let guard = one.guard_open(Instant::now()).unwrap();
         assert!(guard.is_some());
         assert!(other.guard_open(Instant::now()).unwrap().is_none());
@@ -314,7 +323,10 @@ mod tests {
     fn the_portable_owner_files_keep_the_same_promises() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.db-lock");
-        let (one, other) = (portable::OwnerFiles::beside(&path), portable::OwnerFiles::beside(&path));
+        let (one, other) = (
+            portable::OwnerFiles::beside(&path),
+            portable::OwnerFiles::beside(&path),
+        );
         assert!(one.lock_owner(7).unwrap());
         assert!(!other.lock_owner(7).unwrap());
         assert!(other.is_alive(7).unwrap());

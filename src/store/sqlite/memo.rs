@@ -278,6 +278,9 @@ mod tests {
         }
         assert_eq!(memo.ledgers[&LEDGER].runs.len(), 2);
         assert_eq!(memo.first_after(LEDGER, at(99)), Some(Some(charge(100))));
-        assert_eq!(memo.first_after(LEDGER, at(1_099)), Some(Some(charge(1_100))));
+        assert_eq!(
+            memo.first_after(LEDGER, at(1_099)),
+            Some(Some(charge(1_100)))
+        );
     }
 }

@@ -31,7 +31,9 @@ impl Transaction<'_> {
             .map_err(|source| self.place.failed("locking the byte of an owner", source))?
         {
             // Only a process that is no longer in the table can hold it: the table was edited.
-            return Err(self.place.damaged(format!("owner {id} is held by a process that it does not know")));
+            return Err(self.place.damaged(format!(
+                "owner {id} is held by a process that it does not know"
+            )));
         }
         Ok(id)
     }
@@ -48,7 +50,11 @@ const DELETE_OWNER: &str = "DELETE FROM owner WHERE owner_id = ?1";
 
 impl Transaction<'_> {
     /// Gives back what dead owners have booked after now. True if anything came back.
-    pub(super) fn reclaim(&mut self, lock_file: &LockFile, own: Option<i64>) -> Result<bool, Error> {
+    pub(super) fn reclaim(
+        &mut self,
+        lock_file: &LockFile,
+        own: Option<i64>,
+    ) -> Result<bool, Error> {
         let owners: Vec<Owner> = self
             .link
             .connection
@@ -67,8 +73,9 @@ impl Transaction<'_> {
         let boot = print_boot(self.timeline().boot);
         let mut came_back = false;
         for owner in owners {
-            if Some(owner.id) == own || is_alive(&owner, lock_file, &boot)
-                .map_err(|source| self.place.failed("testing the byte of an owner", source))?
+            if Some(owner.id) == own
+                || is_alive(&owner, lock_file, &boot)
+                    .map_err(|source| self.place.failed("testing the byte of an owner", source))?
             {
                 continue;
             }

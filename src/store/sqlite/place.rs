@@ -54,11 +54,14 @@ impl Place {
     /// Refuses filesystems on which the locks that everything rests on do not hold between processes.
     #[cfg(target_os = "linux")]
     pub(super) fn check_filesystem(&self) -> Result<(), Error> {
-        let found = nix::sys::statfs::statfs(&self.directory).map_err(|errno| {
-            self.failed("finding its filesystem", errno.into())
-        })?;
+        let found = nix::sys::statfs::statfs(&self.directory)
+            .map_err(|errno| self.failed("finding its filesystem", errno.into()))?;
         // The type of the magic number differs between C libraries; as 32 bits it is the same in all.
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "magic numbers have 32 bits")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "magic numbers have 32 bits"
+        )]
         let magic = found.filesystem_type().0 as u32;
         match shared_filesystem(magic) {
             Some(filesystem) => Err(Error::Filesystem {
@@ -201,7 +204,8 @@ impl Watch {
     /// Remembers what stands there now. A database in use has all four.
     pub(super) fn new(place: &Place) -> Result<Self, Error> {
         let identify = |path: &PathBuf| -> Result<(PathBuf, FileId), Error> {
-            let id = file_id(path).map_err(|source| place.failed("looking at its files", source))?;
+            let id =
+                file_id(path).map_err(|source| place.failed("looking at its files", source))?;
             Ok((path.clone(), id))
         };
         Ok(Self {
@@ -283,11 +287,23 @@ mod tests {
 
     #[test]
     fn shared_filesystems_are_known_by_their_numbers() {
-        let local = [0xEF53, 0x0102_1994, 0x5846_5342, 0x9123_683E, 0x794C_7630, 0x2FC1_2FC1, 0xF2F5_2010];
+        let local = [
+            0xEF53,
+            0x0102_1994,
+            0x5846_5342,
+            0x9123_683E,
+            0x794C_7630,
+            0x2FC1_2FC1,
+            0xF2F5_2010,
+        ];
         for magic in local {
             assert_eq!(shared_filesystem(magic), None, "{magic:#x}");
         }
-        let shared = [(0x6969, "nfs"), (0x0102_1997, "9p"), (0x6573_5546, "fuse or virtiofs")];
+        let shared = [
+            (0x6969, "nfs"),
+            (0x0102_1997, "9p"),
+            (0x6573_5546, "fuse or virtiofs"),
+        ];
         for (magic, name) in shared {
             assert_eq!(shared_filesystem(magic), Some(name));
         }

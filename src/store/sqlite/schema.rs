@@ -41,7 +41,9 @@ pub(super) fn migrate(connection: &Connection, place: &Place) -> Result<(), Erro
     }
     // The version is read under the write lock: of two processes that find an old file, the second
     // sees what the first has done.
-    connection.execute_batch("BEGIN IMMEDIATE").map_err(failed)?;
+    connection
+        .execute_batch("BEGIN IMMEDIATE")
+        .map_err(failed)?;
     let result = apply(connection, place);
     let end = if result.is_ok() { "COMMIT" } else { "ROLLBACK" };
     let ended = connection.execute_batch(end).map_err(failed);
