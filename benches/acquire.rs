@@ -91,9 +91,11 @@ fn filled(directory: &TempDir, charges: usize) -> Limiter {
     limiter
 }
 
+type Subject<'a> = (&'a str, Box<dyn FnMut() + 'a>);
+
 /// Runs the subjects in turns, a round of each after the other, and prints the median of each and its
 /// ratio to the first.
-fn compare(subjects: &mut [(&str, Box<dyn FnMut() + '_>)]) {
+fn compare(subjects: &mut [Subject<'_>]) {
     const ROUNDS: usize = 41;
     const CALLS: u32 = 2_000;
     let mut times = vec![Vec::with_capacity(ROUNDS); subjects.len()];
@@ -182,12 +184,12 @@ fn times(criterion: &mut Criterion) {
         .define(Limit::new("key").per_second(PLENTY).rate(PLENTY, MINUTE))
         .unwrap();
     criterion.bench_function("granted", |b| {
-        b.iter(|| limiter.try_acquire(black_box("key")).unwrap())
+        b.iter(|| limiter.try_acquire(black_box("key")).unwrap());
     });
     limiter.define(Limit::new("one").per_day(1)).unwrap();
     assert!(limiter.try_acquire("one").unwrap().is_granted());
     criterion.bench_function("refused", |b| {
-        b.iter(|| limiter.try_acquire(black_box("one")).unwrap())
+        b.iter(|| limiter.try_acquire(black_box("one")).unwrap());
     });
 }
 

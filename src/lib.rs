@@ -1,4 +1,5 @@
 //! Exact rate limits that unrelated processes share through one SQLite file.
+#![warn(unreachable_pub)]
 
 mod calendar;
 mod clock;

@@ -67,10 +67,14 @@ impl Run {
     /// The first charge after an instant that this run covers. A window only moves forward, so what
     /// lies before is let go.
     fn first_after(&mut self, at: Timestamp) -> Option<Charge> {
-        while let Some(passed) = self.charges.pop_front_if(|charge| charge.at <= at) {
-            self.after = passed.at;
+        while let Some(next) = self.charges.front() {
+            if next.at > at {
+                return Some(*next);
+            }
+            self.after = next.at;
+            self.charges.pop_front();
         }
-        self.charges.front().copied()
+        None
     }
 
     fn append(&mut self, charge: Charge) {
