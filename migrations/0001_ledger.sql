@@ -138,15 +138,15 @@ SELECT key,
        unit,
        capacity || coalesce(' ' || unit, '') || '/' || CASE
            WHEN window_ns = 86400000000000 THEN 'd'
-           WHEN window_ns % 86400000000000 = 0 THEN window_ns / 86400000000000 || 'd'
+           WHEN window_ns % 86400000000000 = 0 THEN (window_ns / 86400000000000) || 'd'
            WHEN window_ns = 3600000000000 THEN 'h'
-           WHEN window_ns % 3600000000000 = 0 THEN window_ns / 3600000000000 || 'h'
+           WHEN window_ns % 3600000000000 = 0 THEN (window_ns / 3600000000000) || 'h'
            WHEN window_ns = 60000000000 THEN 'min'
-           WHEN window_ns % 60000000000 = 0 THEN window_ns / 60000000000 || 'min'
+           WHEN window_ns % 60000000000 = 0 THEN (window_ns / 60000000000) || 'min'
            WHEN window_ns = 1000000000 THEN 's'
-           WHEN window_ns % 1000000000 = 0 THEN window_ns / 1000000000 || 's'
+           WHEN window_ns % 1000000000 = 0 THEN (window_ns / 1000000000) || 's'
            WHEN window_ns = 1000000 THEN 'ms'
-           WHEN window_ns % 1000000 = 0 THEN window_ns / 1000000 || 'ms'
+           WHEN window_ns % 1000000 = 0 THEN (window_ns / 1000000) || 'ms'
            ELSE window_ns || 'ns'
        END AS rate,
        used,

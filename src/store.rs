@@ -6,7 +6,10 @@ mod sqlite;
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
+
+use smallvec::SmallVec;
 
 use crate::calendar::{LimitId, Line};
 use crate::clock::{Clock, Reading, Timestamp};
@@ -105,10 +108,13 @@ pub(crate) struct Claim {
     pub(crate) wake_at: Duration,
     /// The file that was open when this was charged: what stands at the path later may be another one.
     pub(crate) session: u64,
-    pub(crate) rows: Vec<Row>,
+    pub(crate) rows: Few<Row>,
     /// Who booked the rows; nobody if they were charged at once.
     pub(crate) booking: Option<BookingId>,
 }
+
+/// As many as one request mostly has limits; more go to the heap.
+pub(crate) type Few<T> = SmallVec<[T; 4]>;
 
 /// A row of a ledger, at the instant of its claim.
 #[derive(Clone, Copy, Debug)]
@@ -137,10 +143,10 @@ pub(crate) struct Known {
 /// This is also where an amount that no wait would help is refused.
 pub(crate) fn lines<'k>(
     plan: &Plan<'_>,
-    known: &'k [std::sync::Arc<Known>],
+    known: &'k [Arc<Known>],
     place: &Path,
-) -> Result<Vec<Line<'k>>, Error> {
-    let mut lines = Vec::with_capacity(known.len());
+) -> Result<Few<Line<'k>>, Error> {
+    let mut lines = Few::with_capacity(known.len());
     for ((_, amount), known) in plan.takes().zip(known) {
         let tightest = known.limit.tightest();
         if amount > tightest.capacity() {

@@ -5,7 +5,9 @@ use std::convert::Infallible;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Claim, Definition, Known, OnConflict, Outcome, Row, Store, denial, latest, lines};
+use super::{
+    Claim, Definition, Few, Known, OnConflict, Outcome, Row, Store, denial, latest, lines,
+};
 use crate::calendar::{Charge, Ledgers, LimitId, Line, Total};
 use crate::clock::{Clock, Reading, Timeline, Timestamp};
 use crate::decision::{Peek, Verdict, decide};
@@ -202,7 +204,7 @@ impl State {
             })
     }
 
-    fn all_known(&self, plan: &Plan<'_>) -> Result<Vec<Arc<Known>>, Error> {
+    fn all_known(&self, plan: &Plan<'_>) -> Result<Few<Arc<Known>>, Error> {
         plan.takes().map(|(key, _)| self.known(key)).collect()
     }
 

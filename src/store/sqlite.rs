@@ -23,7 +23,9 @@ use self::connection::waiting_until;
 use self::place::Place;
 use self::session::Session;
 use self::transaction::{Access, Transaction};
-use super::{BookingId, Claim, Definition, OnConflict, Outcome, Row, Store, denial, latest, lines};
+use super::{
+    BookingId, Claim, Definition, Few, OnConflict, Outcome, Row, Store, denial, latest, lines,
+};
 use crate::calendar::Line;
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{Peek, Verdict, decide};
@@ -312,7 +314,7 @@ fn attempt(
             number: session.next_booking(),
         })
     };
-    let mut rows = Vec::with_capacity(lines.len());
+    let mut rows = Few::with_capacity(lines.len());
     for line in &lines {
         let seq = transaction.charge(line.id, at, line.amount, booking)?;
         rows.push(Row {

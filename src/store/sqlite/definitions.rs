@@ -10,7 +10,7 @@ use crate::calendar::LimitId;
 use crate::error::Error;
 use crate::limit::{Limit, LimitBuilder};
 use crate::plan::Plan;
-use crate::store::{Definition, Known, OnConflict};
+use crate::store::{Definition, Few, Known, OnConflict};
 
 impl Transaction<'_> {
     pub(super) fn define(
@@ -53,7 +53,7 @@ impl Transaction<'_> {
     }
 
     /// The definitions of all limits of a plan, in its order.
-    pub(super) fn all_known(&mut self, plan: &Plan<'_>) -> Result<Vec<Arc<Known>>, Error> {
+    pub(super) fn all_known(&mut self, plan: &Plan<'_>) -> Result<Few<Arc<Known>>, Error> {
         plan.takes().map(|(key, _)| self.known(key)).collect()
     }
 
