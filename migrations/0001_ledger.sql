@@ -55,7 +55,8 @@ CREATE TABLE owner (
     since_ns   INTEGER NOT NULL
 ) STRICT;
 
--- What follows is for people with a sqlite3 shell, and is read as of the current time.
+-- What follows is for people with a sqlite3 shell, and is read as of the current time: the end of the
+-- current millisecond, since SQLite tells no finer time and what was just charged lies in the past.
 
 CREATE VIEW limits AS
 SELECT l.key, l.unit, 'rate' AS kind, r.capacity, r.window_ns, l.pad_ns
@@ -68,7 +69,7 @@ WITH present (now_ns, shift_ns) AS (
     SELECT max(
                high_ns,
                CAST((julianday('now') - 2440587.5) * 86400000.0 AS INTEGER) * 1000000
-                   - wall_minus_instant_ns
+                   + 999999 - wall_minus_instant_ns
            ),
            wall_minus_instant_ns
     FROM clock
@@ -77,7 +78,7 @@ SELECT l.key,
        c.at_ns,
        strftime('%Y-%m-%d %H:%M:%f', (c.at_ns + p.shift_ns) / 1e9, 'unixepoch') AS at,
        c.amount,
-       c.at_ns > p.now_ns AS booked
+       c.owner_id IS NOT NULL AND c.at_ns > p.now_ns AS booked
 FROM present AS p
 CROSS JOIN limit_definition AS l
 CROSS JOIN charge AS c ON c.limit_id = l.limit_id;
@@ -87,7 +88,7 @@ WITH present (now_ns, shift_ns) AS (
     SELECT max(
                high_ns,
                CAST((julianday('now') - 2440587.5) * 86400000.0 AS INTEGER) * 1000000
-                   - wall_minus_instant_ns
+                   + 999999 - wall_minus_instant_ns
            ),
            wall_minus_instant_ns
     FROM clock
