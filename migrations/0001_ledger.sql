@@ -68,7 +68,7 @@ CREATE VIEW charges AS
 WITH present (now_ns, shift_ns) AS (
     SELECT max(
                high_ns,
-               CAST((julianday('now') - 2440587.5) * 86400000.0 AS INTEGER) * 1000000
+               CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000000
                    + 999999 - wall_minus_instant_ns
            ),
            wall_minus_instant_ns
@@ -87,7 +87,7 @@ CREATE VIEW status AS
 WITH present (now_ns, shift_ns) AS (
     SELECT max(
                high_ns,
-               CAST((julianday('now') - 2440587.5) * 86400000.0 AS INTEGER) * 1000000
+               CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000000
                    + 999999 - wall_minus_instant_ns
            ),
            wall_minus_instant_ns

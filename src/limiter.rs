@@ -97,7 +97,7 @@ impl Limiter {
         let limit = limit.try_into().map_err(LimitError::from)?;
         let definition = self.store.define(&limit, conflict)?;
         if !matches!(definition, Definition::Unchanged) {
-            tracing::debug!(%limit, ?definition, "defined");
+            tracing::debug!(limit = limit.key(), given = %limit, outcome = ?definition, "defined");
         }
         Ok(definition)
     }
@@ -225,7 +225,8 @@ impl Limiter {
                         "booked"
                     );
                 }
-                Ok(Booking::new(Arc::clone(&self.store), claim, now))
+                let key = first_key(&plan);
+                Ok(Booking::new(Arc::clone(&self.store), claim, now, key))
             }
             Outcome::Refused { denial, deadline } => {
                 tracing::debug!(limit = denial.key(), rate = %denial.rate(), retry_after = ?denial.retry_after(), "too late");

@@ -46,13 +46,21 @@ pub struct Booking {
     claim: Option<Claim>,
     booked_at: Timestamp,
     at: Timestamp,
+    /// The first key of the request, if this has to wait.
+    key: Option<Box<str>>,
 }
 
 impl Booking {
-    pub(crate) fn new(store: Arc<dyn Store>, claim: Claim, booked_at: Timestamp) -> Self {
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        claim: Claim,
+        booked_at: Timestamp,
+        key: &str,
+    ) -> Self {
         Self {
             store,
             at: claim.at,
+            key: (claim.at > booked_at).then(|| key.into()),
             claim: Some(claim),
             booked_at,
         }
@@ -78,7 +86,7 @@ impl Booking {
             && !waited.is_zero()
         {
             self.store.clock().sleep_until(claim.wake_at);
-            tracing::debug!(at_ns = self.at.as_nanos(), ?waited, "waited");
+            tracing::debug!(limit = self.key.as_deref(), ?waited, "waited");
         }
         // The claim stays in place while this sleeps, so that an unwinding thread gives it back.
         self.claim = None;
@@ -113,7 +121,7 @@ impl Drop for Booking {
         if let Some(claim) = self.claim.take()
             && let Err(error) = self.store.cancel(&claim)
         {
-            tracing::warn!(%error, at_ns = self.at.as_nanos(), "a dropped booking could not be given back and counts as used");
+            tracing::warn!(limit = self.key.as_deref(), %error, "a dropped booking could not be given back and counts as used");
         }
     }
 }

@@ -66,12 +66,15 @@ impl SqliteStore {
         if !options.trust_filesystem {
             place.check_filesystem()?;
         }
-        let session = Session::open(&place, &options, options.create)?;
-        Ok(Self {
+        let session = Arc::new(Session::open(&place, &options, options.create)?);
+        let store = Self {
             options,
             place,
-            session: Mutex::new(Some(Arc::new(session))),
-        })
+            session: Mutex::new(Some(Arc::clone(&session))),
+        };
+        // The first transaction in a file, and the first one of a boot, ties its instants to the clock.
+        store.write(&session, |_| Ok(()))?;
+        Ok(store)
     }
 
     /// The open session. After a fork the child opens one of its own: SQLite's connections and locks

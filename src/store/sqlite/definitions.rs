@@ -147,15 +147,15 @@ impl Transaction<'_> {
     }
 }
 
-const READ_NEXT_DEFINITION: &str = "SELECT limit_id, key, unit, pad_ns FROM limit_definition
-    WHERE limit_id > ?1 ORDER BY limit_id LIMIT 1";
+const READ_DEFINITION_FROM: &str = "SELECT limit_id, key, unit, pad_ns FROM limit_definition
+    WHERE limit_id >= ?1 ORDER BY limit_id LIMIT 1";
 
 impl Transaction<'_> {
-    /// The definition with the smallest id above this one.
-    pub(super) fn read_next_definition(&self, id: LimitId) -> Result<Option<Known>, Error> {
+    /// The definition with the smallest id from this one on.
+    pub(super) fn read_definition_from(&self, id: LimitId) -> Result<Option<Known>, Error> {
         self.link
             .connection
-            .prepare_cached(READ_NEXT_DEFINITION)
+            .prepare_cached(READ_DEFINITION_FROM)
             .and_then(|mut s| s.query_row([id.0], Head::read).optional())
             .map_err(|error| self.sqlite(error))?
             .map(|head| self.complete(head))

@@ -1,7 +1,9 @@
 //! Owners: processes that have booked something. When one dies, what it had booked comes back.
 
+use std::collections::BTreeSet;
 use std::io;
 
+use super::ledger::Taken;
 use super::lock_file::LockFile;
 use super::transaction::{Transaction, print_boot};
 use crate::error::Error;
@@ -81,13 +83,8 @@ impl Transaction<'_> {
             }
             let booked = self.find_owned(owner.id, self.now())?;
             if !booked.is_empty() {
-                tracing::info!(
-                    owner = owner.id,
-                    charges = booked.len(),
-                    file = %self.place.database.display(),
-                    "reclaimed the bookings of a dead process"
-                );
                 came_back = true;
+                self.tell_reclaimed(owner.id, &booked)?;
                 self.take_back(booked)?;
             }
             self.link
@@ -98,6 +95,25 @@ impl Transaction<'_> {
             self.wrote();
         }
         Ok(came_back)
+    }
+}
+
+impl Transaction<'_> {
+    fn tell_reclaimed(&self, owner: i64, booked: &[Taken]) -> Result<(), Error> {
+        for limit in booked
+            .iter()
+            .map(|charge| charge.limit)
+            .collect::<BTreeSet<_>>()
+        {
+            let known = self.read_definition_from(limit)?;
+            tracing::info!(
+                limit = known.as_ref().map(|known| known.limit.key()),
+                owner,
+                charges = booked.iter().filter(|charge| charge.limit == limit).count(),
+                "reclaimed the bookings of a dead process"
+            );
+        }
+        Ok(())
     }
 }
 

@@ -13,7 +13,7 @@ pub(super) const SWEEP_EVERY: u32 = 64;
 
 /// How many free pages are given back to the filesystem at a time, and how many are kept for growth.
 const PAGES_RETURNED: i64 = 64;
-const PAGES_KEPT: i64 = 256;
+const PAGES_KEPT: i64 = 64;
 
 impl Transaction<'_> {
     /// Removes a few expired charges of the limits of a request, and of one more limit: the next one
@@ -22,7 +22,7 @@ impl Transaction<'_> {
         for line in lines {
             self.sweep_ledger(line.id, line.limit)?;
         }
-        let next = match self.read_next_definition(turn)? {
+        let next = match self.read_definition_from(LimitId(turn.0.saturating_add(1)))? {
             Some(next) => {
                 if lines.iter().all(|line| line.id != next.id) {
                     self.sweep_ledger(next.id, &next.limit)?;
