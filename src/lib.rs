@@ -1,4 +1,54 @@
-//! Exact rate limits that unrelated processes share through one SQLite file.
+//! Exact rate limits that unrelated processes on one machine share through one SQLite file.
+//!
+//! A request for several limits (10 a second and 300 a minute, 90 000 tokens a minute) is admitted whole
+//! or not at all, in one `BEGIN IMMEDIATE` transaction over timestamp tables. There is no daemon and no
+//! background work, nothing is forgotten across restarts, and nothing is lost when a process dies.
+//!
+//! ```
+//! # let directory = tempfile::tempdir().unwrap();
+//! # let path = directory.path().join("limits.db");
+//! use std::time::Duration;
+//! use quotalite::{Decision, Limit, Limiter, MINUTE, Request};
+//!
+//! let limiter = Limiter::open(path)?;
+//! limiter.define(Limit::new("openai:requests").per_second(10).per_minute(300))?;
+//! limiter.define(Limit::new("openai:tokens").rate(90_000, MINUTE).unit("tokens"))?;
+//!
+//! // One, now or not; a denial knows when to come back, and what stood in the way.
+//! match limiter.try_acquire("openai:requests")? {
+//!     Decision::Granted(_permit) => println!("go"),
+//!     Decision::Denied(denial) => println!("{denial}"),
+//! }
+//!
+//! // Wait in line for at most 5 s; refused at once if that cannot be met.
+//! let ask = Request::new().take("openai:requests", 1).take("openai:tokens", 1_800);
+//! let permit = limiter.acquire_within(&ask, Duration::from_secs(5))?;
+//! println!("charged at {:?}, after {:?} in line", permit.at(), permit.waited());
+//! # Ok::<(), quotalite::Error>(())
+//! ```
+//!
+//! # Where to look
+//!
+//! - [`Limiter`]: everything that callers do. [`Builder`] sets up how a file is opened.
+//! - [`Limit`], [`Rate`]: definitions. [`Request`], [`Ask`]: what is asked for.
+//! - [`Decision`], [`Denial`], [`Permit`], [`Booking`], [`Peek`], [`Usage`]: the answers.
+//! - [`Error`]: what can go wrong, and what still holds then.
+//! - [`ManualClock`]: for tests, together with [`Limiter::in_memory_with`].
+//!
+//! # What is promised, and where
+//!
+//! A charge at `t` counts at `s` in a window of length `w` when `s - w < t <= s`. At every instant the sum in
+//! every rate's window is at most its capacity, over all processes, threads and restarts, whatever the wall
+//! clock does. Linux is where all of this is promised and tested. On macOS and Windows the crate is meant to
+//! compile, but is not tested: there the wall clock stands in for the boot clock, and nobody notices when the
+//! file is replaced on Windows.
+//!
+//! A limiter may be used after `fork`, in parent and child: the child opens the file anew with its first
+//! call. Until that call, or its `exec`, it keeps its parent's bookings alive.
+//!
+//! Two copies of SQLite in one process must not open the same file: POSIX locks belong to the process, and
+//! one copy would drop those of the other. If your program links SQLite by another way than
+//! `rusqlite`, inspect the file from another process.
 #![warn(unreachable_pub)]
 
 mod calendar;
@@ -25,3 +75,8 @@ pub use permit::{Booking, Permit};
 pub use request::{Ask, MAX_TAKES, Request};
 pub use store::{Definition, Durability, OnConflict};
 pub use usage::{RateUsage, Usage};
+
+/// The examples of the README are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
