@@ -326,7 +326,7 @@ impl Builder {
     }
 
     /// Whether to make the file if it is not there. Defaults to true. Without it, a missing file is
-    /// [`Error::Moved`].
+    /// [`Error::Io`].
     pub fn create(mut self, create: bool) -> Self {
         self.create = create;
         self

@@ -67,16 +67,21 @@ impl Clock for SystemClock {
     }
 
     fn sleep_until(&self, deadline: Duration) {
-        use nix::errno::Errno;
         use nix::sys::time::TimeSpec;
         use nix::time::{ClockId, ClockNanosleepFlags, clock_nanosleep};
-        let deadline = TimeSpec::from_duration(shifted(deadline, Some(self.shift_ns)));
-        while clock_nanosleep(
-            ClockId::CLOCK_BOOTTIME,
-            ClockNanosleepFlags::TIMER_ABSTIME,
-            &deadline,
-        ) == Err(Errno::EINTR)
-        {}
+        let shown = TimeSpec::from_duration(shifted(deadline, Some(self.shift_ns)));
+        loop {
+            let left = deadline.saturating_sub(self.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            let absolute = ClockNanosleepFlags::TIMER_ABSTIME;
+            match clock_nanosleep(ClockId::CLOCK_BOOTTIME, absolute, &shown) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                // Not woken early, whatever is wrong with the kernel's timer.
+                Err(_) => std::thread::sleep(left),
+            }
+        }
     }
 }
 

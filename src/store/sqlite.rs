@@ -90,6 +90,9 @@ impl SqliteStore {
             }
         }
         // Never creates: a file that was removed comes back when somebody opens it on purpose.
+        if !self.place.database.exists() {
+            return Err(self.place.moved());
+        }
         let session = Arc::new(Session::open(&self.place, &self.options, false)?);
         *current = Some(Arc::clone(&session));
         Ok(session)
@@ -186,6 +189,17 @@ impl SqliteStore {
                 self.options.busy_deadline.min(left.max(SHORTEST_LOCK_WAIT))
             }
             Patience::Now | Patience::Until(_) | Patience::Forever => self.options.busy_deadline,
+        }
+    }
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        let session = self.lock_session().take();
+        if let Some(inherited) = session
+            && !inherited.is_ours()
+        {
+            Session::disown(inherited);
         }
     }
 }

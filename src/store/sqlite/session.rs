@@ -43,7 +43,8 @@ impl Session {
         // Opening takes as long as it takes those in front; nobody can be refused for that.
         let deadline = asked + options.busy_deadline.max(LONGEST_OPEN);
         if !create && !place.database.exists() {
-            return Err(place.moved());
+            let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
+            return Err(place.failed("opening it", missing));
         }
         let lock_file = LockFile::open(&place.lock, options.mode)
             .map_err(|source| place.failed("opening its lock file", source))?;
