@@ -9,7 +9,7 @@
     reason = "whether there is an answer is one question, whether it names a charge is another"
 )]
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::calendar::{Charge, LimitId};
@@ -32,7 +32,7 @@ pub(super) struct Memo {
     pub(super) clock: Option<ClockRow>,
     /// Holds for as long as `clock.definitions` stays the same, whoever writes.
     limits: HashMap<Arc<str>, Arc<Known>>,
-    ledgers: HashMap<LimitId, LedgerMemo>,
+    ledgers: BTreeMap<LimitId, LedgerMemo>,
 }
 
 /// The row of the table `clock`.
