@@ -86,12 +86,13 @@ pub fn audit(db: &Path, limits: &[Limit], grants: &[Grant]) -> Result<Findings, 
         }
     }
 
+    let since_ns = ledgers.iter().map(kept_since).max().unwrap_or(i64::MIN);
     let kept: Vec<Grant> = grants
         .iter()
-        .filter(|grant| is_kept(grant, &ledgers))
+        .filter(|grant| grant.at_ns > since_ns)
         .copied()
         .collect();
-    let (missing, unacknowledged) = compare(&ledgers, &kept);
+    let (missing, unacknowledged) = compare(&ledgers, &kept, since_ns);
     let (capacity_used, outlasted) = explain_waits(&ledgers, &kept, &mut rates);
     Ok(Findings {
         rates,
@@ -149,27 +150,29 @@ fn scan(charges: &[Charge], rate: Rate) -> (u64, usize, usize) {
     (peak, over, windows)
 }
 
-/// Whether the library must still have the charges of this grant. It removes what has left every
-/// window, which happens only in runs longer than the longest.
-fn is_kept(grant: &Grant, ledgers: &[Ledger<'_>]) -> bool {
-    ledgers.iter().all(|ledger| {
-        let longest = ledger
-            .limit
-            .rates()
-            .iter()
-            .map(|rate| window_ns(*rate))
-            .max();
-        let last = ledger.charges.last().map_or(0, |charge| charge.at_ns);
-        grant.at_ns > last - longest.unwrap_or(0)
-    })
+/// The library must still have the charges after this instant. It removes what has left every window,
+/// which happens only in runs that are longer than the longest.
+fn kept_since(ledger: &Ledger<'_>) -> i64 {
+    let longest = ledger
+        .limit
+        .rates()
+        .iter()
+        .map(|rate| window_ns(*rate))
+        .max();
+    let last = ledger.charges.last().map_or(0, |charge| charge.at_ns);
+    last - longest.unwrap_or(0)
 }
 
-/// Grants without their charges, and charges without a grant.
-fn compare(ledgers: &[Ledger<'_>], grants: &[Grant]) -> (usize, usize) {
+/// Grants without their charges, and charges after an instant without a grant.
+fn compare(ledgers: &[Ledger<'_>], grants: &[Grant], since_ns: i64) -> (usize, usize) {
     let (mut missing, mut unacknowledged) = (0, 0);
     for ledger in ledgers {
         let mut left: HashMap<(i64, u64), usize> = HashMap::new();
-        for charge in &ledger.charges {
+        for charge in ledger
+            .charges
+            .iter()
+            .filter(|charge| charge.at_ns > since_ns)
+        {
             *left.entry((charge.at_ns, charge.amount)).or_default() += 1;
         }
         let mut lost = 0;
@@ -186,7 +189,8 @@ fn compare(ledgers: &[Ledger<'_>], grants: &[Grant]) -> (usize, usize) {
 }
 
 /// Finds which rates each wait was for: those that were too full just before it ended. Returns how full
-/// they were, averaged over the time waited, and the number of waits that no rate explains.
+/// they were, averaged over the time waited, and the number of waits that no rate explains; for those,
+/// the fullest rate counts.
 fn explain_waits(
     ledgers: &[Ledger<'_>],
     grants: &[Grant],
@@ -195,33 +199,35 @@ fn explain_waits(
     let (mut used, mut time, mut outlasted) = (0.0, 0.0, 0);
     for grant in grants.iter().filter(|grant| grant.waited_ns > 0) {
         let waited = grant.at_ns - grant.waited_ns..grant.at_ns;
-        let mut fullest: Option<f64> = None;
+        let (mut in_the_way, mut fullest) = (None, 0.0_f64);
         let all = ledgers
             .iter()
             .flat_map(|ledger| ledger.limit.rates().iter().map(move |rate| (ledger, *rate)));
         for ((ledger, rate), found) in all.zip(rates.iter_mut()) {
-            let just_before = grant.at_ns - window_ns(rate)..grant.at_ns;
-            let sum: u64 = ledger
-                .charges
-                .iter()
-                .filter(|charge| just_before.contains(&charge.at_ns))
-                .map(|charge| charge.amount)
-                .sum();
-            if sum + ledger.amount(grant) > rate.capacity() {
+            let full = mean_usage(&ledger.charges, rate, &waited) / as_f64(rate.capacity());
+            fullest = fullest.max(full);
+            if is_too_full(ledger, rate, grant) {
                 found.waits += 1;
-                let full = mean_usage(&ledger.charges, rate, &waited) / as_f64(rate.capacity());
-                fullest = Some(fullest.map_or(full, |other| other.max(full)));
+                in_the_way = Some(in_the_way.map_or(full, |other: f64| other.max(full)));
             }
         }
-        match fullest {
-            Some(full) => {
-                used += full * as_f64(grant.waited_ns.unsigned_abs());
-                time += as_f64(grant.waited_ns.unsigned_abs());
-            }
-            None => outlasted += 1,
-        }
+        let weight = as_f64(grant.waited_ns.unsigned_abs());
+        used += in_the_way.unwrap_or(fullest) * weight;
+        time += weight;
+        outlasted += usize::from(in_the_way.is_none());
     }
     ((time > 0.0).then(|| used / time), outlasted)
+}
+
+/// Whether the window that ends just before a grant had no room for it.
+fn is_too_full(ledger: &Ledger<'_>, rate: Rate, grant: &Grant) -> bool {
+    let window = grant.at_ns - window_ns(rate)..grant.at_ns;
+    let in_window = ledger
+        .charges
+        .iter()
+        .filter(|charge| window.contains(&charge.at_ns));
+    let sum: u64 = in_window.map(|charge| charge.amount).sum();
+    sum + ledger.amount(grant) > rate.capacity()
 }
 
 /// The usage of a rate, averaged over a time.

@@ -32,7 +32,7 @@ Worker processes share the limits of one file; then its ledger is audited.
 usage: cargo run --release --example workers -- [options]
 
   --input FILE   hand out the jobs of FILE, one a line: tokens<TAB>payload
-  --db PATH      use a new file at PATH (defaults to one in the temporary directory)
+  --db PATH      make the file at PATH (defaults to one in the temporary directory)
   --seconds N    how long the workers run, or the pace of the jobs, 2 to 50 (defaults to 15)
   --workers N    how many worker processes, 1 to 64 (defaults to 8)
   --help         this text
@@ -233,6 +233,3 @@ fn be_worker(arguments: &[OsString]) -> Result<(), Failure> {
         },
     })
 }
-
-/// How long a run may last beyond its plan before it is given up, on a machine that is very busy.
-const PATIENCE: Duration = Duration::from_secs(60);

@@ -12,11 +12,14 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use quotalite::{Limit, Limiter, Timestamp};
 
 use crate::audit::{Booked, as_f64};
-use crate::worker::{Grant, Line};
-use crate::{Failure, Job, Options, PATIENCE};
+use crate::worker::{Grant, Line, patiently};
+use crate::{Failure, Job, Options};
 
 /// The first argument of a worker process.
 pub const WORKER: &str = "--be-worker";
+
+/// How long a run may last beyond its plan before it is given up, on a machine that is very busy.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What came of a run.
 pub struct Run {
@@ -258,7 +261,7 @@ impl Team<'_> {
         worker.child.kill()?;
         worker.child.wait()?;
         worker.fate = Fate::Killed;
-        let now = self.limiter.now()?.as_nanos();
+        let now = patiently(|| self.limiter.now())?.as_nanos();
         self.run.kills += 1;
         self.run.booked = Booked::by(self.db, worker.child.id(), now)?;
         Ok(())

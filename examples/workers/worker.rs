@@ -95,14 +95,18 @@ pub fn run(order: &Order) -> Result<(), Failure> {
 }
 
 fn own(limiter: &Limiter, call: Duration, turn: Timestamp, end: Timestamp) -> Result<(), Failure> {
-    while limiter.now()? < end {
-        let short = limiter.now()? < turn;
-        let tokens = if short {
+    loop {
+        let now = patiently(|| limiter.now())?;
+        if now >= end {
+            return Ok(());
+        }
+        let tokens = if now < turn {
             fastrand::u64(20..=200)
         } else {
             fastrand::u64(400..=1_600)
         };
-        match limiter.acquire_until(&ask(tokens), end) {
+        let ask = ask(tokens);
+        match patiently(|| limiter.acquire_until(&ask, end)) {
             Ok(permit) => {
                 acknowledge(limiter, &permit, tokens)?;
                 call_model(call);
@@ -111,12 +115,9 @@ fn own(limiter: &Limiter, call: Duration, turn: Timestamp, end: Timestamp) -> Re
                 let (key, rate) = (denial.key().to_owned(), denial.rate().to_string());
                 return say(&Line::Refused { key, rate });
             }
-            // On a machine so loaded that the lock was not to be had: nothing was charged.
-            Err(Error::Busy { .. }) => {}
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(())
 }
 
 fn handed(limiter: &Limiter, call: Duration) -> Result<(), Failure> {
@@ -127,17 +128,23 @@ fn handed(limiter: &Limiter, call: Duration) -> Result<(), Failure> {
             return Err(format!("no job: {line}").into());
         };
         let (job, tokens) = (job.parse()?, tokens.parse()?);
-        let permit = loop {
-            match limiter.acquire(&ask(tokens)) {
-                Err(Error::Busy { .. }) => {}
-                decided => break decided?,
-            }
-        };
+        let ask = ask(tokens);
+        let permit = patiently(|| limiter.acquire(&ask))?;
         acknowledge(limiter, &permit, tokens)?;
         call_model(call);
         say(&Line::Done { job })?;
     }
     Ok(())
+}
+
+/// Calls again if the machine is so loaded that the lock was not to be had: then nothing was charged.
+pub fn patiently<T>(call: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+    loop {
+        match call() {
+            Err(Error::Busy { .. }) => {}
+            answered => return answered,
+        }
+    }
 }
 
 fn ask(tokens: u64) -> Request {
@@ -150,7 +157,7 @@ fn call_model(call: Duration) {
 }
 
 fn acknowledge(limiter: &Limiter, permit: &Permit, tokens: u64) -> Result<(), Failure> {
-    let late = limiter.now()?.saturating_duration_since(permit.at());
+    let late = patiently(|| limiter.now())?.saturating_duration_since(permit.at());
     say(&Line::Grant(Grant {
         at_ns: permit.at().as_nanos(),
         waited_ns: i64::try_from(permit.waited().as_nanos())?,
