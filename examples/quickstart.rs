@@ -22,15 +22,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let permit = limiter.acquire_within(&call, Duration::from_secs(2))?;
     println!("call 7: waited in line for {:?}", permit.waited());
 
-    for key in ["api:requests", "api:tokens"] {
-        for rate in limiter.usage(key)?.rates() {
-            println!(
-                "{key} {}: {} used, {} available",
-                rate.rate(),
-                rate.used(),
-                rate.available()
-            );
-        }
+    for rate in limiter.usage("api:requests")?.rates() {
+        println!("{}: {} used", rate.rate(), rate.used());
     }
     Ok(())
 }
