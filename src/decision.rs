@@ -127,13 +127,15 @@ impl fmt::Display for Denial {
     }
 }
 
-/// A duration to the millisecond or, if it is shorter than one, in full.
+/// A duration to the next millisecond, since who comes back too early is denied again; or in full, if it
+/// is shorter than one.
 pub(crate) fn for_people(duration: Duration) -> String {
-    let whole_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    if whole_ms == 0 {
+    const MS: u128 = 1_000_000;
+    if duration.as_nanos() < MS {
         return format!("{duration:?}");
     }
-    format!("{:?}", Duration::from_millis(whole_ms))
+    let ms = u64::try_from(duration.as_nanos().div_ceil(MS)).unwrap_or(u64::MAX);
+    format!("{:?}", Duration::from_millis(ms))
 }
 
 /// What the calendar says of a request.

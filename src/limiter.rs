@@ -138,7 +138,8 @@ impl Limiter {
     /// The wait is one booking: no polling, first come first served across processes.
     ///
     /// # Errors
-    /// As [`try_acquire`](Self::try_acquire).
+    /// As [`try_acquire`](Self::try_acquire): the line is waited in for as long as it takes, the file's
+    /// lock for no longer than the busy deadline.
     pub fn acquire<'a>(&self, ask: impl Into<Ask<'a>>) -> Result<Permit, Error> {
         self.book(ask).map(Booking::wait)
     }

@@ -9,11 +9,21 @@
 /// use quotalite::Request;
 ///
 /// let ask = Request::new().take("openai:requests", 1).take("openai:tokens", 1_800);
-/// assert_eq!(ask.takes().count(), 2);
+/// assert_eq!(ask, Request::from([("openai:requests", 1), ("openai:tokens", 1_800)]));
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Request {
     takes: Vec<(String, u64)>,
+}
+
+impl<K: Into<String>, const N: usize> From<[(K, u64); N]> for Request {
+    fn from(takes: [(K, u64); N]) -> Self {
+        takes
+            .into_iter()
+            .fold(Self::new(), |request, (key, amount)| {
+                request.take(key, amount)
+            })
+    }
 }
 
 /// How many limits one request can name.
