@@ -1,0 +1,260 @@
+//! Little limiters, each broken in a way that real ones have been, to show that histories notice.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use quotalite::{Definition, Limit, OnConflict, Rate};
+
+use crate::subject::{Answer, Defined, Refused, Subject, Takes, Wait, ns};
+
+/// What is wrong with a limiter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flaw {
+    /// Nothing. It shows that the others fail for their flaw and not for something else.
+    Nothing,
+    /// Counts what has left the window until a cleaning comes by, at most every ten seconds.
+    CountsUntilCleaned,
+    /// Charges one limit after the other, and stops at the one that is full.
+    ChargesOneByOne,
+    /// Counts in buckets that start at multiples of the window.
+    FixedBuckets,
+    /// Looks only at the present when it admits at once, and not at who stands in line.
+    Overtakes,
+    /// Counts a charge for a nanosecond too long.
+    ClosedWindow,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    at_ns: i64,
+    amount: u64,
+    claim: Option<usize>,
+}
+
+#[derive(Debug)]
+struct Book {
+    limit: Limit,
+    entries: Vec<Entry>,
+}
+
+/// A limiter for one caller, with a flaw.
+#[derive(Debug)]
+pub struct Broken {
+    flaw: Flaw,
+    now_ns: i64,
+    cleaned_ns: i64,
+    books: BTreeMap<String, Book>,
+    accepted: BTreeMap<usize, i64>,
+}
+
+impl Broken {
+    pub fn with(flaw: Flaw) -> Self {
+        Self {
+            flaw,
+            now_ns: 0,
+            cleaned_ns: 0,
+            books: BTreeMap::new(),
+            accepted: BTreeMap::new(),
+        }
+    }
+
+    fn counts(&self, entry: &Entry, instant_ns: i64, reach_ns: i64) -> bool {
+        let age_ns = instant_ns - entry.at_ns;
+        match self.flaw {
+            Flaw::CountsUntilCleaned if age_ns >= reach_ns => {
+                instant_ns < self.cleaned_ns + ns(Duration::from_secs(10))
+            }
+            Flaw::FixedBuckets => age_ns >= 0 && instant_ns / reach_ns == entry.at_ns / reach_ns,
+            Flaw::ClosedWindow => (0..=reach_ns).contains(&age_ns),
+            _ => (0..reach_ns).contains(&age_ns),
+        }
+    }
+
+    fn is_over(&self, book: &Book, rate: &Rate, at_ns: i64, amount: u64, alone: bool) -> bool {
+        let reach_ns = ns(rate.window() + book.limit.pad());
+        let mut instants = vec![at_ns];
+        if !alone {
+            let later = book.entries.iter().map(|entry| entry.at_ns);
+            instants
+                .extend(later.filter(|later_ns| (at_ns + 1..at_ns + reach_ns).contains(later_ns)));
+        }
+        instants.into_iter().any(|instant_ns| {
+            let inside = book.entries.iter();
+            let used: u64 = inside
+                .filter(|entry| self.counts(entry, instant_ns, reach_ns))
+                .map(|entry| entry.amount)
+                .sum();
+            used.saturating_add(amount) > rate.capacity()
+        })
+    }
+
+    /// The first limit and rate of the request that forbid it at this instant.
+    fn obstacle(&self, takes: &Takes, at_ns: i64, alone: bool) -> Option<(String, Rate, u64)> {
+        for (key, amount) in takes {
+            let book = &self.books[key];
+            for rate in book.limit.rates() {
+                if self.is_over(book, rate, at_ns, *amount, alone) {
+                    return Some((key.clone(), *rate, *amount));
+                }
+            }
+        }
+        None
+    }
+
+    fn earliest(&self, takes: &Takes) -> i64 {
+        let mut candidates = vec![self.now_ns, self.cleaned_ns + ns(Duration::from_secs(10))];
+        for (key, _) in takes {
+            let book = &self.books[key];
+            for rate in book.limit.rates() {
+                let reach_ns = ns(rate.window() + book.limit.pad());
+                let leaving = book.entries.iter().map(|entry| match self.flaw {
+                    Flaw::FixedBuckets => (entry.at_ns / reach_ns + 1) * reach_ns,
+                    Flaw::ClosedWindow => entry.at_ns + reach_ns + 1,
+                    _ => entry.at_ns + reach_ns,
+                });
+                candidates.extend(leaving);
+            }
+        }
+        candidates.sort_unstable();
+        let mut candidates = candidates.into_iter().filter(|at_ns| *at_ns >= self.now_ns);
+        let fits = candidates.find(|at_ns| self.obstacle(takes, *at_ns, false).is_none());
+        fits.unwrap_or(self.now_ns + 1)
+    }
+
+    fn wrong(&self, takes: &Takes) -> Option<Answer> {
+        for (key, amount) in takes {
+            let Some(book) = self.books.get(key) else {
+                return Some(Answer::Unknown { key: key.clone() });
+            };
+            let mut rates = book.limit.rates().iter();
+            if let Some(rate) = rates.find(|rate| rate.capacity() < *amount) {
+                return Some(Answer::NeverFits {
+                    key: key.clone(),
+                    amount: *amount,
+                    rate: *rate,
+                });
+            }
+        }
+        None
+    }
+
+    fn charge(&mut self, takes: &[(String, u64)], at_ns: i64, claim: Option<usize>) -> Answer {
+        for (key, amount) in takes {
+            let entries = &mut self.books.get_mut(key).expect("checked").entries;
+            entries.push(Entry {
+                at_ns,
+                amount: *amount,
+                claim,
+            });
+        }
+        if self.now_ns - self.cleaned_ns >= ns(Duration::from_secs(10)) {
+            self.clean();
+        }
+        Answer::Admitted {
+            at_ns,
+            waits_ns: at_ns - self.now_ns,
+        }
+    }
+
+    fn clean(&mut self) {
+        self.cleaned_ns = self.now_ns;
+        for book in self.books.values_mut() {
+            let longest = book.limit.rates().last().expect("a limit has a rate");
+            let reach_ns = ns(longest.window() + book.limit.pad());
+            book.entries
+                .retain(|entry| entry.at_ns + reach_ns > self.now_ns);
+        }
+    }
+
+    fn refuse(&self, takes: &Takes, retry_at_ns: i64) -> Refused {
+        let (key, rate, amount) = self
+            .obstacle(takes, retry_at_ns - 1, false)
+            .or_else(|| self.obstacle(takes, self.now_ns, false))
+            .expect("something stands in the way");
+        Refused {
+            key,
+            rate,
+            amount,
+            now_ns: self.now_ns,
+            retry_at_ns,
+        }
+    }
+}
+
+impl Subject for Broken {
+    fn define(&mut self, _slot: usize, limit: &Limit, conflict: OnConflict) -> Defined {
+        let Some(book) = self.books.get_mut(limit.key()) else {
+            let book = Book {
+                limit: limit.clone(),
+                entries: Vec::new(),
+            };
+            self.books.insert(limit.key().to_owned(), book);
+            return Defined::Done(Definition::Created);
+        };
+        let stored = book.limit.clone();
+        Defined::Done(match conflict {
+            _ if stored == *limit => Definition::Unchanged,
+            OnConflict::Adopt => Definition::Adopted(stored),
+            OnConflict::Replace => {
+                book.limit = limit.clone();
+                Definition::Replaced(stored)
+            }
+            OnConflict::Fail => {
+                let given = limit.clone();
+                return Defined::Conflict { stored, given };
+            }
+        })
+    }
+
+    fn try_acquire(&mut self, _slot: usize, takes: &Takes) -> Answer {
+        if let Some(wrong) = self.wrong(takes) {
+            return wrong;
+        }
+        let alone = self.flaw == Flaw::Overtakes;
+        let Some((full, ..)) = self.obstacle(takes, self.now_ns, alone) else {
+            return self.charge(takes, self.now_ns, None);
+        };
+        let refused = self.refuse(takes, self.earliest(takes));
+        if self.flaw == Flaw::ChargesOneByOne {
+            let before = takes.iter().take_while(|(key, _)| *key != full);
+            let before: Takes = before.cloned().collect();
+            self.charge(&before, self.now_ns, None);
+        }
+        Answer::Refused(refused)
+    }
+
+    fn book(&mut self, _slot: usize, takes: &Takes, wait: Wait, claim: usize) -> Answer {
+        if let Some(wrong) = self.wrong(takes) {
+            return wrong;
+        }
+        let deadline_ns = match wait {
+            Wait::Forever => i64::MAX,
+            Wait::Within(longest) => self.now_ns + ns(longest),
+            Wait::Until { deadline_ns } => deadline_ns,
+        };
+        match self.earliest(takes) {
+            at_ns if at_ns <= deadline_ns.max(self.now_ns) => {
+                self.accepted.insert(claim, at_ns);
+                self.charge(takes, at_ns, Some(claim))
+            }
+            at_ns => Answer::TooLate {
+                refused: self.refuse(takes, at_ns),
+                deadline_ns,
+            },
+        }
+    }
+
+    fn give_back(&mut self, claim: usize, _by_dropping: bool) {
+        for book in self.books.values_mut() {
+            book.entries.retain(|entry| entry.claim != Some(claim));
+        }
+    }
+
+    fn accept(&mut self, claim: usize) -> i64 {
+        self.accepted[&claim]
+    }
+
+    fn advance(&mut self, duration: Duration) {
+        self.now_ns += ns(duration);
+    }
+}
