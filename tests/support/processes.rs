@@ -110,6 +110,18 @@ impl Process {
         assert_eq!(status.signal(), Some(9), "it had ended before: {status}");
     }
 
+    /// Nothing if it has ended, which it has to have done well.
+    #[track_caller]
+    pub fn still_running(mut self) -> Option<Self> {
+        match self.0.try_wait().unwrap() {
+            None => Some(self),
+            Some(status) => {
+                assert!(status.success(), "{status}");
+                None
+            }
+        }
+    }
+
     pub fn wait(mut self) -> ExitStatus {
         self.0.wait().unwrap()
     }
