@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use quotalite::{Decision, Error, HOUR, Limit, Limiter, Request, SECOND, Timestamp};
+use quotalite::{Booking, Decision, Error, HOUR, Limit, Limiter, Request, SECOND, Timestamp};
 use support::audit::audit;
 use support::processes::{
     Diary, await_signal, command_under, number, path, play, read_diaries, signal_by, size, spawn,
@@ -89,7 +89,7 @@ fn a_full_disk_is_an_error_that_passes_with_its_cause() {
                 Err(Error::Sqlite { .. }) => failures += 1,
                 Err(error) => panic!("{error:?}"),
             }
-            if let Err(error) = limiter.book("slow").map(|booking| booking.cancel()) {
+            if let Err(error) = limiter.book("slow").and_then(Booking::cancel) {
                 assert!(matches!(error, Error::Sqlite { .. }), "{error:?}");
             }
         }
@@ -110,7 +110,7 @@ fn a_full_disk_is_an_error_that_passes_with_its_cause() {
 #[test]
 fn a_file_that_cannot_be_made_on_a_full_disk_is_made_later() {
     let scratch = scratch();
-    let Some(_mount) = Mount::tmpfs(scratch.path(), "64k") else {
+    let Some(full) = Mount::tmpfs(scratch.path(), "64k") else {
         println!("skipped: this user may not mount a filesystem");
         return;
     };
@@ -123,8 +123,8 @@ fn a_file_that_cannot_be_made_on_a_full_disk_is_made_later() {
             "{opened:?}"
         );
     }
-    drop(_mount);
-    let Some(_mount) = Mount::tmpfs(scratch.path(), "1m") else {
+    drop(full);
+    let Some(_roomy) = Mount::tmpfs(scratch.path(), "1m") else {
         return;
     };
     let limiter = Limiter::open(scratch.file()).unwrap();
@@ -155,8 +155,8 @@ fn acquire_in_spite_of_faults() {
         };
         match result {
             Ok(Some(permit)) => diary.note(permit.at(), &ask),
-            Ok(None) => {}
-            Err(
+            Ok(None)
+            | Err(
                 Error::Sqlite { .. } | Error::Io { .. } | Error::Moved { .. } | Error::Busy { .. },
             ) => {}
             Err(error) => panic!("{error:?}"),

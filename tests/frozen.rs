@@ -62,6 +62,8 @@ fn open_with_mail(scratch: &Scratch, busy_deadline: Duration) -> Limiter {
     limiter
 }
 
+type Call<'c> = &'c dyn Fn() -> Result<(), Error>;
+
 #[test]
 fn a_frozen_writer_is_reported_as_busy_after_the_busy_deadline_and_never_as_a_denial() {
     let scratch = scratch();
@@ -70,7 +72,7 @@ fn a_frozen_writer_is_reported_as_busy_after_the_busy_deadline_and_never_as_a_de
     // Full, so that a denial would be at hand.
     assert!(limiter.try_acquire("post").unwrap().is_granted());
     let writer = frozen_writer(&scratch);
-    let calls: [(&str, &dyn Fn() -> Result<(), Error>); 4] = [
+    let calls: [(&str, Call<'_>); 4] = [
         ("try_acquire", &|| limiter.try_acquire("post").map(drop)),
         ("acquire", &|| limiter.acquire("post").map(drop)),
         ("acquire_within", &|| {

@@ -5,7 +5,7 @@
 mod support;
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use quotalite::{Decision, Error, HOUR, Limit, Limiter, Request, SECOND};
@@ -70,7 +70,7 @@ fn work() {
     }
 }
 
-fn worker(scratch: &Scratch, diary: &PathBuf, count: usize) -> Process {
+fn worker(scratch: &Scratch, diary: &Path, count: usize) -> Process {
     let arguments = [
         ("FILE", scratch.file().display().to_string()),
         ("DIARY", diary.display().to_string()),

@@ -185,11 +185,11 @@ impl Diary {
 
     pub fn note(&mut self, at: quotalite::Timestamp, ask: &quotalite::Request) {
         let at_ns = at.as_nanos();
-        let lines: String = ask
-            .takes()
-            .map(|(key, amount)| format!("{at_ns} {key} {amount}\n"))
-            .collect();
-        self.0.write_all(lines.as_bytes()).unwrap();
+        let mut lines = Vec::new();
+        for (key, amount) in ask.takes() {
+            writeln!(lines, "{at_ns} {key} {amount}").unwrap();
+        }
+        self.0.write_all(&lines).unwrap();
     }
 }
 
