@@ -242,7 +242,6 @@ fn calls_of_the_system_that_fail_are_errors_and_leave_the_file_whole() {
         ("ftruncate", "EIO", &["", "+"]),
         ("openat", "EMFILE", &[""]),
         ("fcntl", "EINTR", &[""]),
-        ("fcntl", "EIO", &[""]),
     ];
     for (calls, error, repeats) in faults {
         let mut fired = 0;
