@@ -1,6 +1,11 @@
 //! What the tests share.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+#[cfg(target_os = "linux")]
+pub mod audit;
+#[cfg(target_os = "linux")]
+pub mod processes;
+
 use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;

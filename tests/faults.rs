@@ -1,0 +1,434 @@
+//! Disks that fill up or fail, namespaces, and files that must not grow for ever.
+#![cfg(target_os = "linux")]
+mod support;
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use quotalite::{Booking, Decision, Error, HOUR, Limit, Limiter, Request, SECOND, Timestamp};
+use support::audit::audit;
+use support::processes::{
+    Diary, await_signal, command_under, number, path, play, read_diaries, signal_by, size, spawn,
+    start,
+};
+use support::{Scratch, scratch};
+
+#[test]
+#[ignore = "the entry of child processes"]
+fn child() {
+    play(&[
+        ("acquire in spite of faults", acquire_in_spite_of_faults),
+        ("say the time", say_the_time),
+        ("book", book_and_sleep),
+        ("use up", use_up),
+    ]);
+}
+
+/// A small filesystem of its own, for as long as this lives.
+#[derive(Debug)]
+struct Mount(PathBuf);
+
+impl Mount {
+    /// Nothing if this user may not mount.
+    fn tmpfs(directory: &Path, bytes: &str) -> Option<Self> {
+        let status = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "none"])
+            .arg(directory)
+            .status();
+        status
+            .is_ok_and(|status| status.success())
+            .then(|| Self(directory.to_owned()))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// Fills whatever is left, in pieces that get smaller.
+fn fill(ballast: &Path) {
+    let mut file = std::fs::File::create(ballast).unwrap();
+    for piece in [64 << 10, 4 << 10, 1] {
+        while std::io::Write::write_all(&mut file, &vec![1; piece]).is_ok() {}
+    }
+}
+
+#[test]
+fn a_full_disk_is_an_error_that_passes_with_its_cause() {
+    let scratch = scratch();
+    let Some(_mount) = Mount::tmpfs(scratch.path(), "512k") else {
+        println!("skipped: this user may not mount a filesystem");
+        return;
+    };
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    limiter
+        .define(Limit::new("mail").per_hour(1_000_000))
+        .unwrap();
+    limiter.define(Limit::new("slow").per_second(1)).unwrap();
+    let diary_directory = support::scratch();
+    let diary_path = diary_directory.path().join("diary");
+    let mut diary = Diary::open(&diary_path);
+    let ask = Request::new().take("mail", 1);
+    for round in 0..3 {
+        for _ in 0..20 {
+            diary.note(
+                limiter.try_acquire(&ask).unwrap().granted().unwrap().at(),
+                &ask,
+            );
+        }
+        let ballast = scratch.path().join("ballast");
+        fill(&ballast);
+        let mut failures = 0;
+        for _ in 0..500 {
+            match limiter.try_acquire(&ask) {
+                Ok(decision) => diary.note(decision.granted().unwrap().at(), &ask),
+                Err(Error::Sqlite { .. }) => failures += 1,
+                Err(error) => panic!("{error:?}"),
+            }
+            if let Err(error) = limiter.book("slow").and_then(Booking::cancel) {
+                assert!(matches!(error, Error::Sqlite { .. }), "{error:?}");
+            }
+        }
+        println!("round {round}: {failures} of 500 failed");
+        assert!(failures > 0, "the disk was not full");
+        // Looking needs no room.
+        limiter.usage("mail").unwrap();
+        std::fs::remove_file(&ballast).unwrap();
+        diary.note(
+            limiter.try_acquire(&ask).unwrap().granted().unwrap().at(),
+            &ask,
+        );
+        let report = audit(&scratch.file(), &read_diaries([&diary_path]));
+        report.assert_clean();
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_made_on_a_full_disk_is_made_later() {
+    let scratch = scratch();
+    let Some(full) = Mount::tmpfs(scratch.path(), "64k") else {
+        println!("skipped: this user may not mount a filesystem");
+        return;
+    };
+    let ballast = scratch.path().join("ballast");
+    fill(&ballast);
+    for _ in 0..3 {
+        let opened = Limiter::open(scratch.file());
+        assert!(
+            matches!(opened, Err(Error::Sqlite { .. } | Error::Io { .. })),
+            "{opened:?}"
+        );
+    }
+    drop(full);
+    let Some(_roomy) = Mount::tmpfs(scratch.path(), "1m") else {
+        return;
+    };
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    limiter.define(Limit::new("mail").per_second(1)).unwrap();
+    assert!(limiter.try_acquire("mail").unwrap().is_granted());
+}
+
+fn acquire_in_spite_of_faults() {
+    let mut diary = Diary::open(&path("DIARY"));
+    let ask = Request::new().take("mail", 1).take("tokens", 5);
+    let mut limiter = None;
+    for _ in 0..number("COUNT") {
+        let result = match &limiter {
+            None => Limiter::builder(path("FILE"))
+                .busy_deadline(SECOND / 10)
+                .open()
+                .map(|opened| {
+                    limiter = Some(opened);
+                    None
+                }),
+            Some(limiter) if fastrand::u8(0..4) == 0 => {
+                // Books, and gives it back.
+                limiter
+                    .book("slow")
+                    .and_then(|booking| booking.cancel().map(|()| None))
+            }
+            Some(limiter) => limiter.try_acquire(&ask).map(Decision::granted),
+        };
+        match result {
+            Ok(Some(permit)) => diary.note(permit.at(), &ask),
+            Ok(None)
+            | Err(
+                Error::Sqlite { .. } | Error::Io { .. } | Error::Moved { .. } | Error::Busy { .. },
+            ) => {}
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+}
+
+/// Runs a child with a fault put into its calls by `strace`, and audits what it leaves. Returns whether the
+/// fault came to pass, or nothing if there is no `strace`.
+fn fires(fault: &str) -> Option<bool> {
+    let scratch = scratch();
+    {
+        let limiter = Limiter::open(scratch.file()).unwrap();
+        limiter.define(Limit::new("mail").per_hour(1_000)).unwrap();
+        limiter
+            .define(Limit::new("tokens").per_hour(5_000))
+            .unwrap();
+        limiter.define(Limit::new("slow").per_second(1)).unwrap();
+    }
+    let (file, diary) = (scratch.file(), scratch.path().join("diary"));
+    let trace = scratch.path().join("trace");
+    let inject = format!("inject={fault}");
+    let strace = [
+        "strace",
+        "-f",
+        "-o",
+        trace.to_str().unwrap(),
+        "-P",
+        file.to_str().unwrap(),
+    ];
+    let wal = format!("{}-wal", file.display());
+    let shm = format!("{}-shm", file.display());
+    let strace = [&strace[..], &["-P", &wal, "-P", &shm, "-e", &inject]].concat();
+    let arguments = [
+        ("FILE", file.to_str().unwrap()),
+        ("DIARY", diary.to_str().unwrap()),
+        ("COUNT", "60"),
+    ];
+    let status = match command_under(&strace, "acquire in spite of faults", &arguments).status() {
+        Err(error) => {
+            println!("skipped: strace cannot be run: {error}");
+            return None;
+        }
+        Ok(status) => status,
+    };
+    // `strace` ends as the child has ended.
+    let killed = fault.contains("signal=KILL") && status.signal() == Some(9);
+    assert!(status.success() || killed, "{fault}: {status}");
+    let acknowledged = read_diaries([&diary]);
+    audit(&file, &acknowledged).assert_clean();
+    let limiter = Limiter::open(&file).unwrap();
+    assert!(limiter.try_acquire("mail").unwrap().is_granted(), "{fault}");
+    assert!(
+        limiter.book("slow").unwrap().wait_time() <= SECOND,
+        "{fault}"
+    );
+    audit(&file, &acknowledged).assert_clean();
+    if killed {
+        // What was committed but not acknowledged counts as used: at most one permit.
+        let total: i64 = scratch.sqlite("SELECT count(*) FROM charge WHERE limit_id = 1");
+        assert!(
+            usize::try_from(total).unwrap() <= acknowledged.len() / 2 + 2,
+            "{fault}"
+        );
+    }
+    let injected = || {
+        let trace = std::fs::read_to_string(&trace).unwrap();
+        trace.contains("(INJECTED)")
+    };
+    Some(killed || injected())
+}
+
+/// At one call in some, and at all from one on.
+#[test]
+fn calls_of_the_system_that_fail_are_errors_and_leave_the_file_whole() {
+    let step = size(9, 1);
+    // A lock that fails for ever is waited for, so that those faults come once.
+    let faults = [
+        ("pwrite64", "EIO", &["", "+"][..]),
+        ("pwrite64", "ENOSPC", &["", "+"]),
+        ("pread64", "EIO", &["", "+"]),
+        ("fdatasync,fsync", "EIO", &["", "+"]),
+        ("ftruncate", "EIO", &["", "+"]),
+        ("openat", "EMFILE", &[""]),
+        ("fcntl", "EINTR", &[""]),
+    ];
+    for (calls, error, repeats) in faults {
+        let mut fired = 0;
+        for when in (1..40).step_by(step) {
+            for again in repeats {
+                let began = std::time::Instant::now();
+                match fires(&format!("{calls}:error={error}:when={when}{again}")) {
+                    None => return,
+                    Some(it_has) => fired += usize::from(it_has),
+                }
+                if began.elapsed() > SECOND {
+                    println!("{calls} {error} {when}{again}: {:?}", began.elapsed());
+                }
+            }
+        }
+        println!("{calls} {error}: {fired} times");
+        assert!(fired > 0, "{calls}");
+    }
+}
+
+#[test]
+fn a_process_killed_at_any_call_of_the_system_leaves_the_file_whole() {
+    let step = size(17, 1);
+    for calls in [
+        "pwrite64",
+        "fcntl",
+        "pread64",
+        "fdatasync,fsync",
+        "unlink",
+        "close",
+    ] {
+        let mut fired = 0;
+        for when in (1..80).step_by(step) {
+            match fires(&format!("{calls}:signal=KILL:when={when}")) {
+                None => return,
+                Some(it_has) => fired += usize::from(it_has),
+            }
+        }
+        println!("{calls}: killed {fired} times");
+        assert!(fired > 0, "{calls}");
+    }
+}
+
+fn say_the_time() {
+    let now = Limiter::open(path("FILE")).unwrap().now().unwrap();
+    std::fs::write(path("ANSWER"), now.as_nanos().to_string()).unwrap();
+}
+
+#[test]
+fn processes_in_other_time_namespaces_read_the_same_time() {
+    let scratch = scratch();
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    limiter.define(Limit::new("mail").per_second(1)).unwrap();
+    let (file, answer) = (scratch.file(), scratch.path().join("answer"));
+    let arguments = [
+        ("FILE", file.to_str().unwrap()),
+        ("ANSWER", answer.to_str().unwrap()),
+    ];
+    // The uptime bounds how far back a namespace can be.
+    for shift in ["86400", "-10"] {
+        let unshare = [
+            "unshare",
+            "-T",
+            "--boottime",
+            shift,
+            "--monotonic",
+            shift,
+            "--",
+        ];
+        let before = limiter.now().unwrap();
+        let status = command_under(&unshare, "say the time", &arguments).status();
+        if !status.is_ok_and(|status| status.success()) {
+            println!("skipped: this user may not make a time namespace");
+            return;
+        }
+        let after = limiter.now().unwrap();
+        let there: i64 = std::fs::read_to_string(&answer).unwrap().parse().unwrap();
+        let there = Timestamp::from_nanos(there);
+        assert!(
+            before <= there && there <= after,
+            "{shift}: {before:?} {there:?} {after:?}"
+        );
+    }
+}
+
+fn book_and_sleep() {
+    let limiter = Limiter::open(path("FILE")).unwrap();
+    let bookings: Vec<_> = (0..100).map(|_| limiter.book("slow").unwrap()).collect();
+    signal_by(&path("READY"));
+    std::thread::sleep(HOUR);
+    drop(bookings);
+}
+
+#[test]
+fn an_owner_in_another_pid_namespace_is_alive_until_it_dies() {
+    let scratch = scratch();
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    limiter.define(Limit::new("slow").per_second(1)).unwrap();
+    let (file, ready) = (scratch.file(), scratch.path().join("ready"));
+    let arguments = [
+        ("FILE", file.to_str().unwrap()),
+        ("READY", ready.to_str().unwrap()),
+    ];
+    let unshare = ["unshare", "-p", "-f", "--kill-child", "--mount-proc", "--"];
+    let allowed = Command::new(unshare[0])
+        .args(&unshare[1..])
+        .arg("true")
+        .status();
+    if !allowed.is_ok_and(|status| status.success()) {
+        println!("skipped: this user may not make a pid namespace");
+        return;
+    }
+    let owner = start(command_under(&unshare, "book", &arguments));
+    await_signal(&ready);
+    let pid: i64 = scratch.sqlite("SELECT pid FROM owner");
+    assert_eq!(pid, 1, "it counts from one there");
+    for _ in 0..3 {
+        let refused = limiter.book_within("slow", 5 * SECOND);
+        assert!(matches!(refused, Err(Error::TooLate { .. })), "{refused:?}");
+    }
+    owner.kill();
+    // The kernel ends the namespace a moment after.
+    support::processes::eventually("the bookings come back", || {
+        limiter.book_within("slow", SECOND).is_ok()
+    });
+}
+
+fn use_up() {
+    let limiter = Limiter::open(path("FILE")).unwrap();
+    for _ in 0..number("COUNT") {
+        assert!(limiter.try_acquire("short").unwrap().is_granted());
+    }
+}
+
+fn length(scratch: &Scratch, suffix: &str) -> u64 {
+    let file = scratch.path().join(format!("limits.db{suffix}"));
+    std::fs::metadata(file).map_or(0, |metadata| metadata.len())
+}
+
+/// Real time: what has expired is what is swept.
+#[test]
+fn under_load_neither_the_wal_nor_the_file_grows_with_what_has_expired() {
+    const MOST_WAL_BYTES: u64 = 16 << 20;
+    const MOST_FILE_BYTES: u64 = 8 << 20;
+    let count: u64 = size(20_000, 200_000);
+    let scratch = scratch();
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    limiter
+        .define(Limit::new("short").rate(1_000_000, SECOND / 10))
+        .unwrap();
+    // Used once, and by nobody after that.
+    let forsaken = Limit::new("forsaken").rate(10_000, SECOND / 10);
+    limiter.define(forsaken).unwrap();
+    for _ in 0..500 {
+        assert!(limiter.try_acquire("forsaken").unwrap().is_granted());
+    }
+    let (file, count) = (scratch.file(), count.to_string());
+    let arguments = [("FILE", file.to_str().unwrap()), ("COUNT", count.as_str())];
+    let users = [(); 2].map(|()| spawn("use up", &arguments));
+    let mut largest_wal = 0;
+    let mut largest_file = 0;
+    let mut most_rows = 0;
+    let mut running = Vec::from(users);
+    while !running.is_empty() {
+        for _ in 0..100 {
+            limiter.peek("short").unwrap();
+            limiter.usage("short").unwrap();
+        }
+        largest_wal = largest_wal.max(length(&scratch, "-wal"));
+        largest_file = largest_file.max(length(&scratch, ""));
+        let rows: i64 = scratch.sqlite("SELECT count(*) FROM charge");
+        most_rows = most_rows.max(rows);
+        std::thread::sleep(Duration::from_millis(5));
+        running = running
+            .into_iter()
+            .filter_map(support::processes::Process::still_running)
+            .collect();
+    }
+    println!(
+        "wal at most {largest_wal} bytes, file {largest_file} bytes, {most_rows} rows, of twice {count}"
+    );
+    assert!(largest_wal < MOST_WAL_BYTES, "{largest_wal}");
+    assert!(largest_file < MOST_FILE_BYTES, "{largest_file}");
+    let forsaken: i64 = scratch.sqlite("SELECT count(*) FROM charge WHERE limit_id = 2");
+    assert!(
+        forsaken <= 1,
+        "{forsaken} charges of a limit that nobody uses"
+    );
+    audit(&scratch.file(), &[]).assert_clean();
+}

@@ -1,0 +1,255 @@
+//! Processes that are stopped and go on: nobody waits for them for longer than it said, and nobody
+//! takes what is theirs.
+//!
+//! Real time: it is the kernel that stops them.
+#![cfg(target_os = "linux")]
+mod support;
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use quotalite::{Decision, Error, HOUR, Limit, Limiter, Request, SECOND};
+use support::audit::audit;
+use support::processes::{
+    Diary, Process, await_signal, eventually, path, play, read_diaries, signal_by, size, spawn,
+};
+use support::{Scratch, open_raw, scratch};
+
+#[test]
+#[ignore = "the entry of child processes"]
+fn child() {
+    play(&[
+        ("freeze", freeze_inside_a_transaction),
+        ("book", book_and_sleep),
+        ("work", work),
+    ]);
+}
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+fn freeze_inside_a_transaction() {
+    let connection = open_raw(&path("FILE"));
+    connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+    signal_by(&path("READY"));
+    nix::sys::signal::raise(Signal::SIGSTOP).unwrap();
+    connection.execute_batch("COMMIT").unwrap();
+}
+
+fn is_stopped(process: &Process) -> bool {
+    // The state stands behind the name, which is in parentheses and may hold anything.
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.id())).unwrap();
+    // The stopped thread is not the first one, but a stop signal stops all of them.
+    stat.rsplit(") ").next().unwrap().starts_with('T')
+}
+
+/// A process that holds the write lock and has been stopped.
+fn frozen_writer(scratch: &Scratch) -> Process {
+    let (file, ready) = (scratch.file(), scratch.path().join("frozen"));
+    let arguments = [
+        ("FILE", file.to_str().unwrap()),
+        ("READY", ready.to_str().unwrap()),
+    ];
+    let writer = spawn("freeze", &arguments);
+    await_signal(&ready);
+    eventually("it is stopped", || is_stopped(&writer));
+    writer
+}
+
+fn open_with_mail(scratch: &Scratch, busy_deadline: Duration) -> Limiter {
+    let builder = Limiter::builder(scratch.file()).busy_deadline(busy_deadline);
+    let limiter = builder.open().unwrap();
+    limiter.define(Limit::new("mail").per_second(1)).unwrap();
+    limiter
+}
+
+type Call<'c> = &'c dyn Fn() -> Result<(), Error>;
+
+#[test]
+fn a_frozen_writer_is_reported_as_busy_after_the_busy_deadline_and_never_as_a_denial() {
+    let scratch = scratch();
+    let limiter = open_with_mail(&scratch, 300 * MILLISECOND);
+    limiter.define(Limit::new("post").per_minute(1)).unwrap();
+    // Full, so that a denial would be at hand.
+    assert!(limiter.try_acquire("post").unwrap().is_granted());
+    let writer = frozen_writer(&scratch);
+    let calls: [(&str, Call<'_>); 4] = [
+        ("try_acquire", &|| limiter.try_acquire("post").map(drop)),
+        ("acquire", &|| limiter.acquire("post").map(drop)),
+        ("acquire_within", &|| {
+            limiter.acquire_within("post", HOUR).map(drop)
+        }),
+        ("define", &|| {
+            limiter.define(Limit::new("other").per_second(1)).map(drop)
+        }),
+    ];
+    for (name, call) in calls {
+        let asked = Instant::now();
+        let result = call();
+        let took = asked.elapsed();
+        assert!(
+            matches!(result, Err(Error::Busy { waited, .. }) if waited >= 300 * MILLISECOND),
+            "{name}: {result:?}"
+        );
+        assert!(
+            took >= 300 * MILLISECOND && took < SECOND,
+            "{name}: {took:?}"
+        );
+    }
+    // Who only looks needs no lock.
+    assert_eq!(limiter.usage("post").unwrap().rates()[0].used(), 1);
+    writer.send(Signal::SIGCONT);
+    eventually("the lock is free", || limiter.try_acquire("post").is_ok());
+    assert!(!limiter.try_acquire("post").unwrap().is_granted());
+    writer.wait_well();
+    audit(&scratch.file(), &[]).assert_clean();
+}
+
+#[test]
+fn who_can_wait_for_a_tenth_of_a_second_waits_no_longer_for_a_frozen_writer() {
+    let scratch = scratch();
+    let limiter = open_with_mail(&scratch, 5 * SECOND);
+    let writer = frozen_writer(&scratch);
+    for longest in [Duration::ZERO, 100 * MILLISECOND] {
+        let asked = Instant::now();
+        let result = limiter.acquire_within("mail", longest);
+        assert!(matches!(result, Err(Error::Busy { .. })), "{result:?}");
+        assert!(
+            asked.elapsed() < SECOND,
+            "{longest:?}: {:?}",
+            asked.elapsed()
+        );
+    }
+    drop(writer);
+    assert!(limiter.try_acquire("mail").unwrap().is_granted());
+}
+
+/// A call that has to open the file first, as after a fork or a removal, keeps its deadline too.
+#[test]
+fn a_frozen_writer_holds_up_no_call_that_opens_the_file_anew() {
+    let scratch = scratch();
+    let limiter = open_with_mail(&scratch, 300 * MILLISECOND);
+    let lock_file = scratch.path().join("limits.db-lock");
+    std::fs::remove_file(&lock_file).unwrap();
+    assert!(matches!(
+        limiter.try_acquire("mail"),
+        Err(Error::Moved { .. })
+    ));
+    let writer = frozen_writer(&scratch);
+    let asked = Instant::now();
+    let result = limiter.acquire_within("mail", 100 * MILLISECOND);
+    assert!(matches!(result, Err(Error::Busy { .. })), "{result:?}");
+    assert!(asked.elapsed() < SECOND, "{:?}", asked.elapsed());
+    drop(writer);
+    assert!(limiter.acquire_within("mail", SECOND).is_ok());
+}
+
+#[test]
+fn opening_beside_a_frozen_writer_of_a_file_that_is_up_to_date_does_not_need_the_lock() {
+    let scratch = scratch();
+    drop(open_with_mail(&scratch, 300 * MILLISECOND));
+    let writer = frozen_writer(&scratch);
+    let asked = Instant::now();
+    let builder = Limiter::builder(scratch.file()).busy_deadline(300 * MILLISECOND);
+    let opened = builder.open();
+    // Either it opens, or it says `Busy` as its documentation has it.
+    assert!(
+        matches!(opened, Ok(_) | Err(Error::Busy { .. })),
+        "{opened:?} after {:?}",
+        asked.elapsed()
+    );
+    drop(writer);
+}
+
+fn book_and_sleep() {
+    let limiter = Limiter::open(path("FILE")).unwrap();
+    let bookings: Vec<_> = (0..100).map(|_| limiter.book("mail").unwrap()).collect();
+    signal_by(&path("READY"));
+    std::thread::sleep(HOUR);
+    drop(bookings);
+}
+
+#[test]
+fn the_bookings_of_a_stopped_process_stand() {
+    let scratch = scratch();
+    let limiter = open_with_mail(&scratch, 5 * SECOND);
+    let (file, ready) = (scratch.file(), scratch.path().join("ready"));
+    let arguments = [
+        ("FILE", file.to_str().unwrap()),
+        ("READY", ready.to_str().unwrap()),
+    ];
+    let owner = spawn("book", &arguments);
+    await_signal(&ready);
+    owner.send(Signal::SIGSTOP);
+    eventually("it is stopped", || is_stopped(&owner));
+    for _ in 0..5 {
+        let refused = limiter.acquire_within("mail", 3 * SECOND);
+        assert!(matches!(refused, Err(Error::TooLate { .. })), "{refused:?}");
+        assert!(!limiter.try_acquire("mail").unwrap().is_granted());
+    }
+    let booked: i64 = scratch.sqlite("SELECT count(*) FROM charge WHERE owner_id IS NOT NULL");
+    assert!(booked >= 99, "{booked}");
+    // And it is dead as soon as it is, stopped or not.
+    owner.kill();
+    assert!(limiter.acquire_within("mail", SECOND).is_ok());
+}
+
+fn work() {
+    let limiter = Limiter::builder(path("FILE"))
+        .busy_deadline(50 * MILLISECOND)
+        .open()
+        .unwrap();
+    let mut diary = Diary::open(&path("DIARY"));
+    let ask = Request::new().take("mail", 1);
+    while !path("STOP").exists() {
+        match limiter.try_acquire(&ask) {
+            Ok(Decision::Granted(permit)) => diary.note(permit.at(), &ask),
+            Ok(Decision::Denied(denial)) => panic!("nothing is full: {denial}"),
+            Err(Error::Busy { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn processes_that_are_stopped_at_any_moment_go_on_and_lose_nothing() {
+    let stops: usize = size(15, 200);
+    let scratch = scratch();
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    limiter
+        .define(Limit::new("mail").per_hour(1_000_000_000))
+        .unwrap();
+    let stop = scratch.path().join("stop");
+    let diaries: Vec<_> = (0..4)
+        .map(|number| scratch.path().join(format!("diary-{number}")))
+        .collect();
+    let workers: Vec<Process> = diaries
+        .iter()
+        .map(|diary| {
+            let file = scratch.file();
+            let arguments = [
+                ("FILE", file.to_str().unwrap()),
+                ("DIARY", diary.to_str().unwrap()),
+                ("STOP", stop.to_str().unwrap()),
+            ];
+            spawn("work", &arguments)
+        })
+        .collect();
+    for diary in &diaries {
+        await_signal(diary);
+    }
+    for _ in 0..stops {
+        let worker = &workers[fastrand::usize(..workers.len())];
+        worker.send(Signal::SIGSTOP);
+        std::thread::sleep(Duration::from_millis(fastrand::u64(1..120)));
+        worker.send(Signal::SIGCONT);
+        std::thread::sleep(Duration::from_micros(fastrand::u64(100..20_000)));
+    }
+    signal_by(&stop);
+    for worker in workers {
+        worker.wait_well();
+    }
+    let acknowledged = read_diaries(&diaries);
+    let report = audit(&scratch.file(), &acknowledged);
+    report.assert_clean();
+    assert_eq!(report.charges, acknowledged.len());
+}
