@@ -222,7 +222,13 @@ impl Books {
         let (seq, before) = match previous {
             Some((&(previous_at, seq), sum)) if previous_at == at => (seq + 1, sum.total),
             Some((_, sum)) => (0, sum.total),
-            None => (0, Total::ZERO),
+            // What lay before may have been swept, and the bookings ahead still count from there.
+            None => (
+                0,
+                ledger
+                    .first_key_value()
+                    .map_or(Total::ZERO, |next| charge_of(next).before()),
+            ),
         };
         for (_, sum) in ledger.range_mut((at, seq)..) {
             sum.total = sum.total.plus(amount);

@@ -103,7 +103,12 @@ impl Transaction<'_> {
         let (seq, before) = match previous {
             Some(previous) if previous.at == at => (previous.seq.saturating_add(1), previous.total),
             Some(previous) => (0, previous.total),
-            None => (0, Total::ZERO),
+            // What lay before may have been swept, and the bookings ahead still count from there.
+            None => (
+                0,
+                self.first_after(limit, at)?
+                    .map_or(Total::ZERO, |next| next.before()),
+            ),
         };
         let added = Charge {
             at,
