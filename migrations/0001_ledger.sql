@@ -6,7 +6,7 @@ CREATE TABLE clock (
     boot_id               TEXT    NOT NULL,
     -- instant = time since boot + offset_ns, in that boot
     offset_ns             INTEGER NOT NULL,
-    -- an instant that has been reached; at most a second behind the last transaction
+    -- an instant that has been reached; at most a second behind the last one that wrote
     high_ns               INTEGER NOT NULL,
     -- wall clock = instant + wall_minus_instant_ns, for people who read this file
     wall_minus_instant_ns INTEGER NOT NULL,

@@ -89,6 +89,14 @@ pub enum Error {
         /// The file that is no longer the one that was opened.
         file: PathBuf,
     },
+    /// This process was forked while another thread was in the middle of a call. What that thread had
+    /// open can neither be used nor closed here; use the limiter before other threads do, or not after
+    /// `fork`.
+    #[error("{} was in use by another thread when this process was forked", .file.display())]
+    Forked {
+        /// The file.
+        file: PathBuf,
+    },
     /// The file was written by a newer version of this crate.
     #[error("{} has schema version {found}, this library knows versions up to {known}", .file.display())]
     NewerSchema {

@@ -134,7 +134,7 @@ fn dropping_or_cancelling_a_booking_gives_its_place_to_the_next() {
         let now = limiter.book("k").unwrap();
         assert_eq!(now.wait_time(), Duration::ZERO);
         let _permit = now.wait();
-        clock.advance(SECOND - Duration::from_nanos(1));
+        clock.advance(Duration::from_nanos(999_999_999));
         assert!(!limiter.try_acquire("k").unwrap().is_granted());
     });
 }
@@ -393,10 +393,7 @@ fn the_clock_of_a_limiter_is_the_files() {
         .open()
         .unwrap();
     let gone = rebooted.now().unwrap().saturating_duration_since(start);
-    assert!(
-        gone >= 11 * SECOND - SECOND && gone <= 11 * SECOND,
-        "{gone:?}"
-    );
+    assert!(gone >= 10 * SECOND && gone <= 11 * SECOND, "{gone:?}");
     assert!(
         rebooted.try_acquire("k").unwrap().is_granted(),
         "nobody is locked out"

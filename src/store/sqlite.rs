@@ -20,8 +20,9 @@ use std::time::{Duration, Instant};
 pub use connection::Durability;
 
 use self::connection::waiting_until;
-use self::place::Place;
-use self::session::Session;
+use self::lock_file::LockFile;
+use self::place::{Place, Watch};
+use self::session::{LONGEST_OPEN, Opening, Session};
 use self::transaction::{Access, Transaction};
 use super::{
     BookingId, Claim, Definition, Few, OnConflict, Outcome, Row, Store, denial, latest, lines,
@@ -55,8 +56,18 @@ const SHORTEST_LOCK_WAIT: Duration = Duration::from_millis(50);
 pub(crate) struct SqliteStore {
     options: Options,
     place: Place,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
     /// `None` after the file was found to have moved, until the next call opens what stands there.
-    session: Mutex<Option<Arc<Session>>>,
+    session: Option<Arc<Session>>,
+    /// What stood at the path in the session that was left last.
+    left: Option<Watch>,
+    /// The lock files of sessions that were left: what their owners had booked is still waited for, and
+    /// nobody may take it for a dead process's as long as this limiter lives.
+    retired: Vec<Arc<LockFile>>,
 }
 
 impl SqliteStore {
@@ -66,50 +77,78 @@ impl SqliteStore {
         if !options.trust_filesystem {
             place.check_filesystem()?;
         }
-        let session = Arc::new(Session::open(&place, &options, options.create)?);
+        if !Session::close_inherited() {
+            return Err(place.forked());
+        }
+        // Opening takes as long as it takes those in front; nobody is to be turned away for that.
+        let opening = Opening {
+            create: options.create,
+            deadline: Instant::now() + options.busy_deadline.max(LONGEST_OPEN),
+            left: None,
+        };
+        let session = Session::open(&place, &options, opening)?;
         let store = Self {
             options,
             place,
-            session: Mutex::new(Some(Arc::clone(&session))),
+            state: Mutex::new(State {
+                session: Some(Arc::clone(&session)),
+                left: None,
+                retired: Vec::new(),
+            }),
         };
         // The first transaction in a file, and the first one of a boot, ties its instants to the clock.
-        store.write(&session, |_| Ok(()))?;
+        let wait = store.options.busy_deadline;
+        let look = |transaction: &mut Transaction<'_>| Ok(transaction.clock_has_to_be_fixed());
+        if store.transact(&session, Access::Look, wait, look)? {
+            store.write(&session, |_| Ok(()))?;
+        }
         Ok(store)
     }
 
-    /// The open session. After a fork the child opens one of its own: SQLite's connections and locks
-    /// belong to the process that made them, and closing the copies would close the parent's.
-    fn session(&self) -> Result<Arc<Session>, Error> {
-        let mut current = self.lock_session();
-        if let Some(session) = &*current {
+    /// The open session, opened anew if the former one had to be left, or belongs to the process that
+    /// this one was forked from.
+    fn session(&self, deadline: Instant) -> Result<Arc<Session>, Error> {
+        let mut state = self.lock_state();
+        if let Some(session) = &state.session {
             if session.is_ours() {
                 return Ok(Arc::clone(session));
             }
-            if let Some(inherited) = current.take() {
-                Session::disown(inherited);
+            if !Session::close_inherited() {
+                return Err(self.place.forked());
             }
+            for lock_file in state.retired.drain(..) {
+                lock_file.close();
+            }
+            state.session = None;
         }
         // Never creates: a file that was removed comes back when somebody opens it on purpose.
         if !self.place.database.exists() {
             return Err(self.place.moved());
         }
-        let session = Arc::new(Session::open(&self.place, &self.options, false)?);
-        *current = Some(Arc::clone(&session));
+        let opening = Opening {
+            create: false,
+            deadline,
+            left: state.left.as_ref(),
+        };
+        let session = Session::open(&self.place, &self.options, opening)?;
+        state.session = Some(Arc::clone(&session));
         Ok(session)
     }
 
-    fn lock_session(&self) -> MutexGuard<'_, Option<Arc<Session>>> {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets go of a session that can no longer be used.
     fn leave(&self, session: &Session) {
-        let mut current = self.lock_session();
-        if current
-            .as_ref()
-            .is_some_and(|open| open.number == session.number)
-        {
-            *current = None;
+        let mut state = self.lock_state();
+        let open = state.session.as_ref();
+        if open.is_some_and(|open| open.number == session.number) {
+            state.session = None;
+            state.left = Some(session.watch.clone());
+            if session.owner().is_some() {
+                state.retired.push(Arc::clone(&session.lock_file));
+            }
         }
     }
 
@@ -123,16 +162,27 @@ impl SqliteStore {
     ) -> Result<T, Error> {
         let asked = Instant::now();
         let deadline = asked + lock_wait;
-        let mut link = session.link(access, &self.place, deadline)?;
-        let result = waiting_until(deadline, || {
-            let clock = &*self.options.clock;
-            let mut transaction =
-                Transaction::begin(&mut link, access, &self.place, &session.watch, clock, asked)?;
-            let value = act(&mut transaction)?;
-            transaction.finish()?;
-            Ok(value)
-        });
-        if link.stuck || matches!(result, Err(Error::Moved { .. })) {
+        let _call = session.call();
+        let result = session
+            .link(access, &self.place, deadline)
+            .and_then(|mut link| {
+                let result = waiting_until(deadline, || {
+                    let (place, clock) = (&self.place, &*self.options.clock);
+                    let mut transaction =
+                        Transaction::begin(&mut link, access, place, &session.watch, clock, asked)?;
+                    let value = act(&mut transaction)?;
+                    transaction.finish()?;
+                    Ok(value)
+                });
+                if access == Access::Write && session.is_wal_due() {
+                    link.keep_wal_short(&self.place);
+                }
+                if link.stuck {
+                    self.leave(session);
+                }
+                result
+            });
+        if matches!(result, Err(Error::Moved { .. })) {
             self.leave(session);
         }
         result
@@ -142,8 +192,9 @@ impl SqliteStore {
         &self,
         act: impl FnOnce(&mut Transaction<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let session = self.session()?;
-        self.transact(&session, Access::Read, self.options.busy_deadline, act)
+        let wait = self.options.busy_deadline;
+        let session = self.session(Instant::now() + wait)?;
+        self.transact(&session, Access::Read, wait, act)
     }
 
     fn write<T>(
@@ -155,28 +206,30 @@ impl SqliteStore {
     }
 
     /// Makes this process an owner, if it is none yet.
-    fn become_owner(&self, session: &Session) -> Result<(), Error> {
-        let mut owner = session.lock_owner();
-        if owner.is_some() {
+    fn become_owner(&self, session: &Session, lock_wait: Duration) -> Result<(), Error> {
+        let _entering = session
+            .entering
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if session.owner().is_some() {
             return Ok(());
         }
         let mut entered = None;
-        let result = self.write(session, |transaction| {
+        let result = self.transact(session, Access::Write, lock_wait, |transaction| {
             // A good moment to see who else is gone.
             transaction.reclaim(&session.lock_file, None)?;
             let id = transaction.insert_owner(&session.lock_file)?;
             entered = Some(id);
             Ok(())
         });
-        match result {
-            Ok(()) => *owner = entered,
-            Err(_) => {
-                if let Some(id) = entered {
-                    // Nobody has seen the row; should this fail, the byte stays locked and the id of
-                    // the next owner is reported as damaged rather than shared.
-                    let _ = session.lock_file.unlock_owner(id);
-                }
+        match (&result, entered) {
+            (Ok(()), Some(id)) => session.set_owner(id),
+            (Err(_), Some(id)) => {
+                // Nobody has seen the row; should this fail, the byte stays locked and the id of the
+                // next owner is reported as damaged rather than shared.
+                let _ = session.lock_file.unlock_owner(id);
             }
+            (_, None) => {}
         }
         result
     }
@@ -193,17 +246,6 @@ impl SqliteStore {
     }
 }
 
-impl Drop for SqliteStore {
-    fn drop(&mut self) {
-        let session = self.lock_session().take();
-        if let Some(inherited) = session
-            && !inherited.is_ours()
-        {
-            Session::disown(inherited);
-        }
-    }
-}
-
 /// What one attempt at an acquisition came to.
 enum Attempt {
     Done(Outcome),
@@ -213,7 +255,7 @@ enum Attempt {
 
 impl Store for SqliteStore {
     fn define(&self, limit: &Limit, conflict: OnConflict) -> Result<Definition, Error> {
-        let session = self.session()?;
+        let session = self.session(Instant::now() + self.options.busy_deadline)?;
         self.write(&session, |transaction| transaction.define(limit, conflict))
     }
 
@@ -229,24 +271,21 @@ impl Store for SqliteStore {
     }
 
     fn acquire(&self, plan: &Plan<'_>) -> Result<Outcome, Error> {
-        let session = self.session()?;
+        let lock_wait = self.lock_wait(plan.patience);
+        let session = self.session(Instant::now() + lock_wait)?;
         loop {
-            let owner = *session.lock_owner();
-            let attempt = self.transact(
-                &session,
-                Access::Write,
-                self.lock_wait(plan.patience),
-                |transaction| attempt(transaction, &session, plan, owner),
-            )?;
+            let attempt = self.transact(&session, Access::Write, lock_wait, |transaction| {
+                attempt(transaction, &session, plan)
+            })?;
             match attempt {
                 Attempt::Done(outcome) => return Ok(outcome),
-                Attempt::NeedsOwner => self.become_owner(&session)?,
+                Attempt::NeedsOwner => self.become_owner(&session, lock_wait)?,
             }
         }
     }
 
     fn cancel(&self, claim: &Claim) -> Result<(), Error> {
-        let session = self.session()?;
+        let session = self.session(Instant::now() + self.options.busy_deadline)?;
         if session.number != claim.session {
             // Charged in another file, or by the process that this one was forked from.
             return Ok(());
@@ -297,8 +336,8 @@ fn attempt(
     transaction: &mut Transaction<'_>,
     session: &Session,
     plan: &Plan<'_>,
-    owner: Option<i64>,
 ) -> Result<Attempt, Error> {
+    let owner = session.owner();
     let now = transaction.now();
     let known = transaction.all_known(plan)?;
     let lines = lines(plan, &known, &transaction.place.database)?;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use r2d2::ManageConnection;
 use r2d2_sqlite::SqliteConnectionManager;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use scheduled_thread_pool::ScheduledThreadPool;
 
@@ -54,10 +55,36 @@ impl Link {
             stuck: false,
         }
     }
+
+    /// Makes a long WAL start anew.
+    pub(super) fn keep_wal_short(&self, place: &Place) {
+        let length = place.wal.metadata().map_or(0, |wal| wal.len());
+        if length <= WAL_BYTES_LONG {
+            return;
+        }
+        let restarted = waiting_until(Instant::now() + WAL_PATIENCE, || {
+            self.connection
+                .query_row("PRAGMA wal_checkpoint(RESTART)", [], |row| {
+                    row.get::<_, bool>(0)
+                })
+        });
+        match restarted {
+            Ok(busy) => tracing::trace!(length, busy, "restarted the WAL"),
+            Err(error) => tracing::debug!(length, %error, "the WAL could not be restarted"),
+        }
+    }
 }
 
-/// The WAL is cut back to this after a checkpoint, so that one long read does not leave it large for ever.
-const WAL_BYTES_KEPT: i64 = 8 << 20;
+/// The WAL is cut back to this once it has been copied into the database and starts anew.
+const WAL_BYTES_KEPT: i64 = 4 << 20;
+
+/// From here on it is made to start anew. SQLite copies it into the database every 1 000 pages, but starts
+/// it anew only when a writer finds nothing left to copy, which two busy writers never do: each has
+/// written again before the other looks.
+const WAL_BYTES_LONG: u64 = 8 << 20;
+
+/// How long a caller waits for the others to let the WAL start anew. Another one will try again.
+const WAL_PATIENCE: Duration = Duration::from_millis(20);
 
 /// What the pages of a connection's cache may take, in KiB.
 const CACHE_KIB: i64 = 4 << 10;
@@ -127,12 +154,18 @@ fn wait_for_lock(attempt: i32) -> bool {
     true
 }
 
+/// A connection that waits to be pooled.
+type Spare = Arc<Mutex<Option<Link>>>;
+
 /// Makes the connections of one role for a pool.
 #[derive(Debug)]
 pub(super) struct LinkManager {
     sqlite: SqliteConnectionManager,
-    /// The connection that opened the file, for whoever asks first.
-    first: Mutex<Option<Link>>,
+    spare: Spare,
+}
+
+fn take_spare(spare: &Spare) -> Option<Link> {
+    spare.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 impl ManageConnection for LinkManager {
@@ -140,12 +173,7 @@ impl ManageConnection for LinkManager {
     type Error = rusqlite::Error;
 
     fn connect(&self) -> rusqlite::Result<Link> {
-        let first = self
-            .first
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        match first {
+        match take_spare(&self.spare) {
             Some(link) => Ok(link),
             None => self.sqlite.connect().map(Link::new),
         }
@@ -171,6 +199,8 @@ pub(super) type Pooled = r2d2::PooledConnection<LinkManager>;
 pub(super) struct Pools {
     writer: r2d2::Pool<LinkManager>,
     readers: r2d2::Pool<LinkManager>,
+    /// The connection that opened the file, for whoever writes first.
+    first: Spare,
     last_error: Arc<LastError>,
 }
 
@@ -200,7 +230,7 @@ impl Pools {
         // r2d2 opens connections on a thread of this pool, which sleeps for the rest of its life: with
         // no idle timeout and no lifetime, r2d2 schedules nothing else.
         let threads = Arc::new(ScheduledThreadPool::new(1));
-        let pool = |size: u32, first: Option<Connection>, read_only: bool| {
+        let pool = |size: u32, spare: Spare, read_only: bool| {
             let durability = setup.durability;
             let sqlite = SqliteConnectionManager::file(&place.database)
                 .with_flags(flags())
@@ -220,34 +250,82 @@ impl Pools {
                 .test_on_check_out(false)
                 .thread_pool(Arc::clone(&threads))
                 .error_handler(Box::new(KeepError(Arc::clone(&last_error))))
-                .build_unchecked(LinkManager {
-                    sqlite,
-                    first: Mutex::new(first.map(Link::new)),
-                })
+                .build_unchecked(LinkManager { sqlite, spare })
         };
+        let first: Spare = Arc::new(Mutex::new(Some(Link::new(first))));
         Self {
-            writer: pool(1, Some(first), false),
-            readers: pool(setup.reader_count, None, true),
+            writer: pool(1, Arc::clone(&first), false),
+            readers: pool(setup.reader_count, Spare::default(), true),
+            first,
             last_error,
         }
     }
 
-    pub(super) fn writer(&self, place: &Place, deadline: Instant) -> Result<Pooled, Error> {
-        self.get(&self.writer, place, deadline)
+    pub(super) fn writer(
+        &self,
+        place: &Place,
+        watch: &Watch,
+        deadline: Instant,
+    ) -> Result<Pooled, Error> {
+        self.get(&self.writer, place, watch, deadline)
     }
 
-    pub(super) fn reader(&self, place: &Place, deadline: Instant) -> Result<Pooled, Error> {
-        self.get(&self.readers, place, deadline)
+    pub(super) fn reader(
+        &self,
+        place: &Place,
+        watch: &Watch,
+        deadline: Instant,
+    ) -> Result<Pooled, Error> {
+        self.get(&self.readers, place, watch, deadline)
+    }
+
+    /// Whether the last connection may copy the WAL into the database when it closes, as far as the one
+    /// that writes knows.
+    pub(super) fn allow_checkpoint(&self, opened: &Watch) -> bool {
+        let allows = |link: &mut Link| {
+            let watch = link.watch.get_or_insert_with(|| opened.clone());
+            watch.allows_checkpoint()
+        };
+        match self.writer.try_get() {
+            Some(mut link) => allows(&mut link),
+            None => opened.clone().allows_checkpoint(),
+        }
+    }
+
+    /// Closes all connections that nobody uses, without copying the WAL into the database or removing
+    /// it, whoever else is there or not.
+    pub(super) fn close_without_checkpoint(&self) {
+        let spare_one = |link: &Link| {
+            let config = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+            if let Err(error) = link.connection.set_db_config(config, true) {
+                tracing::error!(%error, "a connection may touch a WAL that is not its own any more");
+            }
+        };
+        if let Some(link) = take_spare(&self.first) {
+            spare_one(&link);
+        }
+        for pool in [&self.writer, &self.readers] {
+            while let Some(mut link) = pool.try_get() {
+                spare_one(&link);
+                // The pool drops what is stuck instead of keeping it.
+                link.stuck = true;
+            }
+        }
     }
 
     fn get(
         &self,
         pool: &r2d2::Pool<LinkManager>,
         place: &Place,
+        watch: &Watch,
         deadline: Instant,
     ) -> Result<Pooled, Error> {
         if let Some(link) = pool.try_get() {
             return Ok(link);
+        }
+        // A new connection must not open another file; and r2d2 would try until the deadline.
+        if !watch.clone().holds() {
+            return Err(place.moved());
         }
         let start = Instant::now();
         match pool.get_timeout(deadline.saturating_duration_since(start)) {

@@ -135,6 +135,12 @@ impl Place {
         }
     }
 
+    pub(super) fn forked(&self) -> Error {
+        Error::Forked {
+            file: self.database.clone(),
+        }
+    }
+
     pub(super) fn moved(&self) -> Error {
         Error::Moved {
             file: self.database.clone(),
@@ -181,6 +187,9 @@ pub(super) struct Watch {
     directory: PathBuf,
     #[cfg(unix)]
     seen: Option<DirectoryState>,
+    /// By the wall clock, as the files' stamps are.
+    #[cfg(unix)]
+    held_ns: i128,
 }
 
 #[cfg(unix)]
@@ -217,6 +226,7 @@ impl Watch {
             ],
             directory: place.directory.clone(),
             seen: None,
+            held_ns: wall_ns(),
         })
     }
 
@@ -225,25 +235,72 @@ impl Watch {
         self.files[3].1.1.cast_signed() == inode
     }
 
+    /// Removes the sidecars that this watch knows if another database stands at the path now: SQLite
+    /// would replay the former one's WAL into it.
+    pub(super) fn remove_orphans(&self, place: &Place) -> Result<(), Error> {
+        let [database, sidecars @ .., _lock] = &self.files;
+        let same = |(path, id): &(PathBuf, FileId)| file_id(path).is_ok_and(|found| found == *id);
+        if same(database) {
+            return Ok(());
+        }
+        for sidecar in sidecars.iter().filter(|sidecar| same(sidecar)) {
+            std::fs::remove_file(&sidecar.0)
+                .map_err(|source| place.failed("removing the WAL of a former file", source))?;
+        }
+        Ok(())
+    }
+
     /// Whether all files still are those that were opened.
     pub(super) fn holds(&mut self) -> bool {
         let Ok(directory) = directory_state(&self.directory) else {
             return false;
         };
+        let now_ns = wall_ns();
         if self.seen == Some(directory) {
+            self.held_ns = now_ns;
             return true;
         }
         let all_stand = self
             .files
             .iter()
             .all(|(path, id)| file_id(path).is_ok_and(|found| found == *id));
-        let wall_ns = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |since| i128::try_from(since.as_nanos()).unwrap_or(0));
+        if !all_stand {
+            return false;
+        }
+        self.held_ns = now_ns;
         let stamp_ns = directory.modified_ns.max(directory.changed_ns);
-        self.seen = (all_stand && wall_ns - stamp_ns > SETTLED_NS).then_some(directory);
-        all_stand
+        self.seen = (now_ns - stamp_ns > SETTLED_NS).then_some(directory);
+        true
     }
+
+    /// Whether a connection may copy its WAL into the database when it is the last one to close: if
+    /// all files stand; or if the sidecars are gone and nobody can have written since they stood. Else
+    /// it would lay old pages over newer ones.
+    pub(super) fn allows_checkpoint(&mut self) -> bool {
+        if self.holds() {
+            return true;
+        }
+        let [(database, id), (wal, _), ..] = &self.files;
+        let alone = std::fs::symlink_metadata(wal)
+            .is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        let untouched = nix::sys::stat::stat(database).is_ok_and(|found| {
+            let modified_ns = stamp_ns(found.st_mtime, found.st_mtime_nsec);
+            (found.st_dev, found.st_ino) == *id && modified_ns < self.held_ns - SETTLED_NS
+        });
+        alone && untouched
+    }
+}
+
+#[cfg(unix)]
+fn wall_ns() -> i128 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| i128::try_from(since.as_nanos()).unwrap_or(0))
+}
+
+#[cfg(unix)]
+fn stamp_ns(seconds: i64, nanos: i64) -> i128 {
+    i128::from(seconds) * 1_000_000_000 + i128::from(nanos)
 }
 
 #[cfg(unix)]
@@ -257,11 +314,10 @@ fn file_id(path: &Path) -> io::Result<FileId> {
 fn directory_state(path: &Path) -> io::Result<DirectoryState> {
     // Not by `std::fs::metadata`: its `statx` takes half as long again, and this is the hot path.
     let found = nix::sys::stat::stat(path)?;
-    let stamp = |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
     Ok(DirectoryState {
         id: (found.st_dev, found.st_ino),
-        modified_ns: stamp(found.st_mtime, found.st_mtime_nsec),
-        changed_ns: stamp(found.st_ctime, found.st_ctime_nsec),
+        modified_ns: stamp_ns(found.st_mtime, found.st_mtime_nsec),
+        changed_ns: stamp_ns(found.st_ctime, found.st_ctime_nsec),
     })
 }
 
@@ -276,7 +332,16 @@ impl Watch {
         true
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "on Unix this can fail")]
+    pub(super) fn remove_orphans(&self, _place: &Place) -> Result<(), Error> {
+        Ok(())
+    }
+
     pub(super) fn holds(&mut self) -> bool {
+        true
+    }
+
+    pub(super) fn allows_checkpoint(&mut self) -> bool {
         true
     }
 }

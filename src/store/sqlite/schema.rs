@@ -25,12 +25,24 @@ pub(super) fn check_sqlite(version_number: i32, version: &str) -> Result<(), Err
 }
 
 /// Puts the file into WAL mode and brings its schema up to date. The caller holds the open guard.
+///
+/// A file that is not ours, or too new, is only read; and so is one that is up to date, whose write lock
+/// somebody else may hold.
 pub(super) fn migrate(connection: &Connection, place: &Place) -> Result<(), Error> {
     let failed = |error| place.sqlite(error);
-    // The file may grow and shrink, and this can only be chosen before the first table.
-    connection
-        .pragma_update(None, "auto_vacuum", "INCREMENTAL")
+    let version = version(connection, place)?;
+    let mode: String = connection
+        .pragma_query_value(None, "journal_mode", |row| row.get(0))
         .map_err(failed)?;
+    if version == latest() && mode == "wal" {
+        return Ok(());
+    }
+    if version == 0 {
+        // So that the file can shrink; this can only be chosen before the first table.
+        connection
+            .pragma_update(None, "auto_vacuum", "INCREMENTAL")
+            .map_err(failed)?;
+    }
     let mode: String = connection
         .query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))
         .map_err(failed)?;
@@ -39,8 +51,6 @@ pub(super) fn migrate(connection: &Connection, place: &Place) -> Result<(), Erro
             "its journal mode is `{mode}` and cannot be changed to `wal`"
         )));
     }
-    // The version is read under the write lock: of two processes that find an old file, the second
-    // sees what the first has done.
     connection
         .execute_batch("BEGIN IMMEDIATE")
         .map_err(failed)?;
@@ -54,7 +64,12 @@ pub(super) fn migrate(connection: &Connection, place: &Place) -> Result<(), Erro
     result.and(ended)
 }
 
-fn apply(connection: &Connection, place: &Place) -> Result<(), Error> {
+fn latest() -> i64 {
+    i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
+}
+
+/// The version of the schema; 0 in an empty file. An error if the file is not ours or too new.
+fn version(connection: &Connection, place: &Place) -> Result<i64, Error> {
     let failed = |error| place.sqlite(error);
     let pragma = |name: &str| -> Result<i64, Error> {
         connection
@@ -62,7 +77,6 @@ fn apply(connection: &Connection, place: &Place) -> Result<(), Error> {
             .map_err(failed)
     };
     let (application_id, version) = (pragma("application_id")?, pragma("user_version")?);
-    let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
     if application_id != APPLICATION_ID {
         let objects: i64 = connection
             .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
@@ -75,17 +89,22 @@ fn apply(connection: &Connection, place: &Place) -> Result<(), Error> {
             });
         }
     }
-    if version > known {
+    if version > latest() {
         return Err(Error::NewerSchema {
             file: place.database.clone(),
             found: version,
-            known,
+            known: latest(),
         });
     }
-    if version == known {
-        return Ok(());
-    }
-    let done = usize::try_from(version).map_err(|_| place.damaged("its version is negative"))?;
+    Ok(version)
+}
+
+fn apply(connection: &Connection, place: &Place) -> Result<(), Error> {
+    let failed = |error| place.sqlite(error);
+    // Read again under the write lock: of two processes that find an old file, the second sees what the
+    // first has done.
+    let done = usize::try_from(version(connection, place)?)
+        .map_err(|_| place.damaged("its version is negative"))?;
     for migration in &MIGRATIONS[done..] {
         connection.execute_batch(migration).map_err(failed)?;
     }
@@ -93,7 +112,7 @@ fn apply(connection: &Connection, place: &Place) -> Result<(), Error> {
         .pragma_update(None, "application_id", APPLICATION_ID)
         .map_err(failed)?;
     connection
-        .pragma_update(None, "user_version", known)
+        .pragma_update(None, "user_version", latest())
         .map_err(failed)
 }
 

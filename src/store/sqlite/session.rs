@@ -1,7 +1,7 @@
 //! The time from opening a file to closing it, in one process.
 
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
@@ -11,7 +11,7 @@ use super::connection::{Pooled, Pools, Setup, flags, prepare, waiting_until};
 use super::file_control::has_moved;
 use super::lock_file::LockFile;
 use super::place::{Place, Watch};
-use super::schema::migrate;
+use super::schema::{is_busy, migrate};
 use super::sweep::SWEEP_EVERY;
 use super::transaction::Access;
 use crate::calendar::LimitId;
@@ -22,71 +22,105 @@ pub(super) struct Session {
     /// Tells this session from every other of this process and of those forked from it.
     pub(super) number: u64,
     pid: u32,
-    pub(super) lock_file: LockFile,
+    pub(super) lock_file: Arc<LockFile>,
     pub(super) watch: Watch,
-    pools: Pools,
-    /// The owner that this process is, once it has booked something.
-    owner: Mutex<Option<i64>>,
+    pools: Arc<Pools>,
+    /// How many calls are under way.
+    calls: AtomicUsize,
+    /// The owner that this process is, once it has booked something; 0 before.
+    owner: AtomicI64,
+    /// Held by the thread that makes this process an owner.
+    pub(super) entering: Mutex<()>,
     bookings: AtomicI64,
     charged: AtomicU32,
+    written: AtomicU32,
     /// The limit that was last swept in passing.
     swept: AtomicI64,
 }
 
+/// How a session is opened.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Opening<'o> {
+    pub(super) create: bool,
+    pub(super) deadline: Instant,
+    /// What stood at the path when the former session was opened, if that had to be left.
+    pub(super) left: Option<&'o Watch>,
+}
+
+/// All sessions of this process and, in a forked child, those that it inherited.
+static SESSIONS: Mutex<Vec<Weak<Session>>> = Mutex::new(Vec::new());
+
 impl Session {
-    /// Opens the file, makes it if it is not there and `create` allows that, and migrates it. All of this
+    /// Opens the file, makes it if it is not there and that is wanted, and migrates it. All of this
     /// happens under the lock file's guard: SQLite reports spurious locks to processes that create or
     /// switch a database to WAL at the same moment, whatever their busy timeout.
-    pub(super) fn open(place: &Place, options: &Options, create: bool) -> Result<Self, Error> {
-        static SESSIONS: AtomicU64 = AtomicU64::new(1);
+    pub(super) fn open(
+        place: &Place,
+        options: &Options,
+        opening: Opening<'_>,
+    ) -> Result<Arc<Self>, Error> {
+        static NUMBERS: AtomicU64 = AtomicU64::new(1);
         let asked = Instant::now();
-        // Opening takes as long as it takes those in front; nobody can be refused for that.
-        let deadline = asked + options.busy_deadline.max(LONGEST_OPEN);
-        if !create && !place.database.exists() {
+        let busy = || Error::Busy {
+            file: place.database.clone(),
+            waited: asked.elapsed(),
+        };
+        if !opening.create && !place.database.exists() {
             let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
             return Err(place.failed("opening it", missing));
         }
         let lock_file = LockFile::open(&place.lock, options.mode)
             .map_err(|source| place.failed("opening its lock file", source))?;
         let guard = lock_file
-            .guard_open(deadline)
+            .guard_open(opening.deadline)
             .map_err(|source| place.failed("locking its lock file", source))?
-            .ok_or_else(|| Error::Busy {
-                file: place.database.clone(),
-                waited: asked.elapsed(),
-            })?;
-        if create {
+            .ok_or_else(busy)?;
+        if opening.create {
             place.create(options.mode)?;
+        }
+        if let Some(left) = opening.left {
+            left.remove_orphans(place)?;
         }
         let setup = Setup {
             durability: options.durability,
             reader_count: options.reader_count,
         };
-        let connection = waiting_until(deadline, || -> Result<Connection, Error> {
+        let connection = waiting_until(opening.deadline, || -> Result<Connection, Error> {
             let failed = |error| place.sqlite(error);
             let connection =
                 Connection::open_with_flags(&place.database, flags()).map_err(failed)?;
             prepare(&connection, setup.durability).map_err(failed)?;
             migrate(&connection, place)?;
             Ok(connection)
+        })
+        .map_err(|error| match error {
+            Error::Sqlite { source, .. } if is_busy(&source) => busy(),
+            error => error,
         })?;
         let watch = Watch::new(place)?;
         if has_moved(&connection) || !watch.has_lock_file(lock_file.inode()) {
             return Err(place.moved());
         }
         drop(guard);
-        Ok(Self {
-            number: SESSIONS.fetch_add(1, Ordering::Relaxed),
+        let session = Arc::new(Self {
+            number: NUMBERS.fetch_add(1, Ordering::Relaxed),
             pid: std::process::id(),
-            pools: Pools::new(place, &setup, connection),
-            lock_file,
+            pools: Arc::new(Pools::new(place, &setup, connection)),
+            lock_file: Arc::new(lock_file),
             watch,
-            owner: Mutex::new(None),
+            calls: AtomicUsize::new(0),
+            owner: AtomicI64::new(0),
+            entering: Mutex::new(()),
             bookings: AtomicI64::new(0),
             charged: AtomicU32::new(0),
+            written: AtomicU32::new(0),
             // Processes that live shortly shall not all sweep the same limits.
             swept: AtomicI64::new(fastrand::i64(0..1_000_000)),
-        })
+        });
+        let mut sessions = SESSIONS.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.retain(|session| session.strong_count() > 0);
+        sessions.push(Arc::downgrade(&session));
+        Ok(session)
     }
 
     /// Whether this process opened the session, and did not inherit it through `fork`.
@@ -94,10 +128,39 @@ impl Session {
         self.pid == std::process::id()
     }
 
-    /// Lets go of a session that belongs to the parent process, without closing any of its connections.
-    pub(super) fn disown(session: Arc<Self>) {
-        session.lock_file.close();
-        std::mem::forget(session);
+    /// In a forked child: closes all that was inherited. False if that cannot be done.
+    ///
+    /// SQLite counts the locks of a process by file. As long as it counts those of the parent, a new
+    /// connection of the child believes them to be its own and asks the kernel for none; so all
+    /// inherited connections to the file have to be closed before one is opened. That is harmless (the
+    /// kernel's locks are not inherited) provided that none was in the middle of a transaction, and
+    /// that the child does not take itself for the last user and remove the WAL.
+    pub(super) fn close_inherited() -> bool {
+        let Some(mut sessions) = lock_sessions() else {
+            return false;
+        };
+        let mut all_closed = true;
+        for session in sessions.iter().filter_map(Weak::upgrade) {
+            if session.is_ours() {
+                continue;
+            }
+            if session.calls.load(Ordering::SeqCst) == 0 {
+                session.pools.close_without_checkpoint();
+                session.lock_file.close();
+            } else {
+                all_closed = false;
+            }
+        }
+        if all_closed {
+            sessions.retain(|session| session.upgrade().is_some_and(|session| session.is_ours()));
+        }
+        all_closed
+    }
+
+    /// Says that a call is under way, until the answer is dropped.
+    pub(super) fn call(&self) -> Call<'_> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        Call(self)
     }
 
     pub(super) fn link(
@@ -107,13 +170,17 @@ impl Session {
         deadline: Instant,
     ) -> Result<Pooled, Error> {
         match access {
-            Access::Read => self.pools.reader(place, deadline),
-            Access::Write => self.pools.writer(place, deadline),
+            Access::Read => self.pools.reader(place, &self.watch, deadline),
+            Access::Look | Access::Write => self.pools.writer(place, &self.watch, deadline),
         }
     }
 
-    pub(super) fn lock_owner(&self) -> MutexGuard<'_, Option<i64>> {
-        self.owner.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn owner(&self) -> Option<i64> {
+        Some(self.owner.load(Ordering::SeqCst)).filter(|owner| *owner != 0)
+    }
+
+    pub(super) fn set_owner(&self, owner: i64) {
+        self.owner.store(owner, Ordering::SeqCst);
     }
 
     pub(super) fn next_booking(&self) -> i64 {
@@ -128,10 +195,57 @@ impl Session {
             .then(|| LimitId(self.swept.load(Ordering::Relaxed)))
     }
 
+    /// Whether it is time to look at the length of the WAL.
+    pub(super) fn is_wal_due(&self) -> bool {
+        let written = self.written.fetch_add(1, Ordering::Relaxed);
+        written % WAL_EVERY == WAL_EVERY - 1
+    }
+
     pub(super) fn swept(&self, limit: LimitId) {
         self.swept.store(limit.0, Ordering::Relaxed);
     }
 }
 
-/// How long an open waits for others who open, at the least.
-const LONGEST_OPEN: Duration = Duration::from_secs(30);
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.is_ours() {
+            if !self.pools.allow_checkpoint(&self.watch) {
+                self.pools.close_without_checkpoint();
+            }
+        } else if self.calls.load(Ordering::SeqCst) == 0 {
+            self.pools.close_without_checkpoint();
+        } else {
+            // Inherited in the middle of a transaction of another thread: never to be closed.
+            std::mem::forget(Arc::clone(&self.pools));
+        }
+    }
+}
+
+/// The list, unless a thread of the parent held its lock at the moment of the fork, for ever.
+fn lock_sessions() -> Option<MutexGuard<'static, Vec<Weak<Session>>>> {
+    let deadline = Instant::now() + Duration::from_secs(1);
+    loop {
+        match SESSIONS.try_lock() {
+            Ok(sessions) => return Some(sessions),
+            Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::yield_now(),
+            Err(TryLockError::WouldBlock) => return None,
+        }
+    }
+}
+
+/// A call that is under way.
+#[derive(Debug)]
+pub(super) struct Call<'s>(&'s Session);
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.0.calls.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// One writing transaction in this many looks at the length of the WAL.
+const WAL_EVERY: u32 = 256;
+
+/// How long the first open of a limiter waits for others who open.
+pub(super) const LONGEST_OPEN: Duration = Duration::from_secs(30);

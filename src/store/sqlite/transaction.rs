@@ -16,6 +16,8 @@ use crate::error::Error;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
     Read,
+    /// Reads by the connection that writes.
+    Look,
     Write,
 }
 
@@ -60,7 +62,7 @@ impl<'l> Transaction<'l> {
         asked: Instant,
     ) -> Result<Self, Error> {
         let begin = match access {
-            Access::Read => BEGIN_READ,
+            Access::Read | Access::Look => BEGIN_READ,
             Access::Write => BEGIN_WRITE,
         };
         if let Err(error) = run(&link.connection, begin) {
@@ -104,6 +106,11 @@ impl<'l> Transaction<'l> {
         })
     }
 
+    /// Whether the file does not yet know the running boot.
+    pub(super) fn clock_has_to_be_fixed(&self) -> bool {
+        self.present.change == Change::Fixed
+    }
+
     pub(super) fn now(&self) -> Timestamp {
         self.present.now
     }
@@ -131,7 +138,7 @@ impl<'l> Transaction<'l> {
             Change::Refreshed => self.wrote,
             Change::Fixed => true,
         };
-        if self.access == Access::Read || !(self.wrote || store_clock) {
+        if self.access != Access::Write || !(self.wrote || store_clock) {
             return self.link.end("ROLLBACK", self.place);
         }
         if store_clock {
