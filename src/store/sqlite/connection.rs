@@ -62,15 +62,20 @@ impl Link {
         if length <= WAL_BYTES_LONG {
             return;
         }
-        let restarted = waiting_until(Instant::now() + WAL_PATIENCE, || {
-            self.connection
-                .query_row("PRAGMA wal_checkpoint(RESTART)", [], |row| {
-                    row.get::<_, bool>(0)
-                })
-        });
-        match restarted {
-            Ok(busy) => tracing::trace!(length, busy, "restarted the WAL"),
-            Err(error) => tracing::debug!(length, %error, "the WAL could not be restarted"),
+        let deadline = Instant::now() + WAL_PATIENCE;
+        loop {
+            let blocked = waiting_until(deadline, || {
+                self.connection
+                    .query_row("PRAGMA wal_checkpoint(RESTART)", [], |row| {
+                        row.get::<_, bool>(0)
+                    })
+            });
+            match blocked {
+                // SQLite does not wait for somebody else who copies.
+                Ok(true) if Instant::now() < deadline => thread::sleep(Duration::from_micros(200)),
+                Ok(blocked) => return tracing::trace!(length, blocked, "restarted the WAL"),
+                Err(error) => return tracing::debug!(length, %error, "the WAL is long"),
+            }
         }
     }
 }
@@ -81,10 +86,10 @@ const WAL_BYTES_KEPT: i64 = 4 << 20;
 /// From here on it is made to start anew. SQLite copies it into the database every 1 000 pages, but starts
 /// it anew only when a writer finds nothing left to copy, which two busy writers never do: each has
 /// written again before the other looks.
-const WAL_BYTES_LONG: u64 = 8 << 20;
+const WAL_BYTES_LONG: u64 = 6 << 20;
 
 /// How long a caller waits for the others to let the WAL start anew. Another one will try again.
-const WAL_PATIENCE: Duration = Duration::from_millis(20);
+const WAL_PATIENCE: Duration = Duration::from_millis(50);
 
 /// What the pages of a connection's cache may take, in KiB.
 const CACHE_KIB: i64 = 4 << 10;

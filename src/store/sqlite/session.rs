@@ -245,7 +245,7 @@ impl Drop for Call<'_> {
 }
 
 /// One writing transaction in this many looks at the length of the WAL.
-const WAL_EVERY: u32 = 256;
+const WAL_EVERY: u32 = 64;
 
 /// How long the first open of a limiter waits for others who open.
 pub(super) const LONGEST_OPEN: Duration = Duration::from_secs(30);
