@@ -17,24 +17,39 @@ use tempfile::TempDir;
 /// statements.
 struct Raw {
     connection: Connection,
+    insert: &'static str,
     next: i64,
 }
 
+const PLAIN: (&str, &str) = (
+    "CREATE TABLE row (id INTEGER PRIMARY KEY, at_ns INTEGER, amount INTEGER)",
+    "INSERT INTO row (at_ns, amount) VALUES (?1, 1)",
+);
+
+/// A row with the columns and the key of a charge.
+const KEYED: (&str, &str) = (
+    "CREATE TABLE row (limit_id INTEGER NOT NULL, at_ns INTEGER NOT NULL, seq INTEGER NOT NULL,
+     amount INTEGER NOT NULL, total INTEGER NOT NULL, PRIMARY KEY (limit_id, at_ns, seq))
+     WITHOUT ROWID",
+    "INSERT INTO row (limit_id, at_ns, seq, amount, total) VALUES (1, ?1, 0, 1, ?1)",
+);
+
 impl Raw {
-    fn open(directory: &Path) -> Self {
-        let connection = Connection::open(directory.join("raw.db")).unwrap();
+    fn open(directory: &Path, name: &str, table: (&str, &'static str)) -> Self {
+        let connection = Connection::open(directory.join(name)).unwrap();
         connection
             .execute_batch(
                 "PRAGMA auto_vacuum = INCREMENTAL;
                  PRAGMA journal_mode = WAL;
                  PRAGMA synchronous = NORMAL;
                  PRAGMA cache_size = -4096;
-                 PRAGMA journal_size_limit = 8388608;
-                 CREATE TABLE row (id INTEGER PRIMARY KEY, at_ns INTEGER, amount INTEGER);",
+                 PRAGMA journal_size_limit = 4194304;",
             )
             .unwrap();
+        connection.execute_batch(table.0).unwrap();
         Self {
             connection,
+            insert: table.1,
             next: 1_700_000_000_000_000_000,
         }
     }
@@ -50,9 +65,9 @@ impl Raw {
         };
         run("BEGIN IMMEDIATE");
         self.connection
-            .prepare_cached("INSERT INTO row (at_ns, amount) VALUES (?1, ?2)")
+            .prepare_cached(self.insert)
             .unwrap()
-            .execute((self.next, 1))
+            .execute([self.next])
             .unwrap();
         run("COMMIT");
     }
@@ -127,7 +142,8 @@ fn compare(subjects: &mut [Subject<'_>]) {
 
 fn ratios(_: &mut Criterion) {
     let directory = tempfile::tempdir().unwrap();
-    let mut raw = Raw::open(directory.path());
+    let mut plain = Raw::open(directory.path(), "plain.db", PLAIN);
+    let mut keyed = Raw::open(directory.path(), "keyed.db", KEYED);
     let granted = open(&directory, "granted.db");
     granted
         .define(Limit::new("key").per_second(PLENTY).rate(PLENTY, MINUTE))
@@ -153,7 +169,11 @@ fn ratios(_: &mut Criterion) {
     let grant =
         |limiter: &Limiter| assert!(limiter.try_acquire(black_box("key")).unwrap().is_granted());
     compare(&mut [
-        ("raw transaction, one row", Box::new(|| raw.transaction())),
+        ("raw transaction, one row", Box::new(|| plain.transaction())),
+        (
+            "raw transaction, one row keyed as a charge",
+            Box::new(|| keyed.transaction()),
+        ),
         (
             "granted: one limit, two rates",
             Box::new(|| grant(&granted)),
@@ -177,7 +197,7 @@ fn ratios(_: &mut Criterion) {
 
 fn times(criterion: &mut Criterion) {
     let directory = tempfile::tempdir().unwrap();
-    let mut raw = Raw::open(directory.path());
+    let mut raw = Raw::open(directory.path(), "plain.db", PLAIN);
     criterion.bench_function("raw transaction", |b| b.iter(|| raw.transaction()));
     let limiter = open(&directory, "granted.db");
     limiter

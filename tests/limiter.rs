@@ -347,8 +347,8 @@ fn what_has_expired_is_swept_by_those_who_come_by() {
         scratch.sqlite::<i64>("SELECT count(*) FROM charge WHERE limit_id = 2"),
         0
     );
-    // A window holds 100, another second is kept for the clock, and a sweep comes every 64 charges.
-    assert!(most <= 100 + 100 + 64, "{most}");
+    // A window holds 100, another second is kept for the clock, and a sweep comes every 128 charges.
+    assert!(most <= 100 + 100 + 128, "{most}");
 }
 
 #[test]
@@ -366,8 +366,8 @@ fn the_file_shrinks_when_what_was_large_has_expired() {
         .unwrap();
     let pages = || scratch.sqlite::<i64>("PRAGMA page_count");
     let large = pages();
-    // A sweep removes 128 for 64 that are added.
-    for _ in 0..64 * 330 {
+    // A sweep removes 256 for 128 that are added.
+    for _ in 0..128 * 165 {
         clock.advance(3 * HOUR);
         assert!(limiter.try_acquire("k").unwrap().is_granted());
     }

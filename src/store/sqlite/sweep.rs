@@ -9,7 +9,7 @@ use crate::limit::Limit;
 
 /// One acquisition in this many sweeps: the pages at a ledger's old end are others than those at its
 /// new end, and writing them each time would double the cost.
-pub(super) const SWEEP_EVERY: u32 = 64;
+pub(super) const SWEEP_EVERY: u32 = 128;
 
 /// How many free pages are given back to the filesystem at a time, and how many are kept for growth.
 const PAGES_RETURNED: i64 = 64;
@@ -45,12 +45,12 @@ impl Transaction<'_> {
     }
 }
 
-// At most 128 at a time: twice as many as a process can have added since it last swept. The number
+// At most 256 at a time: twice as many as a process can have added since it last swept. The number
 // is no parameter, because SQLite would plan the statement anew for each value bound to a limit.
 const DELETE_UNTIL: &str = "DELETE FROM charge
     WHERE (limit_id, at_ns, seq) IN (
         SELECT limit_id, at_ns, seq FROM charge
-        WHERE limit_id = ?1 AND at_ns <= ?2 ORDER BY at_ns, seq LIMIT 128
+        WHERE limit_id = ?1 AND at_ns <= ?2 ORDER BY at_ns, seq LIMIT 256
     )";
 
 impl Transaction<'_> {
