@@ -44,7 +44,8 @@
 //! file is replaced on Windows.
 //!
 //! A limiter may be used after `fork`, in parent and child: the child opens the file anew with its first
-//! call. Until that call, or its `exec`, it keeps its parent's bookings alive.
+//! call, unless another thread was in the middle of a call ([`Error::Forked`]). Until that call, or its
+//! `exec`, it keeps its parent's bookings alive.
 //!
 //! Two copies of SQLite in one process must not open the same file: POSIX locks belong to the process, and
 //! one copy would drop those of the other. If your program links SQLite by another way than
