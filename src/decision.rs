@@ -55,6 +55,12 @@ pub enum Peek {
 }
 
 impl Peek {
+    /// Whether the request would be admitted now.
+    #[must_use]
+    pub const fn is_now(&self) -> bool {
+        matches!(self, Self::Now)
+    }
+
     /// When the request would be admitted, if that is later than now.
     #[must_use]
     pub const fn denial(&self) -> Option<&Denial> {

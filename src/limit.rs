@@ -20,7 +20,7 @@ pub const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// The largest capacity of a rate, 2^53: the integers up to here survive every tool that an operator
 /// may read the file with.
 pub const MAX_CAPACITY: u64 = 1 << 53;
-/// The shortest window of a rate.
+/// The shortest window of a rate, 1 ms.
 pub const MIN_WINDOW: Duration = Duration::from_millis(1);
 /// The longest window of a rate, 366 days; also the longest pad.
 pub const MAX_WINDOW: Duration = Duration::from_secs(366 * 24 * 60 * 60);
@@ -244,14 +244,15 @@ impl LimitBuilder {
     /// Adds the rates of a text such as `"10/s, 300/min"` or `"90000 tokens/min"`; a unit in the text
     /// becomes the limit's.
     ///
-    /// A rate is `capacity [unit] / [count] window`, with `_` allowed between digits and a window of
-    /// `ms`, `s`, `min`, `h` or `d` (or their full words). Rates are separated by commas.
+    /// A rate is `capacity [unit] / [count] window`, with `_` allowed between digits, a unit of words
+    /// after a space, and a window of `ms`, `s`, `min`, `h` or `d` (or their full words). Rates are
+    /// separated by commas. A unit that is already given has to be the same.
     pub fn rates(mut self, text: &str) -> Self {
         match text::parse(text) {
             Ok(parsed) => {
                 self.rates.extend(parsed.rates);
-                if parsed.unit.is_some() {
-                    self.unit = parsed.unit;
+                if let Some(unit) = parsed.unit {
+                    return self.unit(unit);
                 }
             }
             Err(error) => self.wrong = self.wrong.or(Some(error.into())),
@@ -259,9 +260,18 @@ impl LimitBuilder {
         self
     }
 
-    /// Says what an amount counts: `tokens`. At most [`MAX_UNIT_BYTES`] bytes. Defaults to none.
+    /// Says what an amount counts: `tokens`. At most [`MAX_UNIT_BYTES`] bytes. Defaults to none; a limit
+    /// has one.
     pub fn unit(mut self, unit: impl Into<String>) -> Self {
-        self.unit = Some(unit.into());
+        let unit = unit.into();
+        match self.unit {
+            Some(given) if given != unit => {
+                let wrong = LimitError::TwoUnits { given, unit };
+                self.wrong = self.wrong.or(Some(wrong));
+                self.unit = None;
+            }
+            _ => self.unit = Some(unit),
+        }
         self
     }
 
@@ -373,6 +383,14 @@ pub enum LimitError {
         /// How many bytes the unit has.
         bytes: usize,
     },
+    /// Two different units are given.
+    #[error("a limit has one unit, not `{given}` and `{unit}`")]
+    TwoUnits {
+        /// The first one.
+        given: String,
+        /// The other one.
+        unit: String,
+    },
     /// There is no rate.
     #[error("a limit needs at least one rate")]
     NoRate,
@@ -435,6 +453,10 @@ mod tests {
             (
                 Limit::new("a\nb").per_second(1),
                 "a key has no control characters, this one has one at byte 1",
+            ),
+            (
+                Limit::new("k").rates("10 tokens/s").unit("calls"),
+                "a limit has one unit, not `tokens` and `calls`",
             ),
             (Limit::new("k"), "a limit needs at least one rate"),
             (

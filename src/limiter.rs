@@ -1,5 +1,6 @@
 //! What users call.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,9 +36,17 @@ use crate::usage::Usage;
 /// }
 /// # Ok::<(), quotalite::Error>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Limiter {
     store: Arc<dyn Store>,
+}
+
+impl fmt::Debug for Limiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Limiter")
+            .field("file", &self.store.place())
+            .finish()
+    }
 }
 
 impl Limiter {
@@ -291,9 +300,9 @@ impl Builder {
     }
 
     /// How long a call waits for the file's write lock before it fails with [`Error::Busy`]. Defaults to
-    /// 5 seconds.
+    /// 5 seconds, and is at most a day.
     pub fn busy_deadline(mut self, deadline: Duration) -> Self {
-        self.busy_deadline = deadline;
+        self.busy_deadline = deadline.min(crate::limit::DAY);
         self
     }
 
@@ -311,7 +320,7 @@ impl Builder {
         self
     }
 
-    /// The permissions of the file, if it is made. Defaults to `0o600`: other users have no access. With
+    /// The permissions of the file on Linux, if it is made. Defaults to `0o600`: other users have no access. With
     /// `0o660`, put it into a directory that its group may write, and let nobody else.
     pub fn mode(mut self, mode: u32) -> Self {
         self.mode = mode & 0o666;

@@ -1,5 +1,6 @@
 //! What callers hold: permits, and bookings that become permits.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,10 +37,9 @@ impl Permit {
 
 /// A place in line: the request is charged at an instant that is now or lies in the future.
 ///
-/// [`wait`](Self::wait) sleeps until then and gives the permit. Dropping the booking, at any time before
-/// that, gives everything back. If the process dies, whoever is refused or waits next gives back what
+/// [`wait`](Self::wait) sleeps until then and gives the permit; [`accept`](Self::accept) gives it without
+/// sleeping. A booking that is dropped instead is given back, even after its instant. If the process dies, whoever is refused or waits next gives back what
 /// is still in the future; what is not counts as used.
-#[derive(Debug)]
 #[must_use = "dropping a booking gives it back"]
 pub struct Booking {
     store: Arc<dyn Store>,
@@ -48,6 +48,15 @@ pub struct Booking {
     at: Timestamp,
     /// The first key of the request, if this has to wait.
     key: Option<Box<str>>,
+}
+
+impl fmt::Debug for Booking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Booking")
+            .field("at", &self.at)
+            .field("wait_time", &self.wait_time())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Booking {
@@ -106,8 +115,8 @@ impl Booking {
     /// Gives everything back.
     ///
     /// # Errors
-    /// [`Error::Busy`], [`Error::Sqlite`] and what else can happen to the file. The charge then stays,
-    /// and counts as used.
+    /// [`Error::Busy`], [`Error::Moved`], [`Error::Sqlite`] and what else can happen to the file. The charge
+    /// then stays, and counts as used.
     pub fn cancel(mut self) -> Result<(), Error> {
         match self.claim.take() {
             Some(claim) => self.store.cancel(&claim),

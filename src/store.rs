@@ -108,6 +108,7 @@ pub(crate) struct Claim {
     pub(crate) wake_at: Duration,
     /// The file that was open when this was charged: what stands at the path later may be another one.
     pub(crate) session: u64,
+    pub(crate) pid: u32,
     pub(crate) rows: Few<Row>,
     /// Who booked the rows; nobody if they were charged at once.
     pub(crate) booking: Option<BookingId>,

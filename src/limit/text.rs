@@ -94,7 +94,11 @@ impl FromStr for Rate {
 
     fn from_str(text: &str) -> Result<Self, ParseRatesError> {
         let mut parser = Parser { text, offset: 0 };
-        let (rate, _unit) = parser.rate()?;
+        let (rate, unit) = parser.rate()?;
+        if let Some((offset, unit)) = unit {
+            let problem = format!("a rate by itself has no unit, found `{unit}`");
+            return Err(parser.error(offset, problem));
+        }
         parser.skip_spaces();
         if parser.rest().is_empty() {
             Ok(rate)
@@ -120,10 +124,7 @@ impl<'a> Parser<'a> {
         let capacity = self
             .number()?
             .ok_or_else(|| self.unexpected("expected a number"))?;
-        self.skip_spaces();
-        let unit_at = self.offset;
-        let unit = self.take_while(|c| !c.is_control() && !matches!(c, '/' | ','));
-        let unit = unit.trim_end();
+        let unit = self.unit()?;
         self.expect('/', "expected `/` and a window")?;
         self.skip_spaces();
         let window_at = self.offset;
@@ -143,10 +144,32 @@ impl<'a> Parser<'a> {
             }),
         };
         match rate {
-            Ok(rate) => Ok((rate, (!unit.is_empty()).then_some((unit_at, unit)))),
+            Ok(rate) => Ok((rate, unit)),
             Err(error @ LimitError::Capacity { .. }) => Err(self.error(start, error.to_string())),
             Err(error) => Err(self.error(window_at, error.to_string())),
         }
+    }
+
+    /// Words after a space, or nothing. What sticks to the number is no unit: `1.5/s` and `10k/s` are
+    /// refused rather than taken for something else.
+    fn unit(&mut self) -> Result<Option<Unit<'a>>, ParseRatesError> {
+        let glued = !self.rest().starts_with([' ', '/', ',']) && !self.rest().is_empty();
+        if glued {
+            return Err(self.unexpected("expected a whole number, then a space or `/`"));
+        }
+        self.skip_spaces();
+        let start = self.offset;
+        if !self.rest().starts_with(char::is_alphabetic) {
+            return Ok(None);
+        }
+        let unit = self
+            .take_while(|c| c.is_alphanumeric() || matches!(c, ' ' | '_' | '-'))
+            .trim_end();
+        if unit.split(' ').any(|word| window_named(word).is_some()) {
+            let problem = format!("`{unit}` names a window, not a unit");
+            return Err(self.error(start, problem));
+        }
+        Ok(Some((start, unit)))
     }
 
     /// Digits with `_` between them, or nothing.
@@ -156,7 +179,7 @@ impl<'a> Parser<'a> {
         if digits.is_empty() {
             return Ok(None);
         }
-        if digits.starts_with('_') || digits.ends_with('_') {
+        if digits.starts_with('_') || digits.ends_with('_') || digits.contains("__") {
             return Err(self.error(start, "an underscore stands between digits".to_owned()));
         }
         match digits.replace('_', "").parse() {
@@ -297,6 +320,14 @@ mod tests {
     }
 
     #[test]
+    fn a_rate_by_itself_has_no_unit() {
+        assert!("300/min".parse::<Rate>().is_ok());
+        let error = "300 tokens/min".parse::<Rate>().unwrap_err();
+        assert_eq!(error.offset(), 4);
+        assert!("1/s, 2/min".parse::<Rate>().is_err());
+    }
+
+    #[test]
     fn texts_that_are_not() {
         let cases = [
             ("", 0, "expected a number, found the end"),
@@ -323,6 +354,29 @@ mod tests {
                 "`99999999999999999999` is too large",
             ),
             ("_1/s", 0, "an underscore stands between digits"),
+            ("1__0/s", 0, "an underscore stands between digits"),
+            (
+                "1.5/s",
+                1,
+                "expected a whole number, then a space or `/`, found `.5/s`",
+            ),
+            (
+                "10k/min",
+                2,
+                "expected a whole number, then a space or `/`, found `k/min`",
+            ),
+            (
+                "1e3/s",
+                1,
+                "expected a whole number, then a space or `/`, found `e3/s`",
+            ),
+            ("10 *2/s", 3, "expected `/` and a window, found `*2/s`"),
+            ("10 s/min", 3, "`s` names a window, not a unit"),
+            (
+                "10 requests per minute/s",
+                3,
+                "`requests per minute` names a window, not a unit",
+            ),
             (
                 "1 a/s, 1 b/min",
                 9,

@@ -68,6 +68,7 @@ impl MemoryStore {
         let reading = Reading::of(&*self.clock);
         let present = state.timeline.present(reading);
         state.timeline = present.timeline;
+        state.timeline.high = present.now;
         (state, reading, present.now)
     }
 }
@@ -139,6 +140,7 @@ impl Store for MemoryStore {
                         at,
                         wake_at,
                         session: 0,
+                        pid: std::process::id(),
                         rows,
                         booking: None,
                     },

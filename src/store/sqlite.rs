@@ -14,7 +14,9 @@ mod sweep;
 mod transaction;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 pub use connection::Durability;
@@ -56,6 +58,8 @@ const SHORTEST_LOCK_WAIT: Duration = Duration::from_millis(50);
 pub(crate) struct SqliteStore {
     options: Options,
     place: Place,
+    /// The process that opened this.
+    pid: u32,
     state: Mutex<State>,
 }
 
@@ -90,6 +94,7 @@ impl SqliteStore {
         let store = Self {
             options,
             place,
+            pid: std::process::id(),
             state: Mutex::new(State {
                 session: Some(Arc::clone(&session)),
                 left: None,
@@ -97,9 +102,8 @@ impl SqliteStore {
             }),
         };
         // The first transaction in a file, and the first one of a boot, ties its instants to the clock.
-        let wait = store.options.busy_deadline;
         let look = |transaction: &mut Transaction<'_>| Ok(transaction.clock_has_to_be_fixed());
-        if store.transact(&session, Access::Look, wait, look)? {
+        if store.transact(&session, Access::Look, store.busy_deadline(), look)? {
             store.write(&session, |_| Ok(()))?;
         }
         Ok(store)
@@ -108,7 +112,7 @@ impl SqliteStore {
     /// The open session, opened anew if the former one had to be left, or belongs to the process that
     /// this one was forked from.
     fn session(&self, deadline: Instant) -> Result<Arc<Session>, Error> {
-        let mut state = self.lock_state();
+        let mut state = self.lock_state_until(deadline)?;
         if let Some(session) = &state.session {
             if session.is_ours() {
                 return Ok(Arc::clone(session));
@@ -135,6 +139,30 @@ impl SqliteStore {
         Ok(session)
     }
 
+    /// The state, or an error if another thread keeps it: because that thread waits for a lock itself, or
+    /// because there was one when this process was forked, and here there is none.
+    fn lock_state_until(&self, deadline: Instant) -> Result<MutexGuard<'_, State>, Error> {
+        let asked = Instant::now();
+        loop {
+            match self.state.try_lock() {
+                Ok(state) => return Ok(state),
+                Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    thread::sleep(Duration::from_micros(50));
+                }
+                Err(TryLockError::WouldBlock) if self.pid != std::process::id() => {
+                    return Err(self.place.forked());
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(Error::Busy {
+                        file: self.place.database.clone(),
+                        waited: asked.elapsed(),
+                    });
+                }
+            }
+        }
+    }
+
     fn lock_state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -157,12 +185,14 @@ impl SqliteStore {
         &self,
         session: &Session,
         access: Access,
-        lock_wait: Duration,
+        deadline: Instant,
         act: impl FnOnce(&mut Transaction<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let asked = Instant::now();
-        let deadline = asked + lock_wait;
-        let _call = session.call();
+        let Some(_call) = session.call() else {
+            self.leave(session);
+            return Err(self.place.moved());
+        };
         let result = session
             .link(access, &self.place, deadline)
             .and_then(|mut link| {
@@ -170,11 +200,13 @@ impl SqliteStore {
                     let (place, clock) = (&self.place, &*self.options.clock);
                     let mut transaction =
                         Transaction::begin(&mut link, access, place, &session.watch, clock, asked)?;
+                    let offset_ns = transaction.timeline().offset_ns;
+                    session.offset_ns.store(offset_ns, Ordering::Relaxed);
                     let value = act(&mut transaction)?;
                     transaction.finish()?;
                     Ok(value)
                 });
-                if access == Access::Write && session.is_wal_due() {
+                if result.is_ok() && access == Access::Write && session.is_wal_due() {
                     link.keep_wal_short(&self.place);
                 }
                 if link.stuck {
@@ -192,9 +224,9 @@ impl SqliteStore {
         &self,
         act: impl FnOnce(&mut Transaction<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let wait = self.options.busy_deadline;
-        let session = self.session(Instant::now() + wait)?;
-        self.transact(&session, Access::Read, wait, act)
+        let deadline = self.busy_deadline();
+        let session = self.session(deadline)?;
+        self.transact(&session, Access::Read, deadline, act)
     }
 
     fn write<T>(
@@ -202,11 +234,11 @@ impl SqliteStore {
         session: &Session,
         act: impl FnOnce(&mut Transaction<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        self.transact(session, Access::Write, self.options.busy_deadline, act)
+        self.transact(session, Access::Write, self.busy_deadline(), act)
     }
 
     /// Makes this process an owner, if it is none yet.
-    fn become_owner(&self, session: &Session, lock_wait: Duration) -> Result<(), Error> {
+    fn become_owner(&self, session: &Session, deadline: Instant) -> Result<(), Error> {
         let _entering = session
             .entering
             .lock()
@@ -215,7 +247,7 @@ impl SqliteStore {
             return Ok(());
         }
         let mut entered = None;
-        let result = self.transact(session, Access::Write, lock_wait, |transaction| {
+        let result = self.transact(session, Access::Write, deadline, |transaction| {
             // A good moment to see who else is gone.
             transaction.reclaim(&session.lock_file, None)?;
             let id = transaction.insert_owner(&session.lock_file)?;
@@ -234,15 +266,32 @@ impl SqliteStore {
         result
     }
 
-    /// How long to wait for the write lock.
-    fn lock_wait(&self, patience: Patience) -> Duration {
-        match patience {
-            Patience::UntilElapsed(deadline) => {
-                let left = deadline.saturating_sub(self.options.clock.elapsed());
-                self.options.busy_deadline.min(left.max(SHORTEST_LOCK_WAIT))
-            }
-            Patience::Now | Patience::Until(_) | Patience::Forever => self.options.busy_deadline,
+    fn busy_deadline(&self) -> Instant {
+        Instant::now() + self.options.busy_deadline
+    }
+
+    /// Until when a request may wait for locks: no longer than for its turn, but long enough for an answer.
+    fn lock_deadline(&self, patience: Patience) -> Instant {
+        let elapsed = self.options.clock.elapsed();
+        let left = match patience {
+            Patience::UntilElapsed(deadline) => deadline.saturating_sub(elapsed),
+            Patience::Until(deadline) => self
+                .elapsed_at(deadline)
+                .map_or(Duration::MAX, |deadline| deadline.saturating_sub(elapsed)),
+            Patience::Now | Patience::Forever => Duration::MAX,
+        };
+        Instant::now() + self.options.busy_deadline.min(left.max(SHORTEST_LOCK_WAIT))
+    }
+
+    /// What the clock shows at an instant, by the last transaction of this process.
+    fn elapsed_at(&self, at: Timestamp) -> Option<Duration> {
+        let state = self.state.try_lock().ok()?;
+        let offset_ns = state.session.as_ref()?.offset_ns.load(Ordering::Relaxed);
+        if offset_ns == i64::MIN {
+            return None;
         }
+        let elapsed_ns = at.as_nanos().saturating_sub(offset_ns);
+        Some(Duration::from_nanos(u64::try_from(elapsed_ns).unwrap_or(0)))
     }
 }
 
@@ -255,7 +304,7 @@ enum Attempt {
 
 impl Store for SqliteStore {
     fn define(&self, limit: &Limit, conflict: OnConflict) -> Result<Definition, Error> {
-        let session = self.session(Instant::now() + self.options.busy_deadline)?;
+        let session = self.session(self.busy_deadline())?;
         self.write(&session, |transaction| transaction.define(limit, conflict))
     }
 
@@ -271,24 +320,27 @@ impl Store for SqliteStore {
     }
 
     fn acquire(&self, plan: &Plan<'_>) -> Result<Outcome, Error> {
-        let lock_wait = self.lock_wait(plan.patience);
-        let session = self.session(Instant::now() + lock_wait)?;
+        let deadline = self.lock_deadline(plan.patience);
+        let session = self.session(deadline)?;
         loop {
-            let attempt = self.transact(&session, Access::Write, lock_wait, |transaction| {
+            let attempt = self.transact(&session, Access::Write, deadline, |transaction| {
                 attempt(transaction, &session, plan)
             })?;
             match attempt {
                 Attempt::Done(outcome) => return Ok(outcome),
-                Attempt::NeedsOwner => self.become_owner(&session, lock_wait)?,
+                Attempt::NeedsOwner => self.become_owner(&session, deadline)?,
             }
         }
     }
 
     fn cancel(&self, claim: &Claim) -> Result<(), Error> {
-        let session = self.session(Instant::now() + self.options.busy_deadline)?;
-        if session.number != claim.session {
-            // Charged in another file, or by the process that this one was forked from.
+        if claim.pid != std::process::id() {
+            // Inherited through `fork`; it is the parent's to cancel.
             return Ok(());
+        }
+        let session = self.session(self.busy_deadline())?;
+        if session.number != claim.session {
+            return Err(self.place.moved());
         }
         self.write(&session, |transaction| {
             let charges = transaction.find_claimed(claim)?;
@@ -387,6 +439,7 @@ fn attempt(
             at,
             wake_at: transaction.timeline().elapsed_at(at),
             session: session.number,
+            pid: std::process::id(),
             rows,
             booking,
         },

@@ -11,7 +11,6 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use scheduled_thread_pool::ScheduledThreadPool;
 
-use super::file_control::has_moved;
 use super::memo::Memo;
 use super::place::{Place, Watch};
 use crate::error::Error;
@@ -240,9 +239,6 @@ impl Pools {
             let sqlite = SqliteConnectionManager::file(&place.database)
                 .with_flags(flags())
                 .with_init(move |connection| {
-                    if has_moved(connection) {
-                        return Err(rusqlite::Error::InvalidQuery);
-                    }
                     let deadline = Instant::now() + Duration::from_secs(5);
                     waiting_until(deadline, || prepare(connection, durability))?;
                     connection.pragma_update(None, "query_only", read_only)
@@ -286,7 +282,7 @@ impl Pools {
 
     /// Whether the last connection may copy the WAL into the database when it closes, as far as the one
     /// that writes knows.
-    pub(super) fn allow_checkpoint(&self, opened: &Watch) -> bool {
+    fn allow_checkpoint(&self, opened: &Watch) -> bool {
         let allows = |link: &mut Link| {
             let watch = link.watch.get_or_insert_with(|| opened.clone());
             watch.allows_checkpoint()
@@ -294,6 +290,21 @@ impl Pools {
         match self.writer.try_get() {
             Some(mut link) => allows(&mut link),
             None => opened.clone().allows_checkpoint(),
+        }
+    }
+
+    /// Closes all connections that nobody uses. The last one of all processes copies the WAL into the
+    /// database, if it still may.
+    pub(super) fn close(&self, opened: &Watch) {
+        if !self.allow_checkpoint(opened) {
+            self.close_without_checkpoint();
+            return;
+        }
+        drop(take_spare(&self.first));
+        for pool in [&self.writer, &self.readers] {
+            while let Some(mut link) = pool.try_get() {
+                link.stuck = true;
+            }
         }
     }
 

@@ -100,12 +100,17 @@ impl Transaction<'_> {
 
 impl Transaction<'_> {
     fn tell_reclaimed(&self, owner: i64, booked: &[Taken]) -> Result<(), Error> {
+        if !tracing::enabled!(tracing::Level::INFO) {
+            return Ok(());
+        }
         for limit in booked
             .iter()
             .map(|charge| charge.limit)
             .collect::<BTreeSet<_>>()
         {
-            let known = self.read_definition_from(limit)?;
+            let known = self
+                .read_definition_from(limit)?
+                .filter(|known| known.id == limit);
             tracing::info!(
                 limit = known.as_ref().map(|known| known.limit.key()),
                 owner,

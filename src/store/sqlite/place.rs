@@ -2,6 +2,8 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+#[cfg(unix)]
+use std::time::Instant;
 
 use crate::error::Error;
 
@@ -187,10 +189,12 @@ pub(super) struct Watch {
     #[cfg(unix)]
     directory: PathBuf,
     #[cfg(unix)]
-    seen: Option<DirectoryState>,
+    seen: Option<Stamps>,
     /// By the wall clock, as the files' stamps are.
     #[cfg(unix)]
     held_ns: i128,
+    #[cfg(unix)]
+    held_at: Option<Instant>,
 }
 
 #[cfg(unix)]
@@ -198,7 +202,7 @@ type FileId = (u64, u64);
 
 #[cfg(unix)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct DirectoryState {
+struct Stamps {
     id: FileId,
     modified_ns: i128,
     changed_ns: i128,
@@ -208,6 +212,10 @@ struct DirectoryState {
 /// a stamp is trusted only once it is older than this.
 #[cfg(unix)]
 const SETTLED_NS: i128 = 50_000_000;
+
+/// Some filesystems keep stamps of one or two seconds.
+#[cfg(unix)]
+const COARSE_NS: i128 = 2_500_000_000;
 
 /// How long it relies on its last look. To open the file takes five times as long.
 #[cfg(unix)]
@@ -232,7 +240,13 @@ impl Watch {
             directory: place.directory.clone(),
             seen: None,
             held_ns: 0,
+            held_at: None,
         })
+    }
+
+    /// Whether this watches the database of that place.
+    pub(super) fn is_of(&self, place: &Place) -> bool {
+        self.files[0].0 == place.database
     }
 
     /// Whether this is the lock file that stands there.
@@ -257,27 +271,25 @@ impl Watch {
 
     /// Whether all files still are those that were opened.
     pub(super) fn holds(&mut self) -> bool {
-        let now_ns = wall_ns();
-        if (0..FRESH_NS).contains(&(now_ns - self.held_ns)) {
-            return true;
-        }
-        let Ok(directory) = directory_state(&self.directory) else {
+        (0..FRESH_NS).contains(&(wall_ns() - self.held_ns)) || self.look()
+    }
+
+    /// The same, by a look at what stands there now.
+    pub(super) fn look(&mut self) -> bool {
+        let Ok(directory) = Stamps::of(&self.directory) else {
             return false;
         };
-        if self.seen == Some(directory) {
-            self.held_ns = now_ns;
-            return true;
-        }
-        let all_stand = self
-            .files
-            .iter()
-            .all(|(path, id)| file_id(path).is_ok_and(|found| found == *id));
-        if !all_stand {
-            return false;
+        let now_ns = wall_ns();
+        if self.seen != Some(directory) {
+            let stands = |(path, id): &(PathBuf, FileId)| file_id(path).is_ok_and(|f| f == *id);
+            if !self.files.iter().all(stands) {
+                return false;
+            }
+            let age_ns = now_ns - directory.modified_ns.max(directory.changed_ns);
+            self.seen = (age_ns > directory.settled_ns()).then_some(directory);
         }
         self.held_ns = now_ns;
-        let stamp_ns = directory.modified_ns.max(directory.changed_ns);
-        self.seen = (now_ns - stamp_ns > SETTLED_NS).then_some(directory);
+        self.held_at = Some(Instant::now());
         true
     }
 
@@ -285,17 +297,21 @@ impl Watch {
     /// all files stand; or if the sidecars are gone and nobody can have written since they stood. Else
     /// it would lay old pages over newer ones.
     pub(super) fn allows_checkpoint(&mut self) -> bool {
-        if self.holds() {
+        if self.look() {
             return true;
         }
         let [(database, id), (wal, _), ..] = &self.files;
         let alone = std::fs::symlink_metadata(wal)
             .is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-        let untouched = nix::sys::stat::stat(database).is_ok_and(|found| {
-            let modified_ns = stamp_ns(found.st_mtime, found.st_mtime_nsec);
-            (found.st_dev, found.st_ino) == *id && modified_ns < self.held_ns - SETTLED_NS
+        let untouched = Stamps::of(database).is_ok_and(|found| {
+            found.id == *id && found.modified_ns < self.held_ns - found.settled_ns()
         });
-        alone && untouched
+        // The stamps are compared with the wall clock, which must not have been set meanwhile.
+        let steady = self.held_at.is_some_and(|held_at| {
+            let gone_ns = i128::try_from(held_at.elapsed().as_nanos()).unwrap_or(i128::MAX);
+            (wall_ns() - self.held_ns - gone_ns).abs() < SETTLED_NS / 2
+        });
+        alone && untouched && steady
     }
 }
 
@@ -307,11 +323,6 @@ fn wall_ns() -> i128 {
 }
 
 #[cfg(unix)]
-fn stamp_ns(seconds: i64, nanos: i64) -> i128 {
-    i128::from(seconds) * 1_000_000_000 + i128::from(nanos)
-}
-
-#[cfg(unix)]
 fn file_id(path: &Path) -> io::Result<FileId> {
     use std::os::unix::fs::MetadataExt;
     let metadata = std::fs::symlink_metadata(path)?;
@@ -319,14 +330,41 @@ fn file_id(path: &Path) -> io::Result<FileId> {
 }
 
 #[cfg(unix)]
-fn directory_state(path: &Path) -> io::Result<DirectoryState> {
-    // Not by `std::fs::metadata`: its `statx` takes half as long again, and this is the hot path.
-    let found = nix::sys::stat::stat(path)?;
-    Ok(DirectoryState {
-        id: (found.st_dev, found.st_ino),
-        modified_ns: stamp_ns(found.st_mtime, found.st_mtime_nsec),
-        changed_ns: stamp_ns(found.st_ctime, found.st_ctime_nsec),
-    })
+impl Stamps {
+    fn of(path: &Path) -> io::Result<Self> {
+        let in_ns =
+            |seconds: i64, nanos: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+        // `std::fs::metadata` asks by `statx`, which takes half as long again, on the hot path.
+        #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
+        {
+            let found = nix::sys::stat::stat(path)?;
+            Ok(Self {
+                id: (found.st_dev, found.st_ino),
+                modified_ns: in_ns(found.st_mtime, found.st_mtime_nsec),
+                changed_ns: in_ns(found.st_ctime, found.st_ctime_nsec),
+            })
+        }
+        #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+        {
+            use std::os::unix::fs::MetadataExt;
+            let found = std::fs::metadata(path)?;
+            Ok(Self {
+                id: (found.dev(), found.ino()),
+                modified_ns: in_ns(found.mtime(), found.mtime_nsec()),
+                changed_ns: in_ns(found.ctime(), found.ctime_nsec()),
+            })
+        }
+    }
+
+    /// How old these stamps have to be before a further change is sure to show in them.
+    fn settled_ns(&self) -> i128 {
+        let whole_seconds = |ns: i128| ns % 1_000_000_000 == 0;
+        if whole_seconds(self.modified_ns) && whole_seconds(self.changed_ns) {
+            COARSE_NS
+        } else {
+            SETTLED_NS
+        }
+    }
 }
 
 #[cfg(not(unix))]
@@ -334,6 +372,10 @@ impl Watch {
     #[expect(clippy::unnecessary_wraps, reason = "on Unix this can fail")]
     pub(super) fn new(_place: &Place) -> Result<Self, Error> {
         Ok(Self {})
+    }
+
+    pub(super) fn is_of(&self, _place: &Place) -> bool {
+        false
     }
 
     pub(super) fn has_lock_file(&self, _inode: i64) -> bool {
@@ -346,6 +388,10 @@ impl Watch {
     }
 
     pub(super) fn holds(&mut self) -> bool {
+        true
+    }
+
+    pub(super) fn look(&mut self) -> bool {
         true
     }
 

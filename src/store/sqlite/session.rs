@@ -1,6 +1,6 @@
 //! The time from opening a file to closing it, in one process.
 
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,10 @@ pub(super) struct Session {
     pools: Arc<Pools>,
     /// How many calls are under way.
     calls: AtomicUsize,
+    /// Whether its files were found to be lost, so that no further call may use it.
+    is_lost: AtomicBool,
+    /// What was last added to the time since boot to give an instant.
+    pub(super) offset_ns: AtomicI64,
     /// The owner that this process is, once it has booked something; 0 before.
     owner: AtomicI64,
     /// Held by the thread that makes this process an owner.
@@ -78,6 +82,8 @@ impl Session {
         if opening.create {
             place.create(options.mode)?;
         }
+        let _under_way = UnderWay::new();
+        Self::close_lost(place, opening.deadline)?;
         if let Some(left) = opening.left {
             left.remove_orphans(place)?;
         }
@@ -109,6 +115,8 @@ impl Session {
             lock_file: Arc::new(lock_file),
             watch,
             calls: AtomicUsize::new(0),
+            is_lost: AtomicBool::new(false),
+            offset_ns: AtomicI64::new(i64::MIN),
             owner: AtomicI64::new(0),
             entering: Mutex::new(()),
             bookings: AtomicI64::new(0),
@@ -121,6 +129,44 @@ impl Session {
         sessions.retain(|session| session.strong_count() > 0);
         sessions.push(Arc::downgrade(&session));
         Ok(session)
+    }
+
+    /// Closes the sessions of this process that have lost the files at this place, whichever limiter they
+    /// belong to.
+    ///
+    /// Within a process SQLite keeps one shared memory for a database. As long as one old connection is
+    /// open, a new one would share the old memory, which no other process sees, but open the new WAL.
+    fn close_lost(place: &Place, deadline: Instant) -> Result<(), Error> {
+        let asked = Instant::now();
+        loop {
+            let lost: Vec<Arc<Self>> = SESSIONS
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .iter()
+                .filter_map(Weak::upgrade)
+                .filter(|session| session.is_ours() && session.watch.is_of(place))
+                .filter(|session| !session.watch.clone().look())
+                .collect();
+            let mut in_use = false;
+            for session in &lost {
+                session.is_lost.store(true, Ordering::SeqCst);
+                if session.calls.load(Ordering::SeqCst) == 0 {
+                    session.pools.close(&session.watch);
+                } else {
+                    in_use = true;
+                }
+            }
+            if !in_use {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::Busy {
+                    file: place.database.clone(),
+                    waited: asked.elapsed(),
+                });
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
     }
 
     /// Whether this process opened the session, and did not inherit it through `fork`.
@@ -136,6 +182,11 @@ impl Session {
     /// kernel's locks are not inherited) provided that none was in the middle of a transaction, and
     /// that the child does not take itself for the last user and remove the WAL.
     pub(super) fn close_inherited() -> bool {
+        let pid = std::process::id();
+        let is_child = PID.load(Ordering::SeqCst) != pid;
+        if is_child && UNDER_WAY.load(Ordering::SeqCst) != 0 {
+            return false;
+        }
         let Some(mut sessions) = lock_sessions() else {
             return false;
         };
@@ -152,15 +203,17 @@ impl Session {
             }
         }
         if all_closed {
+            PID.store(pid, Ordering::SeqCst);
             sessions.retain(|session| session.upgrade().is_some_and(|session| session.is_ours()));
         }
         all_closed
     }
 
-    /// Says that a call is under way, until the answer is dropped.
-    pub(super) fn call(&self) -> Call<'_> {
+    /// Says that a call is under way, until the answer is dropped. `None` if the files are lost.
+    pub(super) fn call(&self) -> Option<Call<'_>> {
         self.calls.fetch_add(1, Ordering::SeqCst);
-        Call(self)
+        let call = Call(self);
+        (!self.is_lost.load(Ordering::SeqCst)).then_some(call)
     }
 
     pub(super) fn link(
@@ -208,16 +261,36 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        let _under_way = UnderWay::new();
         if self.is_ours() {
-            if !self.pools.allow_checkpoint(&self.watch) {
-                self.pools.close_without_checkpoint();
-            }
+            self.pools.close(&self.watch);
         } else if self.calls.load(Ordering::SeqCst) == 0 {
             self.pools.close_without_checkpoint();
         } else {
             // Inherited in the middle of a transaction of another thread: never to be closed.
             std::mem::forget(Arc::clone(&self.pools));
         }
+    }
+}
+
+/// The process that last made sure that nothing inherited is open.
+static PID: AtomicU32 = AtomicU32::new(0);
+
+/// How many threads are opening or closing a session.
+static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
+
+struct UnderWay;
+
+impl UnderWay {
+    fn new() -> Self {
+        UNDER_WAY.fetch_add(1, Ordering::SeqCst);
+        Self
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        UNDER_WAY.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
