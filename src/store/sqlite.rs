@@ -14,7 +14,6 @@ mod sweep;
 mod transaction;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -163,13 +162,11 @@ impl SqliteStore {
         }
     }
 
-    fn lock_state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Lets go of a session that can no longer be used.
-    fn leave(&self, session: &Session) {
-        let mut state = self.lock_state();
+    fn leave(&self, session: &Session, deadline: Instant) {
+        let Ok(mut state) = self.lock_state_until(deadline) else {
+            return;
+        };
         let open = state.session.as_ref();
         if open.is_some_and(|open| open.number == session.number) {
             state.session = None;
@@ -189,33 +186,32 @@ impl SqliteStore {
         act: impl FnOnce(&mut Transaction<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let asked = Instant::now();
-        let Some(_call) = session.call() else {
-            self.leave(session);
-            return Err(self.place.moved());
+        let mut is_stuck = false;
+        let result = match session.call() {
+            None => Err(self.place.moved()),
+            Some(_call) => session
+                .link(access, &self.place, deadline)
+                .and_then(|mut link| {
+                    let result = waiting_until(deadline, || {
+                        let (place, clock) = (&self.place, &*self.options.clock);
+                        let opened = &session.watch;
+                        let mut transaction =
+                            Transaction::begin(&mut link, access, place, opened, clock, asked)?;
+                        session.saw(transaction.timeline());
+                        let value = act(&mut transaction)?;
+                        transaction.finish()?;
+                        Ok(value)
+                    });
+                    if result.is_ok() && access == Access::Write && session.is_wal_due() {
+                        link.keep_wal_short(&self.place);
+                    }
+                    is_stuck = link.stuck;
+                    result
+                }),
         };
-        let result = session
-            .link(access, &self.place, deadline)
-            .and_then(|mut link| {
-                let result = waiting_until(deadline, || {
-                    let (place, clock) = (&self.place, &*self.options.clock);
-                    let mut transaction =
-                        Transaction::begin(&mut link, access, place, &session.watch, clock, asked)?;
-                    let offset_ns = transaction.timeline().offset_ns;
-                    session.offset_ns.store(offset_ns, Ordering::Relaxed);
-                    let value = act(&mut transaction)?;
-                    transaction.finish()?;
-                    Ok(value)
-                });
-                if result.is_ok() && access == Access::Write && session.is_wal_due() {
-                    link.keep_wal_short(&self.place);
-                }
-                if link.stuck {
-                    self.leave(session);
-                }
-                result
-            });
-        if matches!(result, Err(Error::Moved { .. })) {
-            self.leave(session);
+        // After the call has ended: whoever opens the file anew waits for that, and has the state.
+        if is_stuck || matches!(result, Err(Error::Moved { .. })) {
+            self.leave(session, deadline);
         }
         result
     }
@@ -286,12 +282,7 @@ impl SqliteStore {
     /// What the clock shows at an instant, by the last transaction of this process.
     fn elapsed_at(&self, at: Timestamp) -> Option<Duration> {
         let state = self.state.try_lock().ok()?;
-        let offset_ns = state.session.as_ref()?.offset_ns.load(Ordering::Relaxed);
-        if offset_ns == i64::MIN {
-            return None;
-        }
-        let elapsed_ns = at.as_nanos().saturating_sub(offset_ns);
-        Some(Duration::from_nanos(u64::try_from(elapsed_ns).unwrap_or(0)))
+        state.session.as_ref()?.elapsed_at(at)
     }
 }
 

@@ -15,6 +15,7 @@ use super::schema::{is_busy, migrate};
 use super::sweep::SWEEP_EVERY;
 use super::transaction::Access;
 use crate::calendar::LimitId;
+use crate::clock::{Timeline, Timestamp};
 use crate::error::Error;
 
 #[derive(Debug)]
@@ -30,7 +31,7 @@ pub(super) struct Session {
     /// Whether its files were found to be lost, so that no further call may use it.
     is_lost: AtomicBool,
     /// What was last added to the time since boot to give an instant.
-    pub(super) offset_ns: AtomicI64,
+    offset_ns: AtomicI64,
     /// The owner that this process is, once it has booked something; 0 before.
     owner: AtomicI64,
     /// Held by the thread that makes this process an owner.
@@ -226,6 +227,21 @@ impl Session {
             Access::Read => self.pools.reader(place, &self.watch, deadline),
             Access::Look | Access::Write => self.pools.writer(place, &self.watch, deadline),
         }
+    }
+
+    /// Takes note of how instants follow the clock.
+    pub(super) fn saw(&self, timeline: &Timeline) {
+        self.offset_ns.store(timeline.offset_ns, Ordering::Relaxed);
+    }
+
+    /// What the clock shows at an instant, as far as this session knows.
+    pub(super) fn elapsed_at(&self, at: Timestamp) -> Option<Duration> {
+        let offset_ns = self.offset_ns.load(Ordering::Relaxed);
+        if offset_ns == i64::MIN {
+            return None;
+        }
+        let elapsed_ns = at.as_nanos().saturating_sub(offset_ns);
+        Some(Duration::from_nanos(u64::try_from(elapsed_ns).unwrap_or(0)))
     }
 
     pub(super) fn owner(&self) -> Option<i64> {

@@ -1,0 +1,123 @@
+//! A process that has the file open more than once when its sidecars are removed, while another one works.
+mod support;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use quotalite::{Error, Limit, Limiter, Request};
+use support::audit::audit;
+use support::processes::{Diary, await_signal, path, play, read_diaries, signal_by, spawn};
+use support::{Scratch, scratch};
+
+#[test]
+#[ignore = "the entry of child processes"]
+fn child() {
+    play(&[("work beside", work_beside)]);
+}
+
+fn open_with_mail(file: &Path) -> Limiter {
+    let limiter = Limiter::open(file).unwrap();
+    limiter
+        .define(Limit::new("mail").per_hour(1_000_000))
+        .unwrap();
+    limiter
+}
+
+/// Notes what is granted until `until`, and counts what goes wrong.
+fn work(limiter: &Limiter, diary: &mut Diary, until: Instant) -> BTreeMap<String, u32> {
+    let ask = Request::new().take("mail", 1);
+    let mut errors = BTreeMap::new();
+    while Instant::now() < until {
+        match limiter.try_acquire(&ask) {
+            Ok(decision) => diary.note(decision.granted().unwrap().at(), &ask),
+            Err(error) => *errors.entry(error.to_string()).or_insert(0) += 1,
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    errors
+}
+
+/// Real time, as the removal of a file is noticed by the kernel's stamps.
+const WORKED: Duration = Duration::from_millis(700);
+
+fn work_beside() {
+    let limiter = open_with_mail(&path("FILE"));
+    let mut diary = Diary::open(&path("DIARY"));
+    signal_by(&path("READY"));
+    let errors = work(&limiter, &mut diary, Instant::now() + WORKED);
+    assert!(errors.is_empty(), "{errors:?}");
+}
+
+/// Removes the sidecars, lets another process work, and `limiter` beside it: all that either was granted
+/// from then on stands in the one file.
+fn both_crowds_are_one(scratch: &Scratch, limiter: &Limiter) {
+    let beside = |name: &str| scratch.path().join(name);
+    let (ready, theirs, ours) = (beside("ready"), beside("theirs"), beside("ours"));
+    thread::sleep(Duration::from_millis(100));
+    let status = Command::new("rm")
+        .args([beside("limits.db-wal"), beside("limits.db-shm")])
+        .status();
+    assert!(status.unwrap().success());
+    let other = spawn(
+        "work beside",
+        &[
+            ("FILE", scratch.file().to_str().unwrap()),
+            ("DIARY", theirs.to_str().unwrap()),
+            ("READY", ready.to_str().unwrap()),
+        ],
+    );
+    await_signal(&ready);
+    let mut diary = Diary::open(&ours);
+    let errors = work(limiter, &mut diary, Instant::now() + WORKED / 2);
+    let moved = Error::Moved {
+        file: fs::canonicalize(scratch.path()).unwrap().join("limits.db"),
+    };
+    assert!(
+        errors
+            .iter()
+            .all(|(error, times)| *error == moved.to_string() && *times <= 2),
+        "{errors:?}"
+    );
+    other.wait_well();
+    let acknowledged = read_diaries([&ours, &theirs]);
+    assert!(acknowledged.len() > 200, "{}", acknowledged.len());
+    audit(&scratch.file(), &acknowledged).assert_clean();
+}
+
+#[test]
+fn another_limiter_of_the_same_process_does_not_tie_it_to_the_lost_files() {
+    let scratch = scratch();
+    drop(open_with_mail(&scratch.file()));
+    let (one, idle) = (
+        open_with_mail(&scratch.file()),
+        open_with_mail(&scratch.file()),
+    );
+    idle.usage("mail").unwrap();
+    both_crowds_are_one(&scratch, &one);
+    assert!(matches!(idle.try_acquire("mail"), Err(Error::Moved { .. })));
+    assert!(idle.try_acquire("mail").unwrap().is_granted());
+}
+
+#[test]
+fn threads_that_look_do_not_tie_their_process_to_the_lost_files() {
+    let scratch = scratch();
+    drop(open_with_mail(&scratch.file()));
+    let limiter = open_with_mail(&scratch.file());
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !done.load(Ordering::SeqCst) {
+                    // Moved, for a moment, or an answer.
+                    let _ = limiter.usage("mail");
+                }
+            });
+        }
+        both_crowds_are_one(&scratch, &limiter);
+        done.store(true, Ordering::SeqCst);
+    });
+}
