@@ -108,9 +108,12 @@ fn a_frozen_writer_is_reported_as_busy_after_the_busy_deadline_and_never_as_a_de
 fn who_can_wait_for_a_tenth_of_a_second_waits_no_longer_for_a_frozen_writer() {
     let scratch = scratch();
     let limiter = open_with_mail(&scratch, 5 * SECOND);
+    let now = limiter.now().unwrap();
     let writer = frozen_writer(&scratch);
     for longest in [Duration::ZERO, 100 * MILLISECOND] {
         let asked = Instant::now();
+        let result = limiter.acquire_until("mail", now.checked_add(longest).unwrap());
+        assert!(matches!(result, Err(Error::Busy { .. })), "{result:?}");
         let result = limiter.acquire_within("mail", longest);
         assert!(matches!(result, Err(Error::Busy { .. })), "{result:?}");
         assert!(
