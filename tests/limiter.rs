@@ -378,6 +378,64 @@ fn the_file_shrinks_when_what_was_large_has_expired() {
     );
 }
 
+/// A clock that goes on with every look at it.
+#[derive(Debug)]
+struct Hurrying {
+    clock: ManualClock,
+    step: Duration,
+}
+
+impl Clock for Hurrying {
+    fn boot(&self) -> quotalite::BootId {
+        self.clock.boot()
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.clock.advance(self.step);
+        self.clock.elapsed()
+    }
+
+    fn wall(&self) -> std::time::SystemTime {
+        self.clock.wall()
+    }
+
+    fn sleep_until(&self, deadline: Duration) {
+        self.clock.sleep_until(deadline);
+    }
+}
+
+/// A process waits for its turn, goes ahead and dies, all while another one is in the middle of a
+/// transaction that began before that turn: it must not take the charge for one that was not used.
+#[test]
+fn a_turn_that_came_before_its_owner_was_seen_dead_counts_as_used() {
+    let (scratch, limiter, clock) = on_file();
+    limiter.define(Limit::new("k").per_second(1)).unwrap();
+    let start = limiter.acquire("k").unwrap().at();
+    let turn = limiter.book("k").unwrap().accept();
+    assert_eq!(turn.at(), start.checked_add(SECOND).unwrap());
+    let hurrying = Hurrying {
+        clock: clock.clone(),
+        step: 300 * MS,
+    };
+    let other = Limiter::builder(scratch.file())
+        .clock(hurrying)
+        .open()
+        .unwrap();
+    drop(limiter);
+    let denial = loop {
+        match other.try_acquire("k").unwrap().denied() {
+            // The transaction began before the turn, and the clock has passed it since.
+            Some(denial) if denial.now() < turn.at() => {
+                if clock.elapsed() > 101 * SECOND {
+                    break denial;
+                }
+            }
+            unexpected => panic!("{unexpected:?} after {:?}", clock.elapsed()),
+        }
+    };
+    assert_eq!(denial.retry_at(), turn.at().checked_add(SECOND).unwrap());
+}
+
 #[test]
 fn the_clock_of_a_limiter_is_the_files() {
     let (scratch, limiter, clock) = on_file();

@@ -51,7 +51,10 @@ const READ_OWNERS: &str = "SELECT owner_id, boot_id, lock_inode FROM owner";
 const DELETE_OWNER: &str = "DELETE FROM owner WHERE owner_id = ?1";
 
 impl Transaction<'_> {
-    /// Gives back what dead owners have booked after now. True if anything came back.
+    /// Gives back what dead owners have booked and cannot have used. True if anything came back.
+    ///
+    /// An owner may have gone ahead and died since this transaction read the clock. So the clock is read
+    /// again after its death is certain: what was booked for later than that, it cannot have used.
     pub(super) fn reclaim(
         &mut self,
         lock_file: &LockFile,
@@ -73,15 +76,19 @@ impl Transaction<'_> {
             })
             .map_err(|error| self.sqlite(error))?;
         let boot = print_boot(self.timeline().boot);
-        let mut came_back = false;
+        let mut dead = Vec::new();
         for owner in owners {
-            if Some(owner.id) == own
-                || is_alive(&owner, lock_file, &boot)
+            if Some(owner.id) != own
+                && !is_alive(&owner, lock_file, &boot)
                     .map_err(|source| self.place.failed("testing the byte of an owner", source))?
             {
-                continue;
+                dead.push(owner);
             }
-            let booked = self.find_owned(owner.id, self.now())?;
+        }
+        let reached = self.reached();
+        let mut came_back = false;
+        for owner in dead {
+            let booked = self.find_owned(owner.id, reached)?;
             if !booked.is_empty() {
                 came_back = true;
                 self.tell_reclaimed(owner.id, &booked)?;

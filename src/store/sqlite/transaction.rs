@@ -26,6 +26,7 @@ pub(super) enum Access {
 pub(super) struct Transaction<'l> {
     pub(super) link: Open<'l>,
     pub(super) place: &'l Place,
+    clock: &'l dyn Clock,
     pub(super) reading: Reading,
     present: Present,
     access: Access,
@@ -58,7 +59,7 @@ impl<'l> Transaction<'l> {
         access: Access,
         place: &'l Place,
         opened: &Watch,
-        clock: &dyn Clock,
+        clock: &'l dyn Clock,
         asked: Instant,
     ) -> Result<Self, Error> {
         let begin = match access {
@@ -98,6 +99,7 @@ impl<'l> Transaction<'l> {
         Ok(Self {
             link: open,
             place,
+            clock,
             reading,
             present,
             access,
@@ -113,6 +115,11 @@ impl<'l> Transaction<'l> {
 
     pub(super) fn now(&self) -> Timestamp {
         self.present.now
+    }
+
+    /// The instant that has been reached meanwhile.
+    pub(super) fn reached(&self) -> Timestamp {
+        self.present.timeline.present(Reading::of(self.clock)).now
     }
 
     pub(super) fn timeline(&self) -> &Timeline {
