@@ -268,14 +268,14 @@ impl SqliteStore {
 
     /// Until when a request may wait for locks: no longer than for its turn, but long enough for an answer.
     fn lock_deadline(&self, patience: Patience) -> Instant {
-        let elapsed = self.options.clock.elapsed();
-        let left = match patience {
-            Patience::UntilElapsed(deadline) => deadline.saturating_sub(elapsed),
-            Patience::Until(deadline) => self
-                .elapsed_at(deadline)
-                .map_or(Duration::MAX, |deadline| deadline.saturating_sub(elapsed)),
-            Patience::Now | Patience::Forever => Duration::MAX,
+        let deadline = match patience {
+            Patience::UntilElapsed(deadline) => Some(deadline),
+            Patience::Until(deadline) => self.elapsed_at(deadline),
+            Patience::Now | Patience::Forever => None,
         };
+        let left = deadline.map_or(Duration::MAX, |deadline| {
+            deadline.saturating_sub(self.options.clock.elapsed())
+        });
         Instant::now() + self.options.busy_deadline.min(left.max(SHORTEST_LOCK_WAIT))
     }
 

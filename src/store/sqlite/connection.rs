@@ -296,33 +296,31 @@ impl Pools {
     /// Closes all connections that nobody uses. The last one of all processes copies the WAL into the
     /// database, if it still may.
     pub(super) fn close(&self, opened: &Watch) {
-        if !self.allow_checkpoint(opened) {
+        if self.allow_checkpoint(opened) {
+            self.close_each(|_| {});
+        } else {
             self.close_without_checkpoint();
-            return;
-        }
-        drop(take_spare(&self.first));
-        for pool in [&self.writer, &self.readers] {
-            while let Some(mut link) = pool.try_get() {
-                link.stuck = true;
-            }
         }
     }
 
     /// Closes all connections that nobody uses, without copying the WAL into the database or removing
     /// it, whoever else is there or not.
     pub(super) fn close_without_checkpoint(&self) {
-        let spare_one = |link: &Link| {
+        self.close_each(|link| {
             let config = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
             if let Err(error) = link.connection.set_db_config(config, true) {
                 tracing::error!(%error, "a connection may touch a WAL that is not its own any more");
             }
-        };
+        });
+    }
+
+    fn close_each(&self, prepare: impl Fn(&Link)) {
         if let Some(link) = take_spare(&self.first) {
-            spare_one(&link);
+            prepare(&link);
         }
         for pool in [&self.writer, &self.readers] {
             while let Some(mut link) = pool.try_get() {
-                spare_one(&link);
+                prepare(&link);
                 // The pool drops what is stuck instead of keeping it.
                 link.stuck = true;
             }
