@@ -39,11 +39,13 @@ impl Raw {
         let connection = Connection::open(directory.join(name)).unwrap();
         connection
             .execute_batch(
-                "PRAGMA auto_vacuum = INCREMENTAL;
+                "PRAGMA page_size = 1024;
+                 PRAGMA auto_vacuum = INCREMENTAL;
                  PRAGMA journal_mode = WAL;
                  PRAGMA synchronous = NORMAL;
                  PRAGMA cache_size = -4096;
-                 PRAGMA journal_size_limit = 4194304;",
+                 PRAGMA journal_size_limit = 4194304;
+                 PRAGMA wal_autocheckpoint = 4096;",
             )
             .unwrap();
         connection.execute_batch(table.0).unwrap();

@@ -30,19 +30,26 @@ CREATE TABLE rate (
 
 -- The ledgers: one row per charge. `total` is the sum of the amounts of a limit up to and including the
 -- row, modulo 2^62, so that the usage of any window is a difference of two totals. `seq` orders the
--- charges of one instant. A row with an owner was booked ahead of its instant.
+-- charges of one instant.
 CREATE TABLE charge (
     limit_id   INTEGER NOT NULL,
     at_ns      INTEGER NOT NULL,
     seq        INTEGER NOT NULL,
     amount     INTEGER NOT NULL,
     total      INTEGER NOT NULL,
-    owner_id   INTEGER,
-    booking_id INTEGER,
     PRIMARY KEY (limit_id, at_ns, seq)
 ) STRICT, WITHOUT ROWID;
 
-CREATE INDEX charge_booked ON charge (owner_id, booking_id) WHERE owner_id IS NOT NULL;
+-- Which charges an owner has booked ahead of their instant. A row whose instant has come says nothing any
+-- more, and is removed in passing.
+CREATE TABLE booking (
+    owner_id   INTEGER NOT NULL,
+    booking_id INTEGER NOT NULL,
+    limit_id   INTEGER NOT NULL,
+    at_ns      INTEGER NOT NULL,
+    seq        INTEGER NOT NULL,
+    PRIMARY KEY (owner_id, booking_id, limit_id)
+) STRICT, WITHOUT ROWID;
 
 -- Processes that have booked something. Each holds a lock on byte `owner_id` of the lock file beside
 -- this database for as long as it lives.
@@ -78,7 +85,7 @@ SELECT l.key,
        c.at_ns,
        strftime('%Y-%m-%d %H:%M:%f', (c.at_ns + p.shift_ns) / 1e9, 'unixepoch') AS at,
        c.amount,
-       c.owner_id IS NOT NULL AND c.at_ns > p.now_ns AS booked
+       c.at_ns > p.now_ns AS booked
 FROM present AS p
 CROSS JOIN limit_definition AS l
 CROSS JOIN charge AS c ON c.limit_id = l.limit_id;

@@ -89,7 +89,7 @@ impl Booking {
 
     /// Sleeps until the booked instant. There is no polling, and the file is not touched.
     #[must_use]
-    pub fn wait(mut self) -> Permit {
+    pub fn wait(self) -> Permit {
         let waited = self.wait_time();
         if let Some(claim) = &self.claim
             && !waited.is_zero()
@@ -98,8 +98,7 @@ impl Booking {
             tracing::debug!(limit = self.key.as_deref(), ?waited, "waited");
         }
         // The claim stays in place while this sleeps, so that an unwinding thread gives it back.
-        self.claim = None;
-        Permit::new(self.at, waited)
+        self.accept()
     }
 
     /// Takes the permit without waiting, for event loops that have timers of their own: nothing may go
@@ -107,9 +106,10 @@ impl Booking {
     /// back when that is dropped or its process dies.
     #[must_use]
     pub fn accept(mut self) -> Permit {
-        let waited = self.wait_time();
-        self.claim = None;
-        Permit::new(self.at, waited)
+        if let Some(claim) = self.claim.take() {
+            self.store.accept(&claim);
+        }
+        Permit::new(self.at, self.wait_time())
     }
 
     /// Gives everything back.

@@ -45,6 +45,9 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
     /// Takes back what `acquire` charged or booked. A claim that is no longer there is no error.
     fn cancel(&self, claim: &Claim) -> Result<(), Error>;
 
+    /// Says that what `acquire` booked will be used, once its instant comes. Writes nothing.
+    fn accept(&self, _claim: &Claim) {}
+
     /// What `acquire` would say now. Writes nothing.
     fn peek(&self, plan: &Plan<'_>) -> Result<Peek, Error>;
 

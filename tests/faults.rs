@@ -233,7 +233,8 @@ fn fires(fault: &str) -> Option<bool> {
 #[test]
 fn calls_of_the_system_that_fail_are_errors_and_leave_the_file_whole() {
     let step = size(9, 1);
-    // A lock that fails for ever is waited for, so that those faults come once.
+    // A call that is interrupted for ever would be repeated for ever, so that this comes once. Locks are left
+    // alone: an unlock cannot fail in the kernel, and SQLite waits ten seconds for one that is made to.
     let faults = [
         ("pwrite64", "EIO", &["", "+"][..]),
         ("pwrite64", "ENOSPC", &["", "+"]),
@@ -241,19 +242,15 @@ fn calls_of_the_system_that_fail_are_errors_and_leave_the_file_whole() {
         ("fdatasync,fsync", "EIO", &["", "+"]),
         ("ftruncate", "EIO", &["", "+"]),
         ("openat", "EMFILE", &[""]),
-        ("fcntl", "EINTR", &[""]),
+        ("pwrite64,pread64,fdatasync,fsync", "EINTR", &[""]),
     ];
     for (calls, error, repeats) in faults {
         let mut fired = 0;
         for when in (1..40).step_by(step) {
             for again in repeats {
-                let began = std::time::Instant::now();
                 match fires(&format!("{calls}:error={error}:when={when}{again}")) {
                     None => return,
                     Some(it_has) => fired += usize::from(it_has),
-                }
-                if began.elapsed() > SECOND {
-                    println!("{calls} {error} {when}{again}: {:?}", began.elapsed());
                 }
             }
         }
@@ -386,7 +383,7 @@ fn length(scratch: &Scratch, suffix: &str) -> u64 {
 fn under_load_neither_the_wal_nor_the_file_grows_with_what_has_expired() {
     const MOST_WAL_BYTES: u64 = 16 << 20;
     const MOST_FILE_BYTES: u64 = 8 << 20;
-    let count: u64 = size(20_000, 200_000);
+    let count: u64 = size(80_000, 300_000);
     let scratch = scratch();
     let limiter = Limiter::open(scratch.file()).unwrap();
     limiter

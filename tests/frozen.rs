@@ -189,7 +189,7 @@ fn the_bookings_of_a_stopped_process_stand() {
         assert!(matches!(refused, Err(Error::TooLate { .. })), "{refused:?}");
         assert!(!limiter.try_acquire("mail").unwrap().is_granted());
     }
-    let booked: i64 = scratch.sqlite("SELECT count(*) FROM charge WHERE owner_id IS NOT NULL");
+    let booked: i64 = scratch.sqlite("SELECT count(*) FROM booking");
     assert!(booked >= 99, "{booked}");
     // And it is dead as soon as it is, stopped or not.
     owner.kill();

@@ -508,8 +508,13 @@ fn hostile_ledgers_cause_no_panic() {
                 let (seq, amount, total) = (any(&mut random), any(&mut random), any(&mut random));
                 let owner = random.bool().then(|| any(&mut random));
                 file.execute(
-                    "INSERT OR IGNORE INTO charge VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6)",
-                    (at, seq, amount, total, owner, owner),
+                    "INSERT OR IGNORE INTO charge VALUES (1, ?1, ?2, ?3, ?4)",
+                    (at, seq, amount, total),
+                )
+                .unwrap();
+                file.execute(
+                    "INSERT OR IGNORE INTO booking VALUES (?1, ?2, 1, ?3, ?4)",
+                    (owner, any(&mut random), at, seq),
                 )
                 .unwrap();
                 file.execute(

@@ -572,6 +572,7 @@ impl Player<'_> {
 
     fn accept(&mut self, held: Held) -> Check {
         let at_ns = self.subject.accept(held.claim);
+        self.model.accept(held.claim);
         self.bury_if_nothing_is_left(held.opening);
         same(&held.at_ns, &at_ns)
     }
@@ -778,6 +779,7 @@ impl Player<'_> {
                 at_ns: self.witness.now_ns,
                 amount: *amount,
                 booked_by: None,
+                accepted: false,
                 claim,
             };
             self.witness.saw(key, charge);

@@ -254,7 +254,7 @@ pub struct Booked {
     pub at_kill: u32,
 }
 
-const OWNED: &str = "SELECT count(*) FROM charge WHERE owner_id = ?1 AND at_ns > ?2";
+const OWNED: &str = "SELECT count(*) FROM booking WHERE owner_id = ?1 AND at_ns > ?2";
 
 impl Booked {
     pub fn by(db: &Path, pid: u32, after_ns: i64) -> Result<Option<Self>, Failure> {

@@ -1,5 +1,6 @@
 //! The store in a SQLite file, shared by processes.
 
+mod bookings;
 mod connection;
 mod definitions;
 mod file_control;
@@ -335,8 +336,23 @@ impl Store for SqliteStore {
         }
         self.write(&session, |transaction| {
             let charges = transaction.find_claimed(claim)?;
-            transaction.take_back(charges)
+            transaction.take_back(charges)?;
+            match claim.booking {
+                Some(booking) => transaction.forget_booking(booking),
+                None => Ok(()),
+            }
         })
+    }
+
+    fn accept(&self, claim: &Claim) {
+        // A hint: what is not heard of here is struck out when its owner has ended.
+        if let Some(booking) = claim.booking
+            && let Ok(state) = self.state.try_lock()
+            && let Some(session) = &state.session
+            && session.number == claim.session
+        {
+            session.accepted(claim.at, booking.number);
+        }
     }
 
     fn peek(&self, plan: &Plan<'_>) -> Result<Peek, Error> {
@@ -415,11 +431,17 @@ fn attempt(
     };
     let mut rows = Few::with_capacity(lines.len());
     for line in &lines {
-        let seq = transaction.charge(line.id, at, line.amount, booking)?;
+        let seq = transaction.charge(line.id, at, line.amount)?;
         rows.push(Row {
             limit: line.id,
             seq,
         });
+    }
+    if let Some(booking) = booking {
+        transaction.book(booking, at, &rows)?;
+        for number in session.used_bookings(now) {
+            transaction.forget_booking(BookingId { number, ..booking })?;
+        }
     }
     if let Some(turn) = session.sweep_turn() {
         let next = transaction.sweep(&lines, turn)?;
@@ -430,7 +452,7 @@ fn attempt(
             at,
             wake_at: transaction.timeline().elapsed_at(at),
             session: session.number,
-            pid: std::process::id(),
+            pid: session.pid,
             rows,
             booking,
         },

@@ -22,6 +22,8 @@ pub struct Charge {
     pub amount: u64,
     /// The opening of a limiter that booked it ahead of its instant.
     pub booked_by: Option<usize>,
+    /// Whether it will be used, once its instant comes.
+    pub accepted: bool,
     /// The request that it belongs to.
     pub claim: usize,
 }
@@ -196,6 +198,9 @@ impl Model {
                 at_ns = self.earliest(takes);
             }
             booked_by = Some(opening).filter(|_| at_ns > self.now_ns);
+            if booked_by.is_some() {
+                self.forget_what_was_used(opening);
+            }
         }
         for (key, amount) in takes {
             let line = self.lines.get_mut(key).expect("checked");
@@ -203,10 +208,28 @@ impl Model {
                 at_ns,
                 amount: *amount,
                 booked_by,
+                accepted: false,
                 claim,
             });
         }
         Verdict::Admitted { at_ns }
+    }
+
+    /// Who books anew strikes out what it had booked for instants that have come: those charges stay, even
+    /// if a power failure should turn the clock back.
+    fn forget_what_was_used(&mut self, opening: usize) {
+        let now_ns = self.now_ns;
+        for charge in self.lines.values_mut().flat_map(|line| &mut line.charges) {
+            if charge.booked_by == Some(opening) && charge.accepted && charge.at_ns <= now_ns {
+                charge.booked_by = None;
+            }
+        }
+    }
+
+    pub fn accept(&mut self, claim: usize) {
+        for charge in self.lines.values_mut().flat_map(|line| &mut line.charges) {
+            charge.accepted |= charge.claim == claim;
+        }
     }
 
     /// Takes back everything that a request was charged.
@@ -309,6 +332,9 @@ impl Model {
             line.charges.retain(|charge| {
                 charge.at_ns <= self.now_ns || !charge.booked_by.is_some_and(of_the_dead)
             });
+            for charge in &mut line.charges {
+                charge.booked_by = charge.booked_by.filter(|opening| !of_the_dead(*opening));
+            }
         }
         self.buried.extend(self.owners.difference(&self.alive));
     }

@@ -13,6 +13,7 @@ use scheduled_thread_pool::ScheduledThreadPool;
 
 use super::memo::Memo;
 use super::place::{Place, Watch};
+use super::schema::PAGE_BYTES;
 use crate::error::Error;
 
 /// How safe a charge is when the power fails.
@@ -79,11 +80,10 @@ impl Link {
     }
 }
 
-/// The WAL is cut back to this once it has been copied into the database and starts anew.
+/// SQLite copies the WAL into the database from this length on, and cuts it back to this once it starts anew.
 const WAL_BYTES_KEPT: i64 = 4 << 20;
 
-/// From here on it is made to start anew. SQLite copies it into the database every 1 000 pages, but starts
-/// it anew only when a writer finds nothing left to copy, which two busy writers never do: each has
+/// From here on it is made to start anew. SQLite does so by itself only when a writer finds nothing left to copy, which two busy writers never do: each has
 /// written again before the other looks.
 const WAL_BYTES_LONG: u64 = 6 << 20;
 
@@ -115,6 +115,7 @@ pub(super) fn prepare(connection: &Connection, durability: Durability) -> rusqli
         },
     )?;
     connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
+    connection.pragma_update(None, "wal_autocheckpoint", WAL_BYTES_KEPT / PAGE_BYTES)?;
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.pragma_update(None, "trusted_schema", false)
@@ -173,21 +174,22 @@ fn take_spare(spare: &Spare) -> Option<Link> {
 }
 
 impl ManageConnection for LinkManager {
-    type Connection = Link;
+    // Boxed, because a pool moves it with every call.
+    type Connection = Box<Link>;
     type Error = rusqlite::Error;
 
-    fn connect(&self) -> rusqlite::Result<Link> {
+    fn connect(&self) -> rusqlite::Result<Box<Link>> {
         match take_spare(&self.spare) {
-            Some(link) => Ok(link),
-            None => self.sqlite.connect().map(Link::new),
+            Some(link) => Ok(Box::new(link)),
+            None => self.sqlite.connect().map(Link::new).map(Box::new),
         }
     }
 
-    fn is_valid(&self, _: &mut Link) -> rusqlite::Result<()> {
+    fn is_valid(&self, _: &mut Box<Link>) -> rusqlite::Result<()> {
         Ok(())
     }
 
-    fn has_broken(&self, link: &mut Link) -> bool {
+    fn has_broken(&self, link: &mut Box<Link>) -> bool {
         link.stuck
     }
 }

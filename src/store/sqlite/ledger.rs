@@ -8,7 +8,7 @@ use super::transaction::Transaction;
 use crate::calendar::{Charge, Ledgers, LimitId, Total};
 use crate::clock::Timestamp;
 use crate::error::Error;
-use crate::store::{BookingId, Claim};
+use crate::store::Claim;
 
 const LAST_AT: &str = "SELECT at_ns, seq, amount, total FROM charge
     WHERE limit_id = ?1 AND at_ns <= ?2 ORDER BY at_ns DESC, seq DESC LIMIT 1";
@@ -85,9 +85,6 @@ fn charge(row: &SqlRow<'_>) -> rusqlite::Result<Charge> {
 
 const INSERT: &str = "INSERT INTO charge (limit_id, at_ns, seq, amount, total)
     VALUES (?1, ?2, ?3, ?4, ?5)";
-const INSERT_BOOKED: &str = "INSERT INTO charge
-    (limit_id, at_ns, seq, amount, total, owner_id, booking_id)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
 
 impl Transaction<'_> {
     /// Adds a charge and returns its position in its instant.
@@ -96,7 +93,6 @@ impl Transaction<'_> {
         limit: LimitId,
         at: Timestamp,
         amount: i64,
-        booking: Option<BookingId>,
     ) -> Result<i64, Error> {
         let very_last = self.very_last(limit)?;
         let previous = self.last_at(limit, at)?;
@@ -123,20 +119,13 @@ impl Transaction<'_> {
         } else {
             self.link.memo.appended(limit, added);
         }
-        let connection = self.link.connection;
-        let row = (limit.0, at.as_nanos(), seq, amount, added.total.0);
-        let inserted =
-            match booking {
-                None => connection
-                    .prepare_cached(INSERT)
-                    .and_then(|mut statement| statement.execute(row)),
-                Some(BookingId { owner, number }) => connection
-                    .prepare_cached(INSERT_BOOKED)
-                    .and_then(|mut statement| {
-                        statement.execute((row.0, row.1, row.2, row.3, row.4, owner, number))
-                    }),
-            };
-        inserted.map_err(|error| self.sqlite(error))?;
+        self.link
+            .connection
+            .prepare_cached(INSERT)
+            .and_then(|mut statement| {
+                statement.execute((limit.0, at.as_nanos(), seq, amount, added.total.0))
+            })
+            .map_err(|error| self.sqlite(error))?;
         Ok(seq)
     }
 }
@@ -213,7 +202,12 @@ impl Transaction<'_> {
         }
         Ok(())
     }
+}
 
+const FIND_CHARGED: &str = "SELECT limit_id, at_ns, seq, amount FROM charge
+    WHERE limit_id = ?1 AND at_ns = ?2 AND seq = ?3";
+
+impl Transaction<'_> {
     /// The charges of a claim that are still there.
     pub(super) fn find_claimed(&self, claim: &Claim) -> Result<Vec<Taken>, Error> {
         match claim.booking {
@@ -225,28 +219,7 @@ impl Transaction<'_> {
                 .collect(),
         }
     }
-}
 
-const FIND_BOOKED: &str = "SELECT limit_id, at_ns, seq, amount FROM charge
-    WHERE owner_id = ?1 AND booking_id = ?2";
-
-impl Transaction<'_> {
-    fn find_booked(&self, booking: BookingId) -> Result<Vec<Taken>, Error> {
-        self.link
-            .connection
-            .prepare_cached(FIND_BOOKED)
-            .and_then(|mut s| {
-                s.query_map((booking.owner, booking.number), taken)?
-                    .collect()
-            })
-            .map_err(|error| self.sqlite(error))
-    }
-}
-
-const FIND_CHARGED: &str = "SELECT limit_id, at_ns, seq, amount FROM charge
-    WHERE limit_id = ?1 AND at_ns = ?2 AND seq = ?3 AND owner_id IS NULL";
-
-impl Transaction<'_> {
     fn find_charged(
         &self,
         limit: LimitId,
@@ -265,21 +238,7 @@ impl Transaction<'_> {
     }
 }
 
-const FIND_OWNED: &str = "SELECT limit_id, at_ns, seq, amount FROM charge
-    WHERE owner_id = ?1 AND at_ns > ?2";
-
-impl Transaction<'_> {
-    /// What an owner has booked after `now`.
-    pub(super) fn find_owned(&self, owner: i64, now: Timestamp) -> Result<Vec<Taken>, Error> {
-        self.link
-            .connection
-            .prepare_cached(FIND_OWNED)
-            .and_then(|mut s| s.query_map((owner, now.as_nanos()), taken)?.collect())
-            .map_err(|error| self.sqlite(error))
-    }
-}
-
-fn taken(row: &SqlRow<'_>) -> rusqlite::Result<Taken> {
+pub(super) fn taken(row: &SqlRow<'_>) -> rusqlite::Result<Taken> {
     Ok(Taken {
         limit: LimitId(row.get(0)?),
         at: Timestamp::from_nanos(row.get(1)?),

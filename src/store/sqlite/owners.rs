@@ -94,6 +94,7 @@ impl Transaction<'_> {
                 self.tell_reclaimed(owner.id, &booked)?;
                 self.take_back(booked)?;
             }
+            self.forget_bookings(owner.id)?;
             self.link
                 .connection
                 .prepare_cached(DELETE_OWNER)

@@ -11,6 +11,9 @@ const MIGRATIONS: [&str; 1] = [include_str!("../../../migrations/0001_ledger.sql
 /// Marks a file as ours in its header: "qtlt".
 const APPLICATION_ID: i64 = 0x7174_6C74;
 
+/// DESIGN.md has the measurement.
+pub(super) const PAGE_BYTES: i64 = 1_024;
+
 /// SQLite loses commits in WAL mode from 3.7.0 to 3.51.2: see "The WAL-Reset Bug" in
 /// <https://www.sqlite.org/wal.html>.
 const OLDEST_SQLITE: i32 = 3_051_003;
@@ -38,7 +41,11 @@ pub(super) fn migrate(connection: &Connection, place: &Place) -> Result<(), Erro
         return Ok(());
     }
     if version == 0 {
-        // So that the file can shrink; this can only be chosen before the first table.
+        // Both can only be chosen before the first table: small pages, because a transaction writes one for
+        // each limit that it charges, and a file that can shrink.
+        connection
+            .pragma_update(None, "page_size", PAGE_BYTES)
+            .map_err(failed)?;
         connection
             .pragma_update(None, "auto_vacuum", "INCREMENTAL")
             .map_err(failed)?;

@@ -1,5 +1,8 @@
 //! The time from opening a file to closing it, in one process.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::collections::binary_heap::PeekMut;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::time::{Duration, Instant};
@@ -17,12 +20,13 @@ use super::transaction::Access;
 use crate::calendar::LimitId;
 use crate::clock::{Timeline, Timestamp};
 use crate::error::Error;
+use crate::store::Few;
 
 #[derive(Debug)]
 pub(super) struct Session {
     /// Tells this session from every other of this process and of those forked from it.
     pub(super) number: u64,
-    pid: u32,
+    pub(super) pid: u32,
     pub(super) lock_file: Arc<LockFile>,
     pub(super) watch: Watch,
     pools: Arc<Pools>,
@@ -37,6 +41,8 @@ pub(super) struct Session {
     /// Held by the thread that makes this process an owner.
     pub(super) entering: Mutex<()>,
     bookings: AtomicI64,
+    /// The bookings that will be used at their instants, the earliest first.
+    accepted: Mutex<BinaryHeap<Reverse<(Timestamp, i64)>>>,
     charged: AtomicU32,
     written: AtomicU32,
     /// The limit that was last swept in passing.
@@ -121,6 +127,7 @@ impl Session {
             owner: AtomicI64::new(0),
             entering: Mutex::new(()),
             bookings: AtomicI64::new(0),
+            accepted: Mutex::default(),
             charged: AtomicU32::new(0),
             written: AtomicU32::new(0),
             // Processes that live shortly shall not all sweep the same limits.
@@ -256,6 +263,25 @@ impl Session {
         self.bookings.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// Takes note of a booking that will be used at its instant.
+    pub(super) fn accepted(&self, at: Timestamp, number: i64) {
+        let mut accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
+        accepted.push(Reverse((at, number)));
+    }
+
+    /// The numbers of accepted bookings whose instants have come, not too many at a time.
+    pub(super) fn used_bookings(&self, now: Timestamp) -> Few<i64> {
+        let mut accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut used = Few::new();
+        while used.len() < MOST_USED
+            && let Some(next) = accepted.peek_mut()
+            && next.0.0 <= now
+        {
+            used.push(PeekMut::pop(next).0.1);
+        }
+        used
+    }
+
     /// If it is time to sweep: the limit after which to go on.
     pub(super) fn sweep_turn(&self) -> Option<LimitId> {
         let charged = self.charged.fetch_add(1, Ordering::Relaxed);
@@ -332,6 +358,9 @@ impl Drop for Call<'_> {
         self.0.calls.fetch_sub(1, Ordering::SeqCst);
     }
 }
+
+/// How many bookings that were used are forgotten with each new one, at most.
+const MOST_USED: usize = 64;
 
 /// One writing transaction in this many looks at the length of the WAL.
 const WAL_EVERY: u32 = 64;

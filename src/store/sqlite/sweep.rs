@@ -12,8 +12,8 @@ use crate::limit::Limit;
 pub(super) const SWEEP_EVERY: u32 = 128;
 
 /// How many free pages are given back to the filesystem at a time, and how many are kept for growth.
-const PAGES_RETURNED: i64 = 64;
-const PAGES_KEPT: i64 = 64;
+const PAGES_RETURNED: i64 = 256;
+const PAGES_KEPT: i64 = 256;
 
 impl Transaction<'_> {
     /// Removes a few expired charges of the limits of a request, and of one more limit: the next one

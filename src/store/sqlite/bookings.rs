@@ -1,0 +1,93 @@
+//! Bookings: who has charged what ahead of its instant.
+
+use rusqlite::CachedStatement;
+
+use super::ledger::{Taken, taken};
+use super::transaction::Transaction;
+use crate::clock::Timestamp;
+use crate::error::Error;
+use crate::store::{BookingId, Row};
+
+const INSERT: &str = "INSERT INTO booking (owner_id, booking_id, limit_id, at_ns, seq)
+    VALUES (?1, ?2, ?3, ?4, ?5)";
+
+impl Transaction<'_> {
+    /// Says whose charges these are.
+    pub(super) fn book(
+        &mut self,
+        booking: BookingId,
+        at: Timestamp,
+        rows: &[Row],
+    ) -> Result<(), Error> {
+        let insert = |mut statement: CachedStatement<'_>| -> rusqlite::Result<()> {
+            for row in rows {
+                let BookingId { owner, number } = booking;
+                statement.execute((owner, number, row.limit.0, at.as_nanos(), row.seq))?;
+            }
+            Ok(())
+        };
+        self.link
+            .connection
+            .prepare_cached(INSERT)
+            .and_then(insert)
+            .map_err(|error| self.sqlite(error))
+    }
+}
+
+const FIND_BOOKED: &str = "SELECT limit_id, at_ns, seq, amount
+    FROM booking JOIN charge USING (limit_id, at_ns, seq)
+    WHERE owner_id = ?1 AND booking_id = ?2";
+
+const FIND_OWNED: &str = "SELECT limit_id, at_ns, seq, amount
+    FROM booking JOIN charge USING (limit_id, at_ns, seq)
+    WHERE owner_id = ?1 AND at_ns > ?2";
+
+impl Transaction<'_> {
+    /// The charges of a booking, if it is still there.
+    pub(super) fn find_booked(&self, booking: BookingId) -> Result<Vec<Taken>, Error> {
+        self.link
+            .connection
+            .prepare_cached(FIND_BOOKED)
+            .and_then(|mut s| {
+                s.query_map((booking.owner, booking.number), taken)?
+                    .collect()
+            })
+            .map_err(|error| self.sqlite(error))
+    }
+
+    /// What an owner has booked after `now`.
+    pub(super) fn find_owned(&self, owner: i64, now: Timestamp) -> Result<Vec<Taken>, Error> {
+        self.link
+            .connection
+            .prepare_cached(FIND_OWNED)
+            .and_then(|mut s| s.query_map((owner, now.as_nanos()), taken)?.collect())
+            .map_err(|error| self.sqlite(error))
+    }
+}
+
+const FORGET_ONE: &str = "DELETE FROM booking WHERE owner_id = ?1 AND booking_id = ?2";
+const FORGET_ALL: &str = "DELETE FROM booking WHERE owner_id = ?1";
+
+impl Transaction<'_> {
+    /// Removes a booking and leaves its charges as they are.
+    pub(super) fn forget_booking(&mut self, booking: BookingId) -> Result<(), Error> {
+        self.wrote();
+        self.link
+            .connection
+            .prepare_cached(FORGET_ONE)
+            .and_then(|mut statement| statement.execute((booking.owner, booking.number)))
+            .map(drop)
+            .map_err(|error| self.sqlite(error))
+    }
+
+    /// Removes all bookings of an owner and leaves their charges as they are.
+    pub(super) fn forget_bookings(&mut self, owner: i64) -> Result<(), Error> {
+        self.wrote();
+        self.link
+            .connection
+            .prepare_cached(FORGET_ALL)
+            .and_then(|mut statement| statement.execute([owner]))
+            .map(drop)
+            .map_err(|error| self.sqlite(error))
+    }
+}
