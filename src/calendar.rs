@@ -154,29 +154,44 @@ pub(crate) fn usage<L: Ledgers>(
         capacity: rate.capacity_units(),
         reach_ns: limit.reach_ns(rate),
     };
-    let mut used = 0;
-    let mut most = 0;
-    let mut next_release = None;
-    let mut last = ledgers.last_at(id, window.end(now))?;
-    while let Some(charge) = last {
-        let ends_at = charge.at.max(now);
-        let first = ledgers.first_after(id, window.start(ends_at))?;
-        let in_window = sum_between(first.as_ref(), &charge);
-        most = most.max(in_window);
-        if ends_at == now {
-            used = in_window;
-            if used > 0 {
-                next_release = first.and_then(|first| first.at.checked_plus_ns(window.reach_ns));
-            }
-            break;
-        }
-        last = ledgers.last_at(id, charge.at.saturating_minus_ns(1))?;
-    }
+    let first = ledgers.first_after(id, window.start(now))?;
+    let used = match ledgers.last_at(id, now)? {
+        Some(last) => sum_between(first.as_ref(), &last),
+        None => 0,
+    };
+    let most = window.peak(ledgers, now, now)?;
     Ok(Use {
         used,
         available: (window.capacity - most).max(0),
-        next_release,
+        next_release: first
+            .filter(|_| used > 0)
+            .and_then(|first| first.at.checked_plus_ns(window.reach_ns)),
     })
+}
+
+/// How much can be added to a charge made at `at` so that no window is over which ends now or later; less
+/// than zero if one is over already, nothing if no such window holds it any more.
+pub(crate) fn room<L: Ledgers>(
+    ledgers: &mut L,
+    id: LimitId,
+    limit: &Limit,
+    at: Timestamp,
+    now: Timestamp,
+) -> Result<Option<i64>, L::Error> {
+    let mut room: Option<i64> = None;
+    for rate in limit.rates() {
+        let window = Window {
+            limit: id,
+            capacity: rate.capacity_units(),
+            reach_ns: limit.reach_ns(rate),
+        };
+        if window.end(at) < now {
+            continue;
+        }
+        let free = window.capacity - window.peak(ledgers, at, now)?;
+        room = Some(room.map_or(free, |room| room.min(free)));
+    }
+    Ok(room)
 }
 
 /// The sum from `first`, the first charge after a window's start, to `last`, the last one up to its end.
@@ -205,6 +220,28 @@ impl Window {
     /// The window that ends at `at` holds the charges after this instant.
     fn start(&self, at: Timestamp) -> Timestamp {
         at.saturating_minus_ns(self.reach_ns)
+    }
+
+    /// The most that any window holds which a charge at `at` counts in and which ends at `from` or later.
+    fn peak<L: Ledgers>(
+        &self,
+        ledgers: &mut L,
+        at: Timestamp,
+        from: Timestamp,
+    ) -> Result<i64, L::Error> {
+        let from = from.max(at);
+        let mut most = 0;
+        let mut last = ledgers.last_at(self.limit, self.end(at))?;
+        while let Some(charge) = last {
+            let ends_at = charge.at.max(from);
+            let first = ledgers.first_after(self.limit, self.start(ends_at))?;
+            most = most.max(sum_between(first.as_ref(), &charge));
+            if ends_at == from {
+                break;
+            }
+            last = ledgers.last_at(self.limit, charge.at.saturating_minus_ns(1))?;
+        }
+        Ok(most)
     }
 
     /// If `amount` charged at `at` would be over in some window: the instant of the charge that has to

@@ -12,6 +12,10 @@ use crate::permit::Permit;
 /// Whether a request was admitted.
 #[derive(Debug)]
 #[must_use = "a request that was denied must not go ahead"]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most requests are granted, and a box would be an allocation for each"
+)]
 pub enum Decision {
     /// It was admitted and is charged.
     Granted(Permit),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::decision::Denial;
-use crate::limit::{Limit, LimitError, Rate};
+use crate::limit::{Limit, LimitError, MAX_CAPACITY, Rate};
 use crate::request::MAX_TAKES;
 
 /// What can go wrong.
@@ -166,7 +166,7 @@ pub enum Error {
     },
 }
 
-/// What is wrong with a request by itself. Nothing was charged.
+/// What is wrong with a request, or with what is said to have been used, by itself. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError {
@@ -182,6 +182,20 @@ pub enum RequestError {
     /// It asks for nothing of a limit.
     #[error("the amount of `{key}` is zero")]
     ZeroAmount {
+        /// The key of the limit.
+        key: String,
+    },
+    /// It says that more was used than any limit could have.
+    #[error("{amount} of `{key}` cannot have been used: a capacity is at most {MAX_CAPACITY}")]
+    TooMuch {
+        /// The key of the limit.
+        key: String,
+        /// What is said to have been used.
+        amount: u64,
+    },
+    /// It says what was used of a limit that the permit has charged nothing to.
+    #[error("the permit has taken nothing of `{key}`")]
+    NotTaken {
         /// The key of the limit.
         key: String,
     },

@@ -61,6 +61,7 @@ mod limiter;
 mod permit;
 mod plan;
 mod request;
+mod settlement;
 mod store;
 mod usage;
 
@@ -74,6 +75,7 @@ pub use limit::{
 pub use limiter::{Builder, Limiter};
 pub use permit::{Booking, Permit};
 pub use request::{Ask, MAX_TAKES, Request};
+pub use settlement::{Overage, Settled, SettledAmount, Settlement};
 pub use store::{Definition, Durability, OnConflict};
 pub use usage::{RateUsage, Usage};
 

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 pub use text::ParseRatesError;
 
+use crate::settlement::Overage;
+
 /// One second, as a window.
 pub const SECOND: Duration = Duration::from_secs(1);
 /// One minute, as a window.
@@ -116,6 +118,7 @@ pub struct Limit {
     pad_ns: i64,
     /// By window, shortest first; no two share a window.
     rates: Vec<Rate>,
+    overage: Overage,
 }
 
 impl Limit {
@@ -131,6 +134,7 @@ impl Limit {
             unit: None,
             pad: Duration::ZERO,
             rates: Vec::new(),
+            overage: Overage::default(),
             wrong: None,
         }
     }
@@ -151,6 +155,12 @@ impl Limit {
     #[must_use]
     pub const fn pad(&self) -> Duration {
         Duration::from_nanos(self.pad_ns.unsigned_abs())
+    }
+
+    /// What happens when a permit used more than was charged for it.
+    #[must_use]
+    pub const fn overage(&self) -> Overage {
+        self.overage
     }
 
     /// The rates, shortest window first.
@@ -196,6 +206,9 @@ impl fmt::Display for Limit {
         if self.pad_ns > 0 {
             write!(f, ", pad {:?}", self.pad())?;
         }
+        if self.overage != Overage::default() {
+            write!(f, ", overage {}", self.overage.as_str())?;
+        }
         Ok(())
     }
 }
@@ -208,6 +221,7 @@ pub struct LimitBuilder {
     unit: Option<String>,
     pad: Duration,
     rates: Vec<Rate>,
+    overage: Overage,
     wrong: Option<LimitError>,
 }
 
@@ -282,6 +296,12 @@ impl LimitBuilder {
         self
     }
 
+    /// What happens when a permit used more than was charged for it. Defaults to [`Overage::Debt`].
+    pub fn overage(mut self, overage: Overage) -> Self {
+        self.overage = overage;
+        self
+    }
+
     /// Checks the definition.
     ///
     /// # Errors
@@ -321,6 +341,7 @@ impl LimitBuilder {
             unit: self.unit,
             pad_ns,
             rates,
+            overage: self.overage,
         })
     }
 }

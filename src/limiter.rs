@@ -133,7 +133,8 @@ impl Limiter {
         Ok(match self.store.acquire(&plan)? {
             Outcome::Admitted { claim, .. } => {
                 tell_granted(&plan, claim.at);
-                Decision::Granted(Permit::new(claim.at, Duration::ZERO))
+                let store = Arc::clone(&self.store);
+                Decision::Granted(Permit::new(store, claim, Duration::ZERO))
             }
             Outcome::Refused { denial, .. } => {
                 tracing::debug!(limit = denial.key(), rate = %denial.rate(), retry_after = ?denial.retry_after(), "denied");
@@ -235,8 +236,8 @@ impl Limiter {
                         "booked"
                     );
                 }
-                let key = first_key(&plan);
-                Ok(Booking::new(Arc::clone(&self.store), claim, now, key))
+                let wait = claim.at.saturating_duration_since(now);
+                Ok(Booking::new(Arc::clone(&self.store), claim, wait))
             }
             Outcome::Refused { denial, deadline } => {
                 tracing::debug!(limit = denial.key(), rate = %denial.rate(), retry_after = ?denial.retry_after(), "too late");

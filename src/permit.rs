@@ -1,37 +1,143 @@
 //! What callers hold: permits, and bookings that become permits.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::error::Error;
+use crate::settlement::{Settled, Settlement, Used};
 use crate::store::{Claim, Store};
 
 /// A request that was admitted and is charged.
 ///
-/// Dropping it changes nothing: what was charged stays charged until it leaves its windows.
-#[derive(Debug)]
+/// Once it is known what was used, [`settle`](Self::settle) it; if nothing was, [`cancel`](Self::cancel)
+/// it. A permit that is dropped instead keeps its charges: an estimate that was never settled never becomes
+/// free.
 pub struct Permit {
-    at: Timestamp,
+    store: Arc<dyn Store>,
+    claim: Claim,
     waited: Duration,
+    state: Mutex<State>,
+}
+
+/// What dropping a permit means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// It is a place in line, and is given back.
+    Booked,
+    /// It was used, and nobody said how much of it.
+    Open,
+    /// It was settled or cancelled.
+    Closed,
+}
+
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permit")
+            .field("at", &self.at())
+            .field("waited", &self.waited)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Permit {
-    pub(crate) const fn new(at: Timestamp, waited: Duration) -> Self {
-        Self { at, waited }
+    pub(crate) const fn new(store: Arc<dyn Store>, claim: Claim, waited: Duration) -> Self {
+        Self {
+            store,
+            claim,
+            waited,
+            state: Mutex::new(State::Open),
+        }
     }
 
     /// The instant at which the request is charged in all its limits.
     #[must_use]
     pub const fn at(&self) -> Timestamp {
-        self.at
+        self.claim.at
     }
 
     /// How long the request waited in line: from the decision to the instant of the charge.
     #[must_use]
     pub const fn waited(&self) -> Duration {
         self.waited
+    }
+
+    /// Says what was used of some or all of its limits. What is less than was asked for comes free at once, for
+    /// every process, and as if it had never been charged; what is more is dealt with as the limit's
+    /// [`Overage`](crate::Overage) says. A limit that is not named keeps what was asked for.
+    ///
+    /// A permit can be settled or cancelled once; what comes later changes nothing.
+    ///
+    /// ```
+    /// use quotalite::{Limit, Limiter, MINUTE};
+    ///
+    /// let limiter = Limiter::in_memory()?;
+    /// limiter.define(Limit::new("tokens").rate(90_000, MINUTE))?;
+    /// let permit = limiter.acquire(("tokens", 1_800))?;
+    /// permit.settle([("tokens", 620)])?;
+    /// assert_eq!(limiter.usage("tokens")?.available(), 89_380);
+    /// # Ok::<(), quotalite::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Request`] if it names a limit that was not asked for, or one twice; and whatever can happen to
+    /// the file. The permit then stays as it was, and can be settled again.
+    pub fn settle<K: AsRef<str>>(
+        &self,
+        used: impl IntoIterator<Item = (K, u64)>,
+    ) -> Result<Settled, Error> {
+        let used = Used::new(used)?;
+        self.close(|| {
+            let settlement = self.store.settle(&self.claim, &used)?;
+            for amount in settlement.amounts() {
+                tracing::debug!(
+                    limit = amount.key(),
+                    estimated = amount.estimated(),
+                    used = amount.used(),
+                    debt = amount.debt(),
+                    "settled"
+                );
+            }
+            Ok(settlement)
+        })
+    }
+
+    /// Gives everything back, as if the request had never been made.
+    ///
+    /// # Errors
+    /// Whatever can happen to the file. The permit then stays as it was, and can be cancelled again.
+    pub fn cancel(&self) -> Result<Settled, Error> {
+        self.close(|| {
+            self.store.cancel(&self.claim)?;
+            Ok(Settlement::default())
+        })
+    }
+
+    fn close(&self, act: impl FnOnce() -> Result<Settlement, Error>) -> Result<Settled, Error> {
+        let mut state = self.lock();
+        if *state == State::Closed {
+            return Ok(Settled::Before);
+        }
+        let settlement = act()?;
+        *state = State::Closed;
+        Ok(Settled::Now(settlement))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let state = *self.lock();
+        if state != State::Booked {
+            return self.store.accept(&self.claim);
+        }
+        if let Err(error) = self.store.cancel(&self.claim) {
+            tracing::warn!(limit = self.claim.first_key(), %error, "a dropped booking could not be given back and counts as used");
+        }
     }
 }
 
@@ -42,74 +148,56 @@ impl Permit {
 /// is still in the future; what is not counts as used.
 #[must_use = "dropping a booking gives it back"]
 pub struct Booking {
-    store: Arc<dyn Store>,
-    claim: Option<Claim>,
-    booked_at: Timestamp,
-    at: Timestamp,
-    /// The first key of the request, if this has to wait.
-    key: Option<Box<str>>,
+    permit: Permit,
 }
 
 impl fmt::Debug for Booking {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Booking")
-            .field("at", &self.at)
+            .field("at", &self.at())
             .field("wait_time", &self.wait_time())
             .finish_non_exhaustive()
     }
 }
 
 impl Booking {
-    pub(crate) fn new(
-        store: Arc<dyn Store>,
-        claim: Claim,
-        booked_at: Timestamp,
-        key: &str,
-    ) -> Self {
-        Self {
-            store,
-            at: claim.at,
-            key: (claim.at > booked_at).then(|| key.into()),
-            claim: Some(claim),
-            booked_at,
-        }
+    pub(crate) const fn new(store: Arc<dyn Store>, claim: Claim, wait: Duration) -> Self {
+        let mut permit = Permit::new(store, claim, wait);
+        permit.state = Mutex::new(State::Booked);
+        Self { permit }
     }
 
     /// The instant at which the request is charged and the caller may go ahead.
     #[must_use]
     pub const fn at(&self) -> Timestamp {
-        self.at
+        self.permit.at()
     }
 
     /// How long that was away when the request was booked; zero if it was admitted at once.
     #[must_use]
     pub const fn wait_time(&self) -> Duration {
-        self.at.saturating_duration_since(self.booked_at)
+        self.permit.waited
     }
 
     /// Sleeps until the booked instant. There is no polling, and the file is not touched.
     #[must_use]
     pub fn wait(self) -> Permit {
+        let Permit { store, claim, .. } = &self.permit;
         let waited = self.wait_time();
-        if let Some(claim) = &self.claim
-            && !waited.is_zero()
-        {
-            self.store.clock().sleep_until(claim.wake_at);
-            tracing::debug!(limit = self.key.as_deref(), ?waited, "waited");
+        if !waited.is_zero() {
+            // Should this thread unwind, the booking is dropped and given back.
+            store.clock().sleep_until(claim.wake_at);
+            tracing::debug!(limit = claim.first_key(), ?waited, "waited");
         }
-        // The claim stays in place while this sleeps, so that an unwinding thread gives it back.
         self.accept()
     }
 
     /// Takes the permit without waiting, for event loops that have timers of their own: nothing may go
-    /// ahead before [`Permit::at`]. Until then the booking lives as long as its limiter does, and comes
-    /// back when that is dropped or its process dies.
+    /// ahead before [`Permit::at`]. Until then the permit comes back when its process dies.
     #[must_use]
-    pub fn accept(mut self) -> Permit {
-        if let Some(claim) = self.claim.take() {
-            self.store.accept(&claim);
-        }
-        Permit::new(self.at, self.wait_time())
+    pub fn accept(self) -> Permit {
+        *self.permit.lock() = State::Open;
+        self.permit
     }
 
     /// Gives everything back.
@@ -117,20 +205,8 @@ impl Booking {
     /// # Errors
     /// [`Error::Busy`], [`Error::Moved`], [`Error::Sqlite`] and what else can happen to the file. The charge
     /// then stays, and counts as used.
-    pub fn cancel(mut self) -> Result<(), Error> {
-        match self.claim.take() {
-            Some(claim) => self.store.cancel(&claim),
-            None => Ok(()),
-        }
-    }
-}
-
-impl Drop for Booking {
-    fn drop(&mut self) {
-        if let Some(claim) = self.claim.take()
-            && let Err(error) = self.store.cancel(&claim)
-        {
-            tracing::warn!(limit = self.key.as_deref(), %error, "a dropped booking could not be given back and counts as used");
-        }
+    pub fn cancel(self) -> Result<(), Error> {
+        let permit = self.accept();
+        permit.cancel().map(drop)
     }
 }

@@ -17,6 +17,7 @@ use crate::decision::{Denial, Peek, Refusal};
 use crate::error::Error;
 use crate::limit::Limit;
 use crate::plan::{Patience, Plan};
+use crate::settlement::{Settlement, Used};
 use crate::usage::Usage;
 
 pub(crate) use memory::MemoryStore;
@@ -45,7 +46,11 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
     /// Takes back what `acquire` charged or booked. A claim that is no longer there is no error.
     fn cancel(&self, claim: &Claim) -> Result<(), Error>;
 
-    /// Says that what `acquire` booked will be used, once its instant comes. Writes nothing.
+    /// Corrects what `acquire` charged to what was used.
+    fn settle(&self, claim: &Claim, used: &Used) -> Result<Settlement, Error>;
+
+    /// Says that what `acquire` booked is used, once its instant comes, and will not be corrected any more.
+    /// Writes nothing.
     fn accept(&self, _claim: &Claim) {}
 
     /// What `acquire` would say now. Writes nothing.
@@ -117,14 +122,35 @@ pub(crate) struct Claim {
     pub(crate) booking: Option<BookingId>,
 }
 
+impl Claim {
+    /// What is told of it in a trace.
+    pub(crate) fn first_key(&self) -> Option<&str> {
+        self.rows.first().map(|row| &*row.key)
+    }
+}
+
 /// As many as one request mostly has limits; more go to the heap.
 pub(crate) type Few<T> = SmallVec<[T; 4]>;
 
 /// A row of a ledger, at the instant of its claim.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Row {
     pub(crate) limit: LimitId,
+    pub(crate) key: Arc<str>,
     pub(crate) seq: i64,
+    pub(crate) amount: u64,
+}
+
+impl Row {
+    /// The row in which a line was charged.
+    pub(crate) fn new(line: &Line<'_>, seq: i64) -> Self {
+        Self {
+            limit: line.id,
+            key: Arc::clone(line.limit.shared_key()),
+            seq,
+            amount: line.amount.unsigned_abs(),
+        }
+    }
 }
 
 /// Names a booking in its file.

@@ -10,6 +10,7 @@ pub struct Usage {
     limit: Limit,
     at: Timestamp,
     rates: Vec<RateUsage>,
+    debt: u64,
 }
 
 impl Usage {
@@ -38,6 +39,18 @@ impl Usage {
         available.min().unwrap_or(0)
     }
 
+    /// What permits used beyond what could be charged for it, as far as the limit records that
+    /// ([`Overage::Debt`](crate::Overage::Debt)), since it was defined.
+    #[must_use]
+    pub const fn debt(&self) -> u64 {
+        self.debt
+    }
+
+    pub(crate) const fn owing(mut self, debt: i64) -> Self {
+        self.debt = debt.unsigned_abs();
+        self
+    }
+
     pub(crate) fn read<L: Ledgers>(
         ledgers: &mut L,
         id: LimitId,
@@ -58,6 +71,7 @@ impl Usage {
             limit: limit.clone(),
             at,
             rates,
+            debt: 0,
         })
     }
 }

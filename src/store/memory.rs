@@ -14,6 +14,7 @@ use crate::decision::{Peek, Verdict, decide};
 use crate::error::Error;
 use crate::limit::Limit;
 use crate::plan::{Patience, Plan};
+use crate::settlement::{Estimate, Settlement, Used, correction};
 use crate::usage::Usage;
 
 /// What errors name in place of a file.
@@ -33,6 +34,7 @@ struct State {
     timeline: Timeline,
     limits: HashMap<Arc<str>, Arc<Known>>,
     ledgers: Books,
+    debts: HashMap<LimitId, i64>,
 }
 
 /// A ledger by instant and position in the instant.
@@ -57,6 +59,7 @@ impl MemoryStore {
                 timeline,
                 limits: HashMap::new(),
                 ledgers: Books::default(),
+                debts: HashMap::new(),
             }),
         }
     }
@@ -125,10 +128,7 @@ impl Store for MemoryStore {
             Verdict::Admit(at) => {
                 let rows = lines
                     .iter()
-                    .map(|line| Row {
-                        limit: line.id,
-                        seq: state.ledgers.charge(line.id, at, line.amount),
-                    })
+                    .map(|line| Row::new(line, state.ledgers.charge(line.id, at, line.amount)))
                     .collect();
                 for line in &lines {
                     let expired = now.saturating_minus_ns(line.limit.longest_reach_ns());
@@ -157,9 +157,35 @@ impl Store for MemoryStore {
     fn cancel(&self, claim: &Claim) -> Result<(), Error> {
         let (mut state, _, _) = self.enter();
         for row in &claim.rows {
-            state.ledgers.remove(row.limit, claim.at, row.seq);
+            state.ledgers.amend(row.limit, claim.at, row.seq, 0);
         }
         Ok(())
+    }
+
+    fn settle(&self, claim: &Claim, used: &Used) -> Result<Settlement, Error> {
+        let (mut state, _, now) = self.enter();
+        used.check(&claim.rows)?;
+        let mut settlement = Settlement::default();
+        for row in &claim.rows {
+            let Some(used) = used.of(&row.key) else {
+                continue;
+            };
+            let known = state.known(&row.key)?;
+            let charged = state.ledgers.amount(row.limit, claim.at, row.seq);
+            let estimate = Estimate {
+                id: row.limit,
+                limit: &known.limit,
+                at: claim.at,
+                charged: charged.unwrap_or(row.amount.cast_signed()),
+                used: used.cast_signed(),
+            };
+            let Ok(correction) = correction(&mut state.ledgers, &estimate, now);
+            let amount = correction.charged;
+            state.ledgers.amend(row.limit, claim.at, row.seq, amount);
+            state.owe(row.limit, correction.debt);
+            settlement.add(row, used, correction);
+        }
+        Ok(settlement)
     }
 
     fn peek(&self, plan: &Plan<'_>) -> Result<Peek, Error> {
@@ -177,8 +203,9 @@ impl Store for MemoryStore {
     fn usage(&self, key: &str) -> Result<Usage, Error> {
         let (mut state, _, now) = self.enter();
         let known = state.known(key)?;
+        let debt = state.debts.get(&known.id).copied().unwrap_or(0);
         let Ok(usage) = Usage::read(&mut state.ledgers, known.id, &known.limit, now);
-        Ok(usage)
+        Ok(usage.owing(debt))
     }
 
     fn now(&self) -> Result<Timestamp, Error> {
@@ -204,6 +231,13 @@ impl State {
                 key: key.to_owned(),
                 file: PLACE.into(),
             })
+    }
+
+    fn owe(&mut self, limit: LimitId, debt: i64) {
+        if debt > 0 {
+            let owed = self.debts.entry(limit).or_default();
+            *owed = owed.saturating_add(debt);
+        }
     }
 
     fn all_known(&self, plan: &Plan<'_>) -> Result<Few<Arc<Known>>, Error> {
@@ -240,14 +274,26 @@ impl Books {
         seq
     }
 
-    fn remove(&mut self, limit: LimitId, at: Timestamp, seq: i64) {
+    /// What stands in a row, unless it was swept.
+    fn amount(&self, limit: LimitId, at: Timestamp, seq: i64) -> Option<i64> {
+        Some(self.ledger(limit)?.get(&(at, seq))?.amount)
+    }
+
+    /// Changes what stands in a row, unless it was swept; a row of nothing is removed.
+    fn amend(&mut self, limit: LimitId, at: Timestamp, seq: i64, amount: i64) {
         let Some(ledger) = self.0.get_mut(&limit) else {
             return;
         };
-        if let Some(removed) = ledger.remove(&(at, seq)) {
-            for (_, sum) in ledger.range_mut((at, seq)..) {
-                sum.total = sum.total.plus(-removed.amount);
-            }
+        let Some(sum) = ledger.get_mut(&(at, seq)) else {
+            return;
+        };
+        let more = amount - sum.amount;
+        sum.amount = amount;
+        for (_, sum) in ledger.range_mut((at, seq)..) {
+            sum.total = sum.total.plus(more);
+        }
+        if amount == 0 {
+            ledger.remove(&(at, seq));
         }
     }
 

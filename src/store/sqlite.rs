@@ -11,6 +11,7 @@ mod owners;
 mod place;
 mod schema;
 mod session;
+mod settling;
 mod sweep;
 mod transaction;
 
@@ -35,6 +36,7 @@ use crate::decision::{Peek, Verdict, decide};
 use crate::error::Error;
 use crate::limit::Limit;
 use crate::plan::{Patience, Plan};
+use crate::settlement::{Settlement, Used};
 use crate::usage::Usage;
 
 /// How a file is opened and used.
@@ -263,6 +265,16 @@ impl SqliteStore {
         result
     }
 
+    /// The session in which a claim was made; an error if that was left since.
+    fn session_of(&self, claim: &Claim) -> Result<Arc<Session>, Error> {
+        let session = self.session(self.busy_deadline())?;
+        if session.number == claim.session {
+            Ok(session)
+        } else {
+            Err(self.place.moved())
+        }
+    }
+
     fn busy_deadline(&self) -> Instant {
         Instant::now() + self.options.busy_deadline
     }
@@ -288,6 +300,10 @@ impl SqliteStore {
 }
 
 /// What one attempt at an acquisition came to.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every attempt is the large one"
+)]
 enum Attempt {
     Done(Outcome),
     /// The request has to be booked, and this process is not an owner yet. Nothing was written.
@@ -330,10 +346,7 @@ impl Store for SqliteStore {
             // Inherited through `fork`; it is the parent's to cancel.
             return Ok(());
         }
-        let session = self.session(self.busy_deadline())?;
-        if session.number != claim.session {
-            return Err(self.place.moved());
-        }
+        let session = self.session_of(claim)?;
         self.write(&session, |transaction| {
             let charges = transaction.find_claimed(claim)?;
             transaction.take_back(charges)?;
@@ -342,6 +355,12 @@ impl Store for SqliteStore {
                 None => Ok(()),
             }
         })
+    }
+
+    fn settle(&self, claim: &Claim, used: &Used) -> Result<Settlement, Error> {
+        used.check(&claim.rows)?;
+        let session = self.session_of(claim)?;
+        self.write(&session, |transaction| transaction.settle(claim, used))
     }
 
     fn accept(&self, claim: &Claim) {
@@ -373,7 +392,8 @@ impl Store for SqliteStore {
         self.read(|transaction| {
             let known = transaction.known(key)?;
             let now = transaction.now();
-            Usage::read(transaction, known.id, &known.limit, now)
+            let debt = transaction.debt(known.id)?;
+            Usage::read(transaction, known.id, &known.limit, now).map(|usage| usage.owing(debt))
         })
     }
 
@@ -432,10 +452,7 @@ fn attempt(
     let mut rows = Few::with_capacity(lines.len());
     for line in &lines {
         let seq = transaction.charge(line.id, at, line.amount)?;
-        rows.push(Row {
-            limit: line.id,
-            seq,
-        });
+        rows.push(Row::new(line, seq));
     }
     if let Some(booking) = booking {
         transaction.book(booking, at, &rows)?;

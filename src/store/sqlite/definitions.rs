@@ -10,6 +10,7 @@ use crate::calendar::LimitId;
 use crate::error::Error;
 use crate::limit::{Limit, LimitBuilder};
 use crate::plan::Plan;
+use crate::settlement::Overage;
 use crate::store::{Definition, Few, Known, OnConflict};
 
 impl Transaction<'_> {
@@ -71,21 +72,24 @@ impl Transaction<'_> {
 }
 
 const INSERT_DEFINITION: &str =
-    "INSERT INTO limit_definition (key, unit, pad_ns) VALUES (?1, ?2, ?3)";
+    "INSERT INTO limit_definition (key, unit, pad_ns, overage) VALUES (?1, ?2, ?3, ?4)";
 
 impl Transaction<'_> {
     fn insert_definition(&mut self, limit: &Limit) -> Result<LimitId, Error> {
         self.link
             .connection
             .prepare_cached(INSERT_DEFINITION)
-            .and_then(|mut s| s.insert((limit.key(), limit.unit(), limit.pad_ns())))
+            .and_then(|mut s| {
+                let overage = limit.overage().as_str();
+                s.insert((limit.key(), limit.unit(), limit.pad_ns(), overage))
+            })
             .map(LimitId)
             .map_err(|error| self.sqlite(error))
     }
 }
 
 const UPDATE_DEFINITION: &str =
-    "UPDATE limit_definition SET unit = ?2, pad_ns = ?3 WHERE limit_id = ?1";
+    "UPDATE limit_definition SET unit = ?2, pad_ns = ?3, overage = ?4 WHERE limit_id = ?1";
 const DELETE_RATES: &str = "DELETE FROM rate WHERE limit_id = ?1";
 
 impl Transaction<'_> {
@@ -93,7 +97,10 @@ impl Transaction<'_> {
         let connection = self.link.connection;
         connection
             .prepare_cached(UPDATE_DEFINITION)
-            .and_then(|mut s| s.execute((id.0, limit.unit(), limit.pad_ns())))
+            .and_then(|mut s| {
+                let overage = limit.overage().as_str();
+                s.execute((id.0, limit.unit(), limit.pad_ns(), overage))
+            })
             .and_then(|_| connection.prepare_cached(DELETE_RATES))
             .and_then(|mut s| s.execute([id.0]))
             .map(drop)
@@ -117,7 +124,7 @@ impl Transaction<'_> {
 }
 
 const READ_DEFINITION: &str =
-    "SELECT limit_id, key, unit, pad_ns FROM limit_definition WHERE key = ?1";
+    "SELECT limit_id, key, unit, pad_ns, overage FROM limit_definition WHERE key = ?1";
 
 impl Transaction<'_> {
     fn read_definition(&self, key: &str) -> Result<Option<Known>, Error> {
@@ -132,7 +139,7 @@ impl Transaction<'_> {
 }
 
 const READ_ALL_DEFINITIONS: &str =
-    "SELECT limit_id, key, unit, pad_ns FROM limit_definition ORDER BY key";
+    "SELECT limit_id, key, unit, pad_ns, overage FROM limit_definition ORDER BY key";
 
 impl Transaction<'_> {
     /// All definitions, by key.
@@ -147,7 +154,8 @@ impl Transaction<'_> {
     }
 }
 
-const READ_DEFINITION_FROM: &str = "SELECT limit_id, key, unit, pad_ns FROM limit_definition
+const READ_DEFINITION_FROM: &str =
+    "SELECT limit_id, key, unit, pad_ns, overage FROM limit_definition
     WHERE limit_id >= ?1 ORDER BY limit_id LIMIT 1";
 
 impl Transaction<'_> {
@@ -169,6 +177,7 @@ struct Head {
     key: String,
     unit: Option<String>,
     pad_ns: i64,
+    overage: String,
 }
 
 impl Head {
@@ -178,6 +187,7 @@ impl Head {
             key: row.get(1)?,
             unit: row.get(2)?,
             pad_ns: row.get(3)?,
+            overage: row.get(4)?,
         })
     }
 }
@@ -205,11 +215,16 @@ impl Transaction<'_> {
         );
         let limit = builder
             .zip(nanos(head.pad_ns))
-            .map(|(builder, pad)| match head.unit {
-                Some(unit) => builder.pad(pad).unit(unit),
-                None => builder.pad(pad),
-            })
             .ok_or_else(|| "a number is negative".to_owned())
+            .and_then(|(builder, pad)| {
+                let overage = Overage::parse(&head.overage)
+                    .ok_or_else(|| format!("there is no overage `{}`", head.overage))?;
+                let builder = builder.pad(pad).overage(overage);
+                Ok(match head.unit {
+                    Some(unit) => builder.unit(unit),
+                    None => builder,
+                })
+            })
             .and_then(|builder| builder.build().map_err(|error| error.to_string()))
             .map_err(|what| {
                 self.place

@@ -166,7 +166,32 @@ impl Transaction<'_> {
     }
 }
 
-/// A charge that is to be taken back.
+const AMEND: &str = "UPDATE charge
+    SET amount = ?4, total = (total + ?4 - amount) & 4611686018427387903
+    WHERE limit_id = ?1 AND at_ns = ?2 AND seq = ?3";
+
+impl Transaction<'_> {
+    /// Changes the amount of a charge, and the totals after it.
+    pub(super) fn amend(&mut self, charge: Taken, amount: i64) -> Result<(), Error> {
+        if amount == charge.amount {
+            return Ok(());
+        }
+        if amount == 0 {
+            return self.take_back(vec![charge]);
+        }
+        self.wrote();
+        self.link.memo.changed(charge.limit);
+        let Taken { limit, at, seq, .. } = charge;
+        self.link
+            .connection
+            .prepare_cached(AMEND)
+            .and_then(|mut s| s.execute((limit.0, at.as_nanos(), seq, amount)))
+            .map_err(|error| self.sqlite(error))?;
+        self.shift(limit, (at, seq), END_OF_TIME, charge.amount - amount)
+    }
+}
+
+/// A charge that is to be taken back or changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Taken {
     pub(super) limit: LimitId,

@@ -6,7 +6,10 @@ use super::place::Place;
 use crate::error::Error;
 
 /// Append-only: what has once been released is never edited.
-const MIGRATIONS: [&str; 1] = [include_str!("../../../migrations/0001_ledger.sql")];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("../../../migrations/0001_ledger.sql"),
+    include_str!("../../../migrations/0002_permits.sql"),
+];
 
 /// Marks a file as ours in its header: "qtlt".
 const APPLICATION_ID: i64 = 0x7174_6C74;

@@ -1,0 +1,68 @@
+//! Correcting what was charged to what was used.
+
+use rusqlite::OptionalExtension;
+
+use super::transaction::Transaction;
+use crate::calendar::LimitId;
+use crate::error::Error;
+use crate::settlement::{Estimate, Settlement, Used, correction};
+use crate::store::Claim;
+
+impl Transaction<'_> {
+    /// Corrects the charges of a claim.
+    pub(super) fn settle(&mut self, claim: &Claim, used: &Used) -> Result<Settlement, Error> {
+        let charges = self.find_claimed(claim)?;
+        let mut settlement = Settlement::default();
+        for row in &claim.rows {
+            let Some(used) = used.of(&row.key) else {
+                continue;
+            };
+            let known = self.known(&row.key)?;
+            let charge = charges.iter().find(|charge| charge.limit == row.limit);
+            let estimate = Estimate {
+                id: row.limit,
+                limit: &known.limit,
+                at: claim.at,
+                charged: charge.map_or(row.amount.cast_signed(), |charge| charge.amount),
+                used: used.cast_signed(),
+            };
+            let now = self.now();
+            let correction = correction(self, &estimate, now)?;
+            if let Some(charge) = charge {
+                self.amend(*charge, correction.charged)?;
+            }
+            self.owe(row.limit, correction.debt)?;
+            settlement.add(row, used, correction);
+        }
+        Ok(settlement)
+    }
+}
+
+const OWE: &str = "INSERT INTO debt (limit_id, amount, since_ns) VALUES (?1, ?2, ?3)
+    ON CONFLICT (limit_id) DO UPDATE SET amount = min(amount + ?2, 9007199254740992)";
+const READ_DEBT: &str = "SELECT amount FROM debt WHERE limit_id = ?1";
+
+impl Transaction<'_> {
+    fn owe(&mut self, limit: LimitId, debt: i64) -> Result<(), Error> {
+        if debt == 0 {
+            return Ok(());
+        }
+        self.wrote();
+        self.link
+            .connection
+            .prepare_cached(OWE)
+            .and_then(|mut s| s.execute((limit.0, debt, self.now().as_nanos())))
+            .map(drop)
+            .map_err(|error| self.sqlite(error))
+    }
+
+    pub(super) fn debt(&self, limit: LimitId) -> Result<i64, Error> {
+        let debt: Option<i64> = self
+            .link
+            .connection
+            .prepare_cached(READ_DEBT)
+            .and_then(|mut s| s.query_row([limit.0], |row| row.get(0)).optional())
+            .map_err(|error| self.sqlite(error))?;
+        Ok(debt.unwrap_or(0).max(0))
+    }
+}

@@ -1,0 +1,263 @@
+//! Settling and cancelling permits, on both stores.
+mod support;
+
+use quotalite::{
+    Error, Limit, Limiter, MINUTE, ManualClock, Overage, RateUsage, Request, RequestError, SECOND,
+    Settled,
+};
+use support::scratch;
+
+/// Plays a story on a limiter in memory and on one on a file.
+fn on_both(story: impl Fn(&Limiter, &ManualClock)) {
+    let clock = ManualClock::new();
+    story(&Limiter::in_memory_with(clock.clone()), &clock);
+    let clock = ManualClock::new();
+    let scratch = scratch();
+    let limiter = Limiter::builder(scratch.file())
+        .clock(clock.clone())
+        .open()
+        .unwrap();
+    story(&limiter, &clock);
+}
+
+fn tokens(overage: Overage) -> Limit {
+    Limit::new("tokens")
+        .rate(100, MINUTE)
+        .overage(overage)
+        .build()
+        .unwrap()
+}
+
+fn used(limiter: &Limiter) -> u64 {
+    limiter
+        .usage("tokens")
+        .unwrap()
+        .rates()
+        .iter()
+        .map(RateUsage::used)
+        .sum()
+}
+
+#[test]
+fn what_was_not_used_comes_free_at_the_charges_own_instant() {
+    on_both(|limiter, clock| {
+        limiter.define(tokens(Overage::Debt)).unwrap();
+        let permit = limiter.acquire(("tokens", 80)).unwrap();
+        clock.advance(10 * SECOND);
+        let later = limiter.acquire(("tokens", 20)).unwrap();
+        assert!(!limiter.try_acquire("tokens").unwrap().is_granted());
+        let Settled::Now(settlement) = permit.settle([("tokens", 30)]).unwrap() else {
+            panic!("it was open");
+        };
+        let amount = settlement.amount("tokens").unwrap();
+        assert_eq!(
+            (
+                amount.estimated(),
+                amount.used(),
+                amount.charged(),
+                amount.debt()
+            ),
+            (80, 30, 30, 0)
+        );
+        assert_eq!(used(limiter), 50);
+        assert!(limiter.try_acquire(("tokens", 50)).unwrap().is_granted());
+        // What is left of it leaves a minute after its own instant, and not after the settlement.
+        clock.advance(50 * SECOND);
+        assert_eq!(used(limiter), 70);
+        drop(later);
+    });
+}
+
+#[test]
+fn a_permit_is_closed_once() {
+    on_both(|limiter, _| {
+        limiter.define(tokens(Overage::Debt)).unwrap();
+        let permit = limiter.acquire(("tokens", 80)).unwrap();
+        assert!(
+            permit
+                .settle([("tokens", 30)])
+                .unwrap()
+                .settlement()
+                .is_some()
+        );
+        assert_eq!(permit.settle([("tokens", 10)]).unwrap(), Settled::Before);
+        assert_eq!(permit.cancel().unwrap(), Settled::Before);
+        assert_eq!(used(limiter), 30);
+        let permit = limiter.acquire(("tokens", 50)).unwrap();
+        assert!(permit.cancel().unwrap().settlement().is_some());
+        assert_eq!(permit.settle([("tokens", 10)]).unwrap(), Settled::Before);
+        assert_eq!(used(limiter), 30);
+    });
+}
+
+#[test]
+fn what_is_wrong_with_a_settlement_changes_nothing() {
+    on_both(|limiter, _| {
+        limiter.define(tokens(Overage::Debt)).unwrap();
+        let permit = limiter.acquire(("tokens", 80)).unwrap();
+        let wrong: [(&[(&str, u64)], RequestError); 3] = [
+            (
+                &[("tokens", 1), ("mail", 1)],
+                RequestError::NotTaken { key: "mail".into() },
+            ),
+            (
+                &[("tokens", 1), ("tokens", 2)],
+                RequestError::KeyTwice {
+                    key: "tokens".into(),
+                },
+            ),
+            (
+                &[("tokens", u64::MAX)],
+                RequestError::TooMuch {
+                    key: "tokens".into(),
+                    amount: u64::MAX,
+                },
+            ),
+        ];
+        for (amounts, expected) in wrong {
+            match permit.settle(amounts.iter().copied()) {
+                Err(Error::Request(error)) => assert_eq!(error, expected),
+                other => panic!("{other:?}"),
+            }
+            assert_eq!(used(limiter), 80);
+        }
+        assert!(
+            permit
+                .settle([("tokens", 0)])
+                .unwrap()
+                .settlement()
+                .is_some()
+        );
+        assert_eq!(used(limiter), 0);
+    });
+}
+
+#[test]
+fn an_estimate_that_nobody_settles_stays_charged() {
+    on_both(|limiter, clock| {
+        limiter.define(tokens(Overage::Debt)).unwrap();
+        drop(limiter.acquire(("tokens", 80)).unwrap());
+        clock.advance(59 * SECOND);
+        assert_eq!(used(limiter), 80);
+        clock.advance(SECOND);
+        assert_eq!(used(limiter), 0);
+    });
+}
+
+/// A permit for 30 beside another charge of 50 turns out to have used 90 of 100.
+#[test]
+fn what_was_used_beyond_the_estimate_is_dealt_with_as_the_limit_says() {
+    for (overage, charged, debt) in [
+        (Overage::Debt, 50, 40),
+        (Overage::Deny, 50, 0),
+        (Overage::Charge, 90, 0),
+    ] {
+        on_both(|limiter, clock| {
+            limiter.define(tokens(overage)).unwrap();
+            let permit = limiter.acquire(("tokens", 30)).unwrap();
+            clock.advance(10 * SECOND);
+            drop(limiter.acquire(("tokens", 50)).unwrap());
+            let settled = permit.settle([("tokens", 90)]).unwrap();
+            let amount = settled.settlement().unwrap().amount("tokens").unwrap();
+            assert_eq!(
+                (amount.charged(), amount.debt()),
+                (charged, debt),
+                "{overage:?}"
+            );
+            assert_eq!(used(limiter), 50 + charged);
+            assert_eq!(limiter.usage("tokens").unwrap().debt(), debt);
+            assert_eq!(limiter.usage("tokens").unwrap().available(), 0);
+            // It leaves as a whole at the end of its own window.
+            let denial = limiter.try_acquire("tokens").unwrap().denied().unwrap();
+            assert_eq!(denial.retry_after(), 50 * SECOND);
+            clock.advance(50 * SECOND);
+            assert_eq!(used(limiter), 50);
+        });
+    }
+}
+
+#[test]
+fn what_is_charged_beyond_the_estimate_leaves_bookings_their_room() {
+    on_both(|limiter, clock| {
+        limiter.define(tokens(Overage::Debt)).unwrap();
+        drop(limiter.acquire(("tokens", 50)).unwrap());
+        clock.advance(10 * SECOND);
+        let permit = limiter.acquire(("tokens", 30)).unwrap();
+        let booked = limiter.book(("tokens", 60)).unwrap();
+        assert_eq!(booked.wait_time(), 50 * SECOND);
+        // 20 fit now, but only 10 when the booking's turn comes.
+        let settled = permit.settle([("tokens", 100)]).unwrap();
+        let amount = settled.settlement().unwrap().amount("tokens").unwrap();
+        assert_eq!((amount.charged(), amount.debt()), (40, 60));
+        clock.advance(50 * SECOND);
+        drop(booked.accept());
+        assert_eq!(used(limiter), 100);
+    });
+}
+
+#[test]
+fn an_overage_of_charge_delays_who_comes_later_but_moves_no_booking() {
+    on_both(|limiter, clock| {
+        limiter.define(tokens(Overage::Charge)).unwrap();
+        let permit = limiter.acquire(("tokens", 60)).unwrap();
+        clock.advance(SECOND);
+        let other = limiter.acquire(("tokens", 40)).unwrap();
+        let booked = limiter.book(("tokens", 60)).unwrap();
+        assert_eq!(booked.wait_time(), 59 * SECOND);
+        other.settle([("tokens", 200)]).unwrap();
+        assert_eq!(booked.wait_time(), 59 * SECOND);
+        assert_eq!(used(limiter), 260);
+        // 200 until 61 s, and beside the 60 that are booked for 60 s only 40 fit until 120 s.
+        let next = limiter.book(("tokens", 40)).unwrap();
+        assert_eq!(next.wait_time(), MINUTE);
+        permit.settle([("tokens", 1)]).unwrap();
+        assert_eq!(used(limiter), 201);
+    });
+}
+
+#[test]
+fn a_settlement_after_every_window_changes_nothing_but_the_debt() {
+    on_both(|limiter, clock| {
+        limiter.define(tokens(Overage::Debt)).unwrap();
+        let (low, high) = (
+            limiter.acquire(("tokens", 30)).unwrap(),
+            limiter.acquire(("tokens", 30)).unwrap(),
+        );
+        clock.advance(2 * MINUTE);
+        assert!(limiter.try_acquire(("tokens", 100)).unwrap().is_granted());
+        low.settle([("tokens", 3)]).unwrap();
+        high.settle([("tokens", 40)]).unwrap();
+        let usage = limiter.usage("tokens").unwrap();
+        assert_eq!((used(limiter), usage.debt()), (100, 10));
+    });
+}
+
+#[test]
+fn limits_of_one_request_are_settled_each_by_itself() {
+    on_both(|limiter, _| {
+        limiter.define(tokens(Overage::Debt)).unwrap();
+        limiter.define(Limit::new("mail").per_second(10)).unwrap();
+        let ask = Request::new().take("mail", 2).take("tokens", 50);
+        let permit = limiter.acquire(&ask).unwrap();
+        permit.settle([("tokens", 10)]).unwrap();
+        assert_eq!(used(limiter), 10);
+        assert_eq!(limiter.usage("mail").unwrap().available(), 8);
+    });
+}
+
+#[test]
+fn the_overage_is_part_of_the_definition() {
+    let scratch = scratch();
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    limiter.define(tokens(Overage::Charge)).unwrap();
+    let other = Limiter::open(scratch.file()).unwrap();
+    assert_eq!(other.limit("tokens").unwrap().overage(), Overage::Charge);
+    assert_eq!(
+        other.limit("tokens").unwrap().to_string(),
+        "tokens: 100/min, overage charge"
+    );
+    assert!(matches!(
+        other.define(tokens(Overage::Debt)),
+        Err(Error::Conflict { .. })
+    ));
+}
