@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use manual::ManualClock;
 pub use system::SystemClock;
-pub(crate) use timeline::{Change, HIGH_STEP_NS, Present, Timeline};
+pub(crate) use timeline::{Change, HIGH_STEP_NS, Present, Timeline, elapsed_at};
 
 /// An instant of a ledger: nanoseconds since the Unix epoch.
 ///

@@ -3,6 +3,7 @@
 #![cfg(target_os = "linux")]
 mod support;
 
+use std::fmt::Debug;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +11,9 @@ use std::process::Command;
 use nix::unistd::ForkResult;
 use quotalite::{Booking, Error, Limit, Limiter, Request, SECOND};
 use support::audit::audit;
-use support::processes::{Diary, await_signal, number, path, play, read_diaries, signal_by, spawn};
+use support::processes::{
+    Diary, Process, await_signal, path, play, read_diaries, signal_by, spawn,
+};
 use support::{Scratch, open_raw, scratch};
 
 #[test]
@@ -42,25 +45,75 @@ fn run(program: &str, arguments: &[&Path]) {
     assert!(status.success(), "{program} {arguments:?}");
 }
 
-impl Files {
-    fn of(scratch: &Scratch) -> Self {
-        let beside = |suffix: &str| scratch.path().join(format!("limits.db{suffix}"));
-        Self {
-            database: beside(""),
-            wal: beside("-wal"),
-            shm: beside("-shm"),
-            lock: beside("-lock"),
-        }
-    }
-}
-
+/// A database in a directory of its own, and what stands beside it.
 struct Files {
+    scratch: Scratch,
     database: PathBuf,
     wal: PathBuf,
     shm: PathBuf,
     lock: PathBuf,
 }
 
+impl Files {
+    fn new() -> Self {
+        let scratch = scratch();
+        let beside = |suffix: &str| scratch.path().join(format!("limits.db{suffix}"));
+        Self {
+            database: beside(""),
+            wal: beside("-wal"),
+            shm: beside("-shm"),
+            lock: beside("-lock"),
+            scratch,
+        }
+    }
+
+    fn beside(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    fn remove_all(&self) {
+        run("rm", &[&self.database, &self.wal, &self.shm, &self.lock]);
+    }
+
+    fn remove_sidecars(&self) {
+        run("rm", &[&self.wal, &self.shm]);
+    }
+
+    /// Another database, from which seven were granted.
+    fn another(&self) -> PathBuf {
+        let other = self.beside("other.db");
+        acquire_times(&open_with_mail(&other), 7);
+        other
+    }
+
+    fn replace_by(&self, other: &Path) {
+        run("mv", &[other, &self.database]);
+    }
+
+    fn charges(&self) -> i64 {
+        self.scratch.sqlite("SELECT count(*) FROM charge")
+    }
+
+    /// A child that is given the database as `FILE` and, under each of these names, the path beside it
+    /// that is called so.
+    fn spawn(&self, role: &str, names: &[&str]) -> Process {
+        let paths: Vec<PathBuf> = names.iter().map(|name| self.beside(name)).collect();
+        let mut arguments = vec![("FILE", self.database.to_str().unwrap())];
+        for (name, path) in names.iter().zip(&paths) {
+            arguments.push((name, path.to_str().unwrap()));
+        }
+        spawn(role, &arguments)
+    }
+}
+
+/// A new file with a limit in it, and a limiter on it.
+fn with_mail() -> (Files, Limiter) {
+    let files = Files::new();
+    let limiter = open_with_mail(&files.database);
+    (files, limiter)
+}
+
+#[track_caller]
 fn acquire_times(limiter: &Limiter, count: usize) {
     for _ in 0..count {
         assert!(limiter.try_acquire("mail").unwrap().is_granted());
@@ -73,68 +126,59 @@ fn settle() {
     std::thread::sleep(std::time::Duration::from_millis(100));
 }
 
-fn charges(scratch: &Scratch) -> i64 {
-    scratch.sqlite("SELECT count(*) FROM charge")
+#[track_caller]
+fn assert_moved<T: Debug>(answer: Result<T, Error>) {
+    match answer {
+        Err(Error::Moved { .. }) => {}
+        answer => panic!("{answer:?}"),
+    }
+}
+
+/// Whoever has lost its files is told so once, and then goes on with those that stand there.
+#[track_caller]
+fn assert_told_and_goes_on(limiter: &Limiter, files: &Files) {
+    assert_moved(limiter.try_acquire("mail"));
+    acquire_times(limiter, 2);
+    audit(&files.database, &[]).assert_clean();
 }
 
 #[test]
 fn a_file_that_was_removed_is_not_granted_from_and_not_made_again() {
-    let scratch = scratch();
-    let files = Files::of(&scratch);
-    let limiter = open_with_mail(&files.database);
+    let (files, limiter) = with_mail();
     acquire_times(&limiter, 3);
-    run(
-        "rm",
-        &[&files.database, &files.wal, &files.shm, &files.lock],
-    );
+    files.remove_all();
     for _ in 0..3 {
-        assert!(matches!(
-            limiter.try_acquire("mail"),
-            Err(Error::Moved { .. })
-        ));
-        assert!(matches!(limiter.usage("mail"), Err(Error::Moved { .. })));
-        assert!(matches!(limiter.book("mail"), Err(Error::Moved { .. })));
-        assert!(matches!(limiter.define(mail()), Err(Error::Moved { .. })));
+        assert_moved(limiter.try_acquire("mail"));
+        assert_moved(limiter.usage("mail"));
+        assert_moved(limiter.book("mail"));
+        assert_moved(limiter.define(mail()));
     }
-    assert_eq!(scratch.path().read_dir().unwrap().count(), 0);
+    assert_eq!(files.scratch.path().read_dir().unwrap().count(), 0);
     // Somebody opens it on purpose, and then everybody goes on there.
     let other = open_with_mail(&files.database);
     acquire_times(&other, 1);
     acquire_times(&limiter, 1);
-    assert_eq!(charges(&scratch), 2);
+    assert_eq!(files.charges(), 2);
 }
 
 #[test]
 fn whoever_only_looks_is_told_at_once_that_the_file_was_removed() {
-    let scratch = scratch();
-    let files = Files::of(&scratch);
-    let limiter = open_with_mail(&files.database);
+    let (files, limiter) = with_mail();
     acquire_times(&limiter, 3);
-    run(
-        "rm",
-        &[&files.database, &files.wal, &files.shm, &files.lock],
-    );
+    files.remove_all();
     let asked = std::time::Instant::now();
-    let looked = limiter.usage("mail");
-    assert!(matches!(looked, Err(Error::Moved { .. })), "{looked:?}");
+    assert_moved(limiter.usage("mail"));
     assert!(asked.elapsed() < SECOND, "after {:?}", asked.elapsed());
 }
 
 #[test]
 fn a_process_whose_sidecars_were_removed_keeps_what_it_had_charged() {
-    let scratch = scratch();
-    let files = Files::of(&scratch);
-    let limiter = open_with_mail(&files.database);
+    let (files, limiter) = with_mail();
     settle();
     acquire_times(&limiter, 3);
-    run("rm", &[&files.wal, &files.shm]);
-    assert!(matches!(
-        limiter.try_acquire("mail"),
-        Err(Error::Moved { .. })
-    ));
-    acquire_times(&limiter, 2);
-    audit(&files.database, &[]).assert_clean();
-    assert_eq!(charges(&scratch), 5);
+    files.remove_sidecars();
+    assert_told_and_goes_on(&limiter, &files);
+    assert_eq!(files.charges(), 5);
 }
 
 /// Whoever holds a booking sleeps until its instant and then goes ahead, whatever became of the
@@ -142,20 +186,15 @@ fn a_process_whose_sidecars_were_removed_keeps_what_it_had_charged() {
 #[test]
 fn bookings_in_hand_stand_while_their_process_opens_the_file_anew() {
     for removed in ["sidecars", "lock file"] {
-        let scratch = scratch();
-        let files = Files::of(&scratch);
-        let limiter = open_with_mail(&files.database);
+        let (files, limiter) = with_mail();
         limiter.define(Limit::new("slow").per_second(1)).unwrap();
         settle();
         let in_hand: Vec<Booking> = (0..10).map(|_| limiter.book("slow").unwrap()).collect();
         match removed {
-            "sidecars" => run("rm", &[&files.wal, &files.shm]),
+            "sidecars" => files.remove_sidecars(),
             _ => run("rm", &[&files.lock]),
         }
-        assert!(matches!(
-            limiter.try_acquire("mail"),
-            Err(Error::Moved { .. })
-        ));
+        assert_moved(limiter.try_acquire("mail"));
         acquire_times(&limiter, 1);
         assert!(files.lock.exists());
         let other = Limiter::open(&files.database).unwrap();
@@ -170,22 +209,13 @@ fn bookings_in_hand_stand_while_their_process_opens_the_file_anew() {
 
 #[test]
 fn a_database_renamed_over_the_file_takes_its_place_whole() {
-    let scratch = scratch();
-    let files = Files::of(&scratch);
-    let limiter = open_with_mail(&files.database);
+    let (files, limiter) = with_mail();
     acquire_times(&limiter, 50);
-    let other = scratch.path().join("other.db");
-    acquire_times(&open_with_mail(&other), 7);
-    run("mv", &[&other, &files.database]);
-    assert!(matches!(
-        limiter.try_acquire("mail"),
-        Err(Error::Moved { .. })
-    ));
-    // The old WAL still stands beside the new file, and belongs to the old one.
-    acquire_times(&limiter, 2);
-    audit(&files.database, &[]).assert_clean();
+    // The old WAL will still stand beside the new file, and belong to the old one.
+    files.replace_by(&files.another());
+    assert_told_and_goes_on(&limiter, &files);
     assert_eq!(
-        charges(&scratch),
+        files.charges(),
         9,
         "those of the other file and the new ones"
     );
@@ -193,43 +223,28 @@ fn a_database_renamed_over_the_file_takes_its_place_whole() {
 
 #[test]
 fn a_database_with_its_sidecars_removed_and_another_renamed_over_it_works() {
-    let scratch = scratch();
-    let files = Files::of(&scratch);
-    let limiter = open_with_mail(&files.database);
+    let (files, limiter) = with_mail();
     acquire_times(&limiter, 50);
-    let other = scratch.path().join("other.db");
-    acquire_times(&open_with_mail(&other), 7);
-    run("rm", &[&files.wal, &files.shm]);
-    run("mv", &[&other, &files.database]);
-    assert!(matches!(
-        limiter.try_acquire("mail"),
-        Err(Error::Moved { .. })
-    ));
-    acquire_times(&limiter, 2);
-    audit(&files.database, &[]).assert_clean();
-    assert_eq!(charges(&scratch), 9);
+    let other = files.another();
+    files.remove_sidecars();
+    files.replace_by(&other);
+    assert_told_and_goes_on(&limiter, &files);
+    assert_eq!(files.charges(), 9);
 }
 
 #[test]
 fn a_copy_renamed_over_the_file_takes_its_place_whole() {
-    let scratch = scratch();
-    let files = Files::of(&scratch);
-    let limiter = open_with_mail(&files.database);
+    let (files, limiter) = with_mail();
     acquire_times(&limiter, 50);
     // A copy of the database alone has what was copied into it from the WAL.
     open_raw(&files.database)
         .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
         .unwrap();
-    let copy = scratch.path().join("copy.db");
+    let copy = files.beside("copy.db");
     run("cp", &[&files.database, &copy]);
     acquire_times(&limiter, 50);
-    run("mv", &[&copy, &files.database]);
-    assert!(matches!(
-        limiter.try_acquire("mail"),
-        Err(Error::Moved { .. })
-    ));
-    acquire_times(&limiter, 2);
-    audit(&files.database, &[]).assert_clean();
+    files.replace_by(&copy);
+    assert_told_and_goes_on(&limiter, &files);
 }
 
 fn stay_idle_then_leave() {
@@ -242,19 +257,12 @@ fn stay_idle_then_leave() {
 
 #[test]
 fn a_process_that_leaves_after_the_sidecars_were_removed_overwrites_nothing() {
-    let scratch = scratch();
-    let files = Files::of(&scratch);
-    let (ready, leave) = (scratch.path().join("ready"), scratch.path().join("leave"));
-    let arguments = [
-        ("FILE", files.database.to_str().unwrap()),
-        ("READY", ready.to_str().unwrap()),
-        ("LEAVE", leave.to_str().unwrap()),
-    ];
-    let idle = spawn("stay idle, then leave", &arguments);
-    await_signal(&ready);
-    run("rm", &[&files.wal, &files.shm]);
+    let files = Files::new();
+    let idle = files.spawn("stay idle, then leave", &["READY", "LEAVE"]);
+    await_signal(&files.beside("READY"));
+    files.remove_sidecars();
     // Two others come and go, and what they have charged is in the database itself.
-    let diary_path = scratch.path().join("diary");
+    let diary_path = files.beside("diary");
     for _ in 0..2 {
         let limiter = open_with_mail(&files.database);
         let mut diary = Diary::open(&diary_path);
@@ -264,13 +272,16 @@ fn a_process_that_leaves_after_the_sidecars_were_removed_overwrites_nothing() {
             diary.note(permit.at(), &ask);
         }
     }
-    signal_by(&leave);
+    signal_by(&files.beside("LEAVE"));
     idle.wait_well();
     audit(&files.database, &read_diaries([&diary_path])).assert_clean();
 }
 
 /// How many permits the parent and the child of a fork acquire each.
 const AFTER_FORK: u64 = 300;
+
+/// How often somebody else comes to the file of a fork, and goes.
+const VISITS: u64 = 100;
 
 /// # Panics
 /// If the system cannot fork.
@@ -298,6 +309,11 @@ fn note_many(limiter: &Limiter, diary: &mut Diary, count: u64) -> u64 {
     failures
 }
 
+#[track_caller]
+fn note_well(limiter: &Limiter, diary: &mut Diary, count: u64) {
+    assert_eq!(note_many(limiter, diary, count), 0);
+}
+
 /// Whether this process holds a lock on a file, as the kernel sees it.
 fn holds_a_lock_on(file: &Path) -> bool {
     let inode = format!(":{}", std::fs::metadata(file).unwrap().ino());
@@ -313,10 +329,10 @@ fn holds_a_lock_on(file: &Path) -> bool {
 fn fork_and_go_on() {
     let limiter = Limiter::open(path("FILE")).unwrap();
     let mut diary = Diary::open(&path("DIARY"));
-    assert_eq!(note_many(&limiter, &mut diary, AFTER_FORK), 0);
+    note_well(&limiter, &mut diary, AFTER_FORK);
     match fork() {
         ForkResult::Parent { .. } => {
-            assert_eq!(note_many(&limiter, &mut diary, AFTER_FORK), 0);
+            note_well(&limiter, &mut diary, AFTER_FORK);
             drop(limiter);
         }
         ForkResult::Child => {
@@ -338,83 +354,60 @@ fn fork_and_go_on() {
 
 /// Opens, acquires and leaves, over and over: each time it may be the last one to close the file.
 fn come_and_go() {
-    let mut diary = Diary::open(&path("DIARY"));
-    for _ in 0..number("COUNT") {
+    let mut diary = Diary::open(&path("VISITOR_DIARY"));
+    for _ in 0..VISITS {
         let limiter = Limiter::open(path("FILE")).unwrap();
-        assert_eq!(note_many(&limiter, &mut diary, 3), 0);
+        note_well(&limiter, &mut diary, 3);
     }
 }
 
 #[test]
 fn a_forked_child_goes_on_after_its_parent_has_left() {
-    let scratch = scratch();
-    let files = Files::of(&scratch);
+    let files = Files::new();
     drop(open_with_mail(&files.database));
-    let beside = |name: &str| scratch.path().join(name);
-    let diaries = [beside("parent"), beside("child"), beside("visitor")];
-    let (ready, leave, done) = (beside("ready"), beside("leave"), beside("done"));
-    let failures = beside("failures");
-    let arguments = [
-        ("FILE", files.database.to_str().unwrap()),
-        ("DIARY", diaries[0].to_str().unwrap()),
-        ("CHILD_DIARY", diaries[1].to_str().unwrap()),
-        ("READY", ready.to_str().unwrap()),
-        ("LEAVE", leave.to_str().unwrap()),
-        ("DONE", done.to_str().unwrap()),
-        ("FAILURES", failures.to_str().unwrap()),
-    ];
-    spawn("fork", &arguments).wait_well();
-    await_signal(&ready);
+    let names = ["DIARY", "CHILD_DIARY", "READY", "LEAVE", "DONE", "FAILURES"];
+    files.spawn("fork", &names).wait_well();
+    await_signal(&files.beside("READY"));
     // The parent has closed the file while the child had it open. So do others, who come now.
-    let visitor = [
-        ("FILE", files.database.to_str().unwrap()),
-        ("DIARY", diaries[2].to_str().unwrap()),
-        ("COUNT", "100"),
-    ];
-    spawn("come and go", &visitor).wait_well();
-    signal_by(&leave);
-    await_signal(&done);
-    let acknowledged = read_diaries(&diaries);
+    files.spawn("come and go", &["VISITOR_DIARY"]).wait_well();
+    signal_by(&files.beside("LEAVE"));
+    await_signal(&files.beside("DONE"));
+    let diaries = ["DIARY", "CHILD_DIARY", "VISITOR_DIARY"];
+    let acknowledged = read_diaries(&diaries.map(|name| files.beside(name)));
     println!("{} acknowledged", acknowledged.len());
-    let report = audit(&files.database, &acknowledged);
-    report.assert_clean();
-    assert_eq!(std::fs::read_to_string(failures).unwrap(), "0");
+    audit(&files.database, &acknowledged).assert_clean();
+    let failures = std::fs::read_to_string(files.beside("FAILURES"));
+    assert_eq!(failures.unwrap(), "0");
 }
 
 /// The child does nothing with the limiter but drop it, while the parent goes on.
 fn fork_and_leave_it_alone() {
     let limiter = Limiter::open(path("FILE")).unwrap();
     let mut diary = Diary::open(&path("DIARY"));
-    assert_eq!(note_many(&limiter, &mut diary, AFTER_FORK), 0);
+    note_well(&limiter, &mut diary, AFTER_FORK);
     match fork() {
         ForkResult::Child => {
             drop(limiter);
             std::process::exit(0);
         }
         ForkResult::Parent { child } => {
-            assert_eq!(note_many(&limiter, &mut diary, AFTER_FORK), 0);
+            note_well(&limiter, &mut diary, AFTER_FORK);
             nix::sys::wait::waitpid(child, None).unwrap();
-            assert_eq!(note_many(&limiter, &mut diary, AFTER_FORK), 0);
+            note_well(&limiter, &mut diary, AFTER_FORK);
         }
     }
 }
 
 #[test]
 fn a_forked_child_that_drops_the_limiter_harms_nobody() {
-    let scratch = scratch();
-    let files = Files::of(&scratch);
-    let limiter = open_with_mail(&files.database);
-    let (diary_path, my_diary_path) = (scratch.path().join("diary"), scratch.path().join("mine"));
-    let arguments = [
-        ("FILE", files.database.to_str().unwrap()),
-        ("DIARY", diary_path.to_str().unwrap()),
-    ];
-    let forker = spawn("fork and leave it alone", &arguments);
-    let mut diary = Diary::open(&my_diary_path);
-    assert_eq!(note_many(&limiter, &mut diary, AFTER_FORK), 0);
+    let (files, limiter) = with_mail();
+    let mine = files.beside("MINE");
+    let forker = files.spawn("fork and leave it alone", &["DIARY"]);
+    let mut diary = Diary::open(&mine);
+    note_well(&limiter, &mut diary, AFTER_FORK);
     forker.wait_well();
-    assert_eq!(note_many(&limiter, &mut diary, AFTER_FORK), 0);
-    let acknowledged = read_diaries([&diary_path, &my_diary_path]);
+    note_well(&limiter, &mut diary, AFTER_FORK);
+    let acknowledged = read_diaries([&files.beside("DIARY"), &mine]);
     assert_eq!(acknowledged.len(), 5 * usize::try_from(AFTER_FORK).unwrap());
     audit(&files.database, &acknowledged).assert_clean();
 }
@@ -445,22 +438,12 @@ fn fork_with_a_booking() {
 
 #[test]
 fn a_booking_stays_the_parents_through_a_fork_and_dies_with_the_parent() {
-    let scratch = scratch();
-    let files = Files::of(&scratch);
-    let limiter = open_with_mail(&files.database);
+    let (files, limiter) = with_mail();
     limiter.define(Limit::new("slow").per_second(1)).unwrap();
-    let beside = |name: &str| scratch.path().join(name);
-    let (dropped, ready, leave) = (beside("dropped"), beside("ready"), beside("leave"));
-    let arguments = [
-        ("FILE", files.database.to_str().unwrap()),
-        ("DROPPED", dropped.to_str().unwrap()),
-        ("READY", ready.to_str().unwrap()),
-        ("LEAVE", leave.to_str().unwrap()),
-    ];
-    let parent = spawn("fork with a booking", &arguments);
-    await_signal(&ready);
+    let parent = files.spawn("fork with a booking", &["DROPPED", "READY", "LEAVE"]);
+    await_signal(&files.beside("READY"));
     assert_eq!(
-        charges(&scratch),
+        files.charges(),
         19,
         "all but the one that the parent has cancelled"
     );
@@ -468,7 +451,7 @@ fn a_booking_stays_the_parents_through_a_fork_and_dies_with_the_parent() {
     assert!(matches!(refused, Err(Error::TooLate { .. })), "{refused:?}");
     parent.kill();
     assert!(limiter.acquire_within("slow", SECOND).is_ok());
-    signal_by(&leave);
+    signal_by(&files.beside("LEAVE"));
     // The forked child is nobody's to wait for; it has to see the signal before the directory goes.
     settle();
 }

@@ -39,6 +39,12 @@ pub(crate) enum Change {
 /// unnoticed, in which case charges up to this much ahead count as if they were booked.
 pub(crate) const HIGH_STEP_NS: i64 = 1_000_000_000;
 
+/// What a boot's clock shows at an instant, where instants are that clock's time plus `offset_ns`.
+pub(crate) fn elapsed_at(at: Timestamp, offset_ns: i64) -> Duration {
+    let elapsed_ns = at.as_nanos().saturating_sub(offset_ns);
+    Duration::from_nanos(u64::try_from(elapsed_ns).unwrap_or(0))
+}
+
 impl Timeline {
     /// The timeline of a fresh file: the wall clock's.
     pub(crate) const fn start(reading: Reading) -> Self {
@@ -52,8 +58,7 @@ impl Timeline {
 
     /// What the boot's clock shows at an instant.
     pub(crate) fn elapsed_at(&self, at: Timestamp) -> Duration {
-        let elapsed_ns = at.as_nanos().saturating_sub(self.offset_ns);
-        Duration::from_nanos(u64::try_from(elapsed_ns).unwrap_or(0))
+        elapsed_at(at, self.offset_ns)
     }
 
     /// The present, by this timeline and a reading taken after the timeline was read.

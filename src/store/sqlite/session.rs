@@ -18,7 +18,7 @@ use super::schema::{is_busy, migrate};
 use super::sweep::SWEEP_EVERY;
 use super::transaction::Access;
 use crate::calendar::LimitId;
-use crate::clock::{Timeline, Timestamp};
+use crate::clock::{Timeline, Timestamp, elapsed_at};
 use crate::error::Error;
 use crate::store::Few;
 
@@ -244,11 +244,7 @@ impl Session {
     /// What the clock shows at an instant, as far as this session knows.
     pub(super) fn elapsed_at(&self, at: Timestamp) -> Option<Duration> {
         let offset_ns = self.offset_ns.load(Ordering::Relaxed);
-        if offset_ns == i64::MIN {
-            return None;
-        }
-        let elapsed_ns = at.as_nanos().saturating_sub(offset_ns);
-        Some(Duration::from_nanos(u64::try_from(elapsed_ns).unwrap_or(0)))
+        (offset_ns != i64::MIN).then(|| elapsed_at(at, offset_ns))
     }
 
     pub(super) fn owner(&self) -> Option<i64> {
