@@ -137,7 +137,7 @@ impl Limiter {
                 Decision::Granted(Permit::new(store, claim, Duration::ZERO))
             }
             Outcome::Refused { denial, .. } => {
-                tracing::debug!(limit = denial.key(), rate = %denial.rate(), retry_after = ?denial.retry_after(), "denied");
+                tracing::debug!(limit = denial.key(), obstacle = %denial.obstacle(), retry_after = ?denial.retry_after(), "denied");
                 Decision::Denied(denial)
             }
         })
@@ -240,7 +240,7 @@ impl Limiter {
                 Ok(Booking::new(Arc::clone(&self.store), claim, wait))
             }
             Outcome::Refused { denial, deadline } => {
-                tracing::debug!(limit = denial.key(), rate = %denial.rate(), retry_after = ?denial.retry_after(), "too late");
+                tracing::debug!(limit = denial.key(), obstacle = %denial.obstacle(), retry_after = ?denial.retry_after(), "too late");
                 Err(Error::TooLate {
                     deadline: deadline.unwrap_or_else(|| denial.now()),
                     denial,

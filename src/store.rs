@@ -17,7 +17,7 @@ use crate::decision::{Denial, Peek, Refusal};
 use crate::error::Error;
 use crate::limit::Limit;
 use crate::plan::{Patience, Plan};
-use crate::settlement::{Settlement, Used};
+use crate::settlement::{Settled, Used};
 use crate::usage::Usage;
 
 pub(crate) use memory::MemoryStore;
@@ -43,15 +43,15 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
     /// Decides a request and charges or books it, or writes nothing.
     fn acquire(&self, plan: &Plan<'_>) -> Result<Outcome, Error>;
 
-    /// Takes back what `acquire` charged or booked. A claim that is no longer there is no error.
-    fn cancel(&self, claim: &Claim) -> Result<(), Error>;
+    /// Takes back what `acquire` charged or booked, and the slots. A claim that is no longer there is no
+    /// error.
+    fn cancel(&self, claim: &Claim) -> Result<Settled, Error>;
 
-    /// Corrects what `acquire` charged to what was used.
-    fn settle(&self, claim: &Claim, used: &Used) -> Result<Settlement, Error>;
+    /// Corrects what `acquire` charged to what was used, and takes back the slots.
+    fn settle(&self, claim: &Claim, used: &Used) -> Result<Settled, Error>;
 
-    /// Says that what `acquire` booked is used, once its instant comes, and will not be corrected any more.
-    /// Writes nothing.
-    fn accept(&self, _claim: &Claim) {}
+    /// Says that what `acquire` charged or booked will not be corrected any more, and takes back the slots.
+    fn release(&self, _claim: &Claim) -> Result<(), Error>;
 
     /// What `acquire` would say now. Writes nothing.
     fn peek(&self, plan: &Plan<'_>) -> Result<Peek, Error>;
@@ -98,6 +98,10 @@ pub enum Definition {
 
 /// What came of an acquisition.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most requests are granted, and a box would be an allocation for each"
+)]
 pub(crate) enum Outcome {
     /// It is charged at `claim.at`, which is `now` or a booked instant after it.
     Admitted { claim: Claim, now: Timestamp },
@@ -120,7 +124,22 @@ pub(crate) struct Claim {
     pub(crate) rows: Few<Row>,
     /// Who booked the rows; nobody if they were charged at once.
     pub(crate) booking: Option<BookingId>,
+    /// The slots that it holds, if it holds any.
+    pub(crate) holding: Option<Holding>,
 }
+
+/// Slots that are held.
+#[derive(Clone, Debug)]
+pub(crate) struct Holding {
+    /// Names the permit in its file, and grows from each to the next.
+    pub(crate) permit: PermitNumber,
+    pub(crate) limits: Few<LimitId>,
+}
+
+/// Names a permit that a file knows of. It grows from each permit to the next, so that whoever has seen a
+/// larger one can fence off a smaller one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct PermitNumber(pub(crate) i64);
 
 impl Claim {
     /// What is told of it in a trace.
@@ -183,7 +202,7 @@ pub(crate) fn lines<'k>(
             return Err(Error::NeverFits {
                 key: known.limit.key().to_owned(),
                 amount,
-                rate: tightest,
+                obstacle: tightest,
                 file: place.to_owned(),
             });
         }
@@ -194,6 +213,17 @@ pub(crate) fn lines<'k>(
         });
     }
     Ok(lines)
+}
+
+/// When the slots of these lines come back although they are still held, if ever.
+pub(crate) fn expiry<'l, 'k: 'l>(
+    lines: impl Iterator<Item = &'l Line<'k>>,
+    now: Timestamp,
+) -> Option<Timestamp> {
+    let timeouts = lines.filter_map(|line| line.limit.timeout_ns());
+    timeouts
+        .min()
+        .map(|timeout_ns| now.saturating_plus_ns(timeout_ns))
 }
 
 /// The last instant at which a plan may be admitted.
@@ -218,9 +248,10 @@ pub(crate) fn denial(
     place: &Path,
 ) -> Result<Denial, Error> {
     match refusal {
-        Refusal::Until { at, obstacle } => Ok(Denial::new(lines, &obstacle, now, at)),
-        Refusal::Beyond { obstacle } => Err(Error::BeyondCalendar {
-            key: lines[obstacle.line].limit.key().to_owned(),
+        Refusal::Until { at, blocker } => Ok(Denial::new(lines, &blocker, now, Some(at))),
+        Refusal::Taken { blocker } => Ok(Denial::new(lines, &blocker, now, None)),
+        Refusal::Beyond { blocker } => Err(Error::BeyondCalendar {
+            key: lines[blocker.line].limit.key().to_owned(),
             file: place.to_owned(),
         }),
     }

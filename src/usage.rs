@@ -1,7 +1,8 @@
 //! How a limit stands.
 
-use crate::calendar::{self, Ledgers, LimitId};
+use crate::calendar::{self, LimitId};
 use crate::clock::Timestamp;
+use crate::decision::Books;
 use crate::limit::{Limit, Rate};
 
 /// How a limit stands at an instant.
@@ -10,6 +11,7 @@ pub struct Usage {
     limit: Limit,
     at: Timestamp,
     rates: Vec<RateUsage>,
+    held: u64,
     debt: u64,
 }
 
@@ -32,9 +34,19 @@ impl Usage {
         &self.rates
     }
 
+    /// How many slots are held; 0 if this is no concurrency limit. A process that has died may still count,
+    /// until somebody needs its slots.
+    #[must_use]
+    pub const fn held(&self) -> u64 {
+        self.held
+    }
+
     /// The largest amount that would be admitted now; 0 if none would.
     #[must_use]
     pub fn available(&self) -> u64 {
+        if let Some(count) = self.limit.slot_count() {
+            return count.saturating_sub(self.held);
+        }
         let available = self.rates.iter().map(|rate| rate.available);
         available.min().unwrap_or(0)
     }
@@ -51,12 +63,16 @@ impl Usage {
         self
     }
 
-    pub(crate) fn read<L: Ledgers>(
-        ledgers: &mut L,
+    pub(crate) fn read<B: Books>(
+        ledgers: &mut B,
         id: LimitId,
         limit: &Limit,
         at: Timestamp,
-    ) -> Result<Self, L::Error> {
+    ) -> Result<Self, B::Error> {
+        let held = match limit.slot_count() {
+            Some(_) => ledgers.held(id)?.unsigned_abs(),
+            None => 0,
+        };
         let mut rates = Vec::with_capacity(limit.rates().len());
         for rate in limit.rates() {
             let read = calendar::usage(ledgers, id, limit, rate, at)?;
@@ -71,6 +87,7 @@ impl Usage {
             limit: limit.clone(),
             at,
             rates,
+            held,
             debt: 0,
         })
     }

@@ -169,7 +169,7 @@ fn what_was_used_beyond_the_estimate_is_dealt_with_as_the_limit_says() {
             assert_eq!(limiter.usage("tokens").unwrap().available(), 0);
             // It leaves as a whole at the end of its own window.
             let denial = limiter.try_acquire("tokens").unwrap().denied().unwrap();
-            assert_eq!(denial.retry_after(), 50 * SECOND);
+            assert_eq!(denial.retry_after(), Some(50 * SECOND));
             clock.advance(50 * SECOND);
             assert_eq!(used(limiter), 50);
         });

@@ -6,15 +6,16 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{
-    Claim, Definition, Few, Known, OnConflict, Outcome, Row, Store, denial, latest, lines,
+    Claim, Definition, Few, Holding, Known, OnConflict, Outcome, PermitNumber, Row, Store, denial,
+    expiry, latest, lines,
 };
 use crate::calendar::{Charge, Ledgers, LimitId, Line, Total};
 use crate::clock::{Clock, Reading, Timeline, Timestamp};
-use crate::decision::{Peek, Verdict, decide};
+use crate::decision::{Books, Peek, Verdict, decide};
 use crate::error::Error;
 use crate::limit::Limit;
 use crate::plan::{Patience, Plan};
-use crate::settlement::{Estimate, Settlement, Used, correction};
+use crate::settlement::{Estimate, Settled, Settlement, Used, correction};
 use crate::usage::Usage;
 
 /// What errors name in place of a file.
@@ -33,8 +34,10 @@ pub(crate) struct MemoryStore {
 struct State {
     timeline: Timeline,
     limits: HashMap<Arc<str>, Arc<Known>>,
-    ledgers: Books,
+    ledgers: Accounts,
     debts: HashMap<LimitId, i64>,
+    /// The number of the last permit that holds slots.
+    last_permit: i64,
 }
 
 /// A ledger by instant and position in the instant.
@@ -47,8 +50,20 @@ struct Sum {
     total: Total,
 }
 
-#[derive(Debug, Default)]
-struct Books(HashMap<LimitId, Ledger>);
+/// What is charged and what is held, as of now.
+#[derive(Debug)]
+struct Accounts {
+    ledgers: HashMap<LimitId, Ledger>,
+    slots: HashMap<LimitId, BTreeMap<PermitNumber, Held>>,
+    now: Timestamp,
+}
+
+/// Slots of one limit that one permit holds.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    amount: i64,
+    expires: Option<Timestamp>,
+}
 
 impl MemoryStore {
     pub(crate) fn new(clock: Box<dyn Clock>) -> Self {
@@ -58,8 +73,13 @@ impl MemoryStore {
             state: Mutex::new(State {
                 timeline,
                 limits: HashMap::new(),
-                ledgers: Books::default(),
+                ledgers: Accounts {
+                    ledgers: HashMap::new(),
+                    slots: HashMap::new(),
+                    now: timeline.high,
+                },
                 debts: HashMap::new(),
+                last_permit: 0,
             }),
         }
     }
@@ -72,6 +92,7 @@ impl MemoryStore {
         let present = state.timeline.present(reading);
         state.timeline = present.timeline;
         state.timeline.high = present.now;
+        state.ledgers.now = present.now;
         (state, reading, present.now)
     }
 }
@@ -128,8 +149,10 @@ impl Store for MemoryStore {
             Verdict::Admit(at) => {
                 let rows = lines
                     .iter()
+                    .filter(|line| line.limit.slot_count().is_none())
                     .map(|line| Row::new(line, state.ledgers.charge(line.id, at, line.amount)))
                     .collect();
+                let holding = state.hold(&lines, now);
                 for line in &lines {
                     let expired = now.saturating_minus_ns(line.limit.longest_reach_ns());
                     state.ledgers.sweep(line.id, expired);
@@ -143,6 +166,7 @@ impl Store for MemoryStore {
                         pid: std::process::id(),
                         rows,
                         booking: None,
+                        holding,
                     },
                     now,
                 })
@@ -154,17 +178,31 @@ impl Store for MemoryStore {
         }
     }
 
-    fn cancel(&self, claim: &Claim) -> Result<(), Error> {
+    fn cancel(&self, claim: &Claim) -> Result<Settled, Error> {
         let (mut state, _, _) = self.enter();
+        if !state.let_go(claim) {
+            return Ok(Settled::Expired);
+        }
         for row in &claim.rows {
             state.ledgers.amend(row.limit, claim.at, row.seq, 0);
+        }
+        Ok(Settled::Now(Settlement::default()))
+    }
+
+    fn release(&self, claim: &Claim) -> Result<(), Error> {
+        if claim.holding.is_some() {
+            let (mut state, _, _) = self.enter();
+            state.let_go(claim);
         }
         Ok(())
     }
 
-    fn settle(&self, claim: &Claim, used: &Used) -> Result<Settlement, Error> {
+    fn settle(&self, claim: &Claim, used: &Used) -> Result<Settled, Error> {
         let (mut state, _, now) = self.enter();
         used.check(&claim.rows)?;
+        if !state.let_go(claim) {
+            return Ok(Settled::Expired);
+        }
         let mut settlement = Settlement::default();
         for row in &claim.rows {
             let Some(used) = used.of(&row.key) else {
@@ -185,7 +223,7 @@ impl Store for MemoryStore {
             state.owe(row.limit, correction.debt);
             settlement.add(row, used, correction);
         }
-        Ok(settlement)
+        Ok(Settled::Now(settlement))
     }
 
     fn peek(&self, plan: &Plan<'_>) -> Result<Peek, Error> {
@@ -233,6 +271,43 @@ impl State {
             })
     }
 
+    /// Takes the slots of a request, if it has any.
+    fn hold(&mut self, lines: &[Line<'_>], now: Timestamp) -> Option<Holding> {
+        let lines = lines
+            .iter()
+            .filter(|line| line.limit.slot_count().is_some());
+        let limits: Few<LimitId> = lines.clone().map(|line| line.id).collect();
+        if limits.is_empty() {
+            return None;
+        }
+        self.last_permit += 1;
+        let permit = PermitNumber(self.last_permit);
+        let expires = expiry(lines.clone(), now);
+        for line in lines {
+            let held = Held {
+                amount: line.amount,
+                expires,
+            };
+            let slots = self.ledgers.slots.entry(line.id).or_default();
+            slots.insert(permit, held);
+        }
+        Some(Holding { permit, limits })
+    }
+
+    /// Gives the slots of a claim back. False if they had come back before.
+    fn let_go(&mut self, claim: &Claim) -> bool {
+        let Some(holding) = &claim.holding else {
+            return true;
+        };
+        let mut was_held = true;
+        for limit in &holding.limits {
+            let slots = self.ledgers.slots.entry(*limit).or_default();
+            let held = slots.remove(&holding.permit);
+            was_held &= held.is_some_and(|held| held.counts(self.ledgers.now));
+        }
+        was_held
+    }
+
     fn owe(&mut self, limit: LimitId, debt: i64) {
         if debt > 0 {
             let owed = self.debts.entry(limit).or_default();
@@ -250,10 +325,16 @@ impl State {
     }
 }
 
-impl Books {
+impl Held {
+    fn counts(&self, now: Timestamp) -> bool {
+        self.expires.is_none_or(|expires| now < expires)
+    }
+}
+
+impl Accounts {
     /// Adds a charge and returns its position in the instant.
     fn charge(&mut self, limit: LimitId, at: Timestamp, amount: i64) -> i64 {
-        let ledger = self.0.entry(limit).or_default();
+        let ledger = self.ledgers.entry(limit).or_default();
         let previous = ledger.range(..=(at, i64::MAX)).next_back();
         let (seq, before) = match previous {
             Some((&(previous_at, seq), sum)) if previous_at == at => (seq + 1, sum.total),
@@ -281,7 +362,7 @@ impl Books {
 
     /// Changes what stands in a row, unless it was swept; a row of nothing is removed.
     fn amend(&mut self, limit: LimitId, at: Timestamp, seq: i64, amount: i64) {
-        let Some(ledger) = self.0.get_mut(&limit) else {
+        let Some(ledger) = self.ledgers.get_mut(&limit) else {
             return;
         };
         let Some(sum) = ledger.get_mut(&(at, seq)) else {
@@ -299,7 +380,7 @@ impl Books {
 
     /// Removes a few charges that no window holds any more.
     fn sweep(&mut self, limit: LimitId, expired: Timestamp) {
-        if let Some(ledger) = self.0.get_mut(&limit) {
+        if let Some(ledger) = self.ledgers.get_mut(&limit) {
             for _ in 0..SWEEP {
                 match ledger.first_entry() {
                     Some(entry) if entry.key().0 <= expired => entry.remove(),
@@ -310,7 +391,7 @@ impl Books {
     }
 
     fn ledger(&self, limit: LimitId) -> Option<&Ledger> {
-        self.0.get(&limit)
+        self.ledgers.get(&limit)
     }
 }
 
@@ -323,7 +404,18 @@ fn charge_of((&(at, seq), sum): (&(Timestamp, i64), &Sum)) -> Charge {
     }
 }
 
-impl Ledgers for Books {
+impl Books for Accounts {
+    fn held(&mut self, limit: LimitId) -> Result<i64, Infallible> {
+        let now = self.now;
+        let Some(slots) = self.slots.get_mut(&limit) else {
+            return Ok(0);
+        };
+        slots.retain(|_, held| held.counts(now));
+        Ok(slots.values().map(|held| held.amount).sum())
+    }
+}
+
+impl Ledgers for Accounts {
     type Error = Infallible;
 
     fn last_at(&mut self, limit: LimitId, at: Timestamp) -> Result<Option<Charge>, Infallible> {

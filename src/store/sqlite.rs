@@ -12,6 +12,7 @@ mod place;
 mod schema;
 mod session;
 mod settling;
+mod slots;
 mod sweep;
 mod transaction;
 
@@ -32,11 +33,11 @@ use super::{
 };
 use crate::calendar::Line;
 use crate::clock::{Clock, Timestamp};
-use crate::decision::{Peek, Verdict, decide};
+use crate::decision::{Peek, Refusal, Verdict, decide};
 use crate::error::Error;
 use crate::limit::Limit;
 use crate::plan::{Patience, Plan};
-use crate::settlement::{Settlement, Used};
+use crate::settlement::{Settled, Settlement, Used};
 use crate::usage::Usage;
 
 /// How a file is opened and used.
@@ -341,29 +342,39 @@ impl Store for SqliteStore {
         }
     }
 
-    fn cancel(&self, claim: &Claim) -> Result<(), Error> {
+    fn cancel(&self, claim: &Claim) -> Result<Settled, Error> {
         if claim.pid != std::process::id() {
             // Inherited through `fork`; it is the parent's to cancel.
-            return Ok(());
+            return Ok(Settled::Before);
         }
         let session = self.session_of(claim)?;
         self.write(&session, |transaction| {
+            if !transaction.let_go(claim)? {
+                return Ok(Settled::Expired);
+            }
             let charges = transaction.find_claimed(claim)?;
             transaction.take_back(charges)?;
-            match claim.booking {
-                Some(booking) => transaction.forget_booking(booking),
-                None => Ok(()),
+            if let Some(booking) = claim.booking {
+                transaction.forget_booking(booking)?;
             }
+            Ok(Settled::Now(Settlement::default()))
         })
     }
 
-    fn settle(&self, claim: &Claim, used: &Used) -> Result<Settlement, Error> {
+    fn settle(&self, claim: &Claim, used: &Used) -> Result<Settled, Error> {
         used.check(&claim.rows)?;
+        if claim.pid != std::process::id() {
+            return Ok(Settled::Before);
+        }
         let session = self.session_of(claim)?;
         self.write(&session, |transaction| transaction.settle(claim, used))
     }
 
-    fn accept(&self, claim: &Claim) {
+    fn release(&self, claim: &Claim) -> Result<(), Error> {
+        if claim.holding.is_some() && claim.pid == std::process::id() {
+            let session = self.session_of(claim)?;
+            return self.write(&session, |transaction| transaction.let_go(claim).map(drop));
+        }
         // A hint: what is not heard of here is struck out when its owner has ended.
         if let Some(booking) = claim.booking
             && let Ok(state) = self.state.try_lock()
@@ -372,6 +383,7 @@ impl Store for SqliteStore {
         {
             session.accepted(claim.at, booking.number);
         }
+        Ok(())
     }
 
     fn peek(&self, plan: &Plan<'_>) -> Result<Peek, Error> {
@@ -422,9 +434,9 @@ fn attempt(
     let lines = lines(plan, &known, &transaction.place.database)?;
     let latest = latest(plan.patience, now, transaction.reading);
     let mut verdict = decide(transaction, &lines, now, latest)?;
-    // Only what is booked can come back, and only those who are not served at once need to look.
+    // Only what is booked or held can come back, and only those who are not served at once need to look.
     if verdict != Verdict::Admit(now)
-        && anything_booked(transaction, &lines, now)?
+        && (is_taken(&verdict) || anything_booked(transaction, &lines, now)?)
         && transaction.reclaim(&session.lock_file, owner)?
     {
         verdict = decide(transaction, &lines, now, latest)?;
@@ -438,19 +450,26 @@ fn attempt(
             }));
         }
     };
-    let booking = if at == now {
-        None
-    } else {
-        let Some(owner) = owner else {
-            return Ok(Attempt::NeedsOwner);
-        };
-        Some(BookingId {
-            owner,
-            number: session.next_booking(),
-        })
+    let mut slots = lines
+        .iter()
+        .filter(|line| line.limit.slot_count().is_some());
+    let has_slots = slots.clone().next().is_some();
+    if owner.is_none() && (at > now || has_slots) {
+        return Ok(Attempt::NeedsOwner);
+    }
+    let booking = owner.filter(|_| at > now).map(|owner| BookingId {
+        owner,
+        number: session.next_booking(),
+    });
+    let holding = match owner {
+        Some(owner) if has_slots => Some(transaction.hold(owner, &mut slots)?),
+        _ => None,
     };
     let mut rows = Few::with_capacity(lines.len());
-    for line in &lines {
+    for line in lines
+        .iter()
+        .filter(|line| line.limit.slot_count().is_none())
+    {
         let seq = transaction.charge(line.id, at, line.amount)?;
         rows.push(Row::new(line, seq));
     }
@@ -472,9 +491,14 @@ fn attempt(
             pid: session.pid,
             rows,
             booking,
+            holding,
         },
         now,
     }))
+}
+
+const fn is_taken(verdict: &Verdict) -> bool {
+    matches!(verdict, Verdict::Refuse(Refusal::Taken { .. }))
 }
 
 fn anything_booked(

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use quotalite::{
-    Booking, Decision, Definition, Denial, Error, Limit, Limiter, ManualClock, OnConflict, Peek,
-    Rate, Request, Timestamp,
+    Booking, Decision, Definition, Denial, Error, Limit, Limiter, ManualClock, Obstacle,
+    OnConflict, Peek, Rate, Request, Timestamp,
 };
 
 use crate::support::{Scratch, open_raw, scratch};
@@ -348,10 +348,17 @@ fn request(takes: &Takes) -> Request {
 fn refused(denial: &Denial) -> Refused {
     Refused {
         key: denial.key().to_owned(),
-        rate: denial.rate(),
+        rate: rate_of(denial.obstacle()),
         amount: denial.amount(),
         now_ns: denial.now().as_nanos(),
-        retry_at_ns: denial.retry_at().as_nanos(),
+        retry_at_ns: denial.retry_at().expect("no slots").as_nanos(),
+    }
+}
+
+fn rate_of(obstacle: Obstacle) -> Rate {
+    match obstacle {
+        Obstacle::Rate(rate) => rate,
+        obstacle => panic!("the limits of histories have rates, not {obstacle}"),
     }
 }
 
@@ -364,8 +371,15 @@ fn answer(error: Error) -> Answer {
             deadline_ns: deadline.as_nanos(),
         },
         Error::NeverFits {
-            key, amount, rate, ..
-        } => Answer::NeverFits { key, amount, rate },
+            key,
+            amount,
+            obstacle,
+            ..
+        } => Answer::NeverFits {
+            key,
+            amount,
+            rate: rate_of(obstacle),
+        },
         Error::UnknownLimit { key, .. } => Answer::Unknown { key },
         error => Answer::Failed(error.to_string()),
     }

@@ -5,12 +5,15 @@ use rusqlite::OptionalExtension;
 use super::transaction::Transaction;
 use crate::calendar::LimitId;
 use crate::error::Error;
-use crate::settlement::{Estimate, Settlement, Used, correction};
+use crate::settlement::{Estimate, Settled, Settlement, Used, correction};
 use crate::store::Claim;
 
 impl Transaction<'_> {
     /// Corrects the charges of a claim.
-    pub(super) fn settle(&mut self, claim: &Claim, used: &Used) -> Result<Settlement, Error> {
+    pub(super) fn settle(&mut self, claim: &Claim, used: &Used) -> Result<Settled, Error> {
+        if !self.let_go(claim)? {
+            return Ok(Settled::Expired);
+        }
         let charges = self.find_claimed(claim)?;
         let mut settlement = Settlement::default();
         for row in &claim.rows {
@@ -34,7 +37,12 @@ impl Transaction<'_> {
             self.owe(row.limit, correction.debt)?;
             settlement.add(row, used, correction);
         }
-        Ok(settlement)
+        if let Some(booking) = claim.booking
+            && claim.at <= self.now()
+        {
+            self.forget_booking(booking)?;
+        }
+        Ok(Settled::Now(settlement))
     }
 }
 
