@@ -35,6 +35,25 @@ CREATE TABLE slot (
     PRIMARY KEY (limit_id, permit_id)
 ) STRICT, WITHOUT ROWID;
 
+-- Who waits in line for slots, the smallest number first, and for what. Nothing is charged for it. `ready_ns` is
+-- when it was told that it is its turn.
+CREATE TABLE ticket (
+    ticket_id   INTEGER PRIMARY KEY,
+    owner_id    INTEGER NOT NULL,
+    since_ns    INTEGER NOT NULL,
+    deadline_ns INTEGER,
+    ready_ns    INTEGER
+) STRICT;
+
+CREATE TABLE ticket_take (
+    ticket_id INTEGER NOT NULL,
+    limit_id  INTEGER NOT NULL,
+    amount    INTEGER NOT NULL,
+    PRIMARY KEY (ticket_id, limit_id)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX ticket_take_limit ON ticket_take (limit_id, ticket_id);
+
 -- One row per rate, or one for the slots.
 DROP VIEW limits;
 

@@ -175,6 +175,15 @@ pub(crate) enum Refusal {
     Beyond { blocker: Blocker },
     /// It fits when somebody gives slots back.
     Taken { blocker: Blocker },
+    /// It would fit, but for those who wait in line for it.
+    Behind { blocker: Blocker },
+}
+
+impl Refusal {
+    /// Whether it ends when somebody else does something, and not by time alone.
+    pub(crate) const fn is_of_the_line(&self) -> bool {
+        matches!(self, Self::Taken { .. } | Self::Behind { .. })
+    }
 }
 
 /// What decisions read of a store: its ledgers, and who holds slots.

@@ -185,6 +185,12 @@ pub enum RequestError {
         /// The key of the limit.
         key: String,
     },
+    /// It asks for a place in the calendar, where slots have none: nobody knows when a holder ends.
+    #[error("slots of `{key}` cannot be booked ahead; `acquire` waits for them")]
+    NotBookable {
+        /// The key of the limit.
+        key: String,
+    },
     /// It says that more was used than any limit could have.
     #[error("{amount} of `{key}` cannot have been used: a capacity is at most {MAX_CAPACITY}")]
     TooMuch {

@@ -58,6 +58,7 @@ mod decision;
 mod error;
 mod limit;
 mod limiter;
+mod line;
 mod permit;
 mod plan;
 mod request;

@@ -72,6 +72,13 @@ impl Permit {
         self.waited
     }
 
+    /// Counts the time since this reading of the clock as waited.
+    pub(crate) fn queued_since(mut self, since: Duration) -> Self {
+        let elapsed = self.store.clock().elapsed();
+        self.waited = self.waited.max(elapsed.saturating_sub(since));
+        self
+    }
+
     /// Says what was used of some or all of its limits. What is less than was asked for comes free at once, for
     /// every process, and as if it had never been charged; what is more is dealt with as the limit's
     /// [`Overage`](crate::Overage) says. A limit that is not named keeps what was asked for.

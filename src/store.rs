@@ -16,7 +16,7 @@ use crate::clock::{Clock, Reading, Timestamp};
 use crate::decision::{Denial, Peek, Refusal};
 use crate::error::Error;
 use crate::limit::Limit;
-use crate::plan::{Patience, Plan};
+use crate::plan::{Latest, Patience, Plan};
 use crate::settlement::{Settled, Used};
 use crate::usage::Usage;
 
@@ -40,8 +40,15 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
     /// All definitions, by key.
     fn limits(&self) -> Result<Vec<Limit>, Error>;
 
-    /// Decides a request and charges or books it, or writes nothing.
-    fn acquire(&self, plan: &Plan<'_>) -> Result<Outcome, Error>;
+    /// Decides a request and charges or books it, or lets it wait in line, or writes nothing. Who has waited shows
+    /// what it was told when it began to.
+    fn acquire(&self, plan: &Plan<'_>, waited: Option<&Queued>) -> Result<Outcome, Error>;
+
+    /// Sleeps until it may be somebody's turn.
+    fn wait(&self, queued: &Queued);
+
+    /// Leaves the line.
+    fn leave(&self, queued: &Queued) -> Result<(), Error>;
 
     /// Takes back what `acquire` charged or booked, and the slots. A claim that is no longer there is no
     /// error.
@@ -98,18 +105,39 @@ pub enum Definition {
 
 /// What came of an acquisition.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "most requests are granted, and a box would be an allocation for each"
-)]
 pub(crate) enum Outcome {
     /// It is charged at `claim.at`, which is `now` or a booked instant after it.
     Admitted { claim: Claim, now: Timestamp },
+    /// It waits in line, and has to come again.
+    Queued(Queued),
     /// Nothing was written. `deadline` is the last instant that the caller allowed, if that was not now.
     Refused {
         denial: Denial,
         deadline: Option<Timestamp>,
     },
+}
+
+/// A place in line.
+#[derive(Clone, Debug)]
+pub(crate) struct Queued {
+    /// What stands in the way.
+    pub(crate) denial: Denial,
+    pub(crate) ticket: TicketId,
+    pub(crate) session: u64,
+    pub(crate) pid: u32,
+    /// What the word that wakes it was when it began to wait.
+    pub(crate) seen: u32,
+    /// The reading of the clock at which to come again if nobody has called.
+    pub(crate) again_at: Option<Duration>,
+}
+
+/// Names a ticket in its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TicketId {
+    /// Smaller is earlier.
+    pub(crate) number: i64,
+    pub(crate) owner: i64,
+    pub(crate) since: Timestamp,
 }
 
 /// What was charged for one acquisition, so that it can be taken back.
@@ -228,11 +256,11 @@ pub(crate) fn expiry<'l, 'k: 'l>(
 
 /// The last instant at which a plan may be admitted.
 pub(crate) fn latest(patience: Patience, now: Timestamp, reading: Reading) -> Timestamp {
-    match patience {
-        Patience::Now => now,
-        Patience::Forever => Timestamp::from_nanos(i64::MAX),
-        Patience::Until(deadline) => deadline.max(now),
-        Patience::UntilElapsed(deadline) => {
+    match patience.latest() {
+        None => now,
+        Some(Latest::Forever) => Timestamp::from_nanos(i64::MAX),
+        Some(Latest::Until(deadline)) => deadline.max(now),
+        Some(Latest::UntilElapsed(deadline)) => {
             let elapsed = Duration::from_nanos(reading.elapsed_ns.unsigned_abs());
             now.checked_add(deadline.saturating_sub(elapsed))
                 .unwrap_or(Timestamp::from_nanos(i64::MAX))
@@ -249,7 +277,9 @@ pub(crate) fn denial(
 ) -> Result<Denial, Error> {
     match refusal {
         Refusal::Until { at, blocker } => Ok(Denial::new(lines, &blocker, now, Some(at))),
-        Refusal::Taken { blocker } => Ok(Denial::new(lines, &blocker, now, None)),
+        Refusal::Taken { blocker } | Refusal::Behind { blocker } => {
+            Ok(Denial::new(lines, &blocker, now, None))
+        }
         Refusal::Beyond { blocker } => Err(Error::BeyondCalendar {
             key: lines[blocker.line].limit.key().to_owned(),
             file: place.to_owned(),

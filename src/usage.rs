@@ -12,7 +12,15 @@ pub struct Usage {
     at: Timestamp,
     rates: Vec<RateUsage>,
     held: u64,
-    debt: u64,
+    people: People,
+}
+
+/// Who has to do with a limit, besides its charges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct People {
+    pub(crate) permits: u64,
+    pub(crate) waiting: u64,
+    pub(crate) debt: u64,
 }
 
 impl Usage {
@@ -55,11 +63,24 @@ impl Usage {
     /// ([`Overage::Debt`](crate::Overage::Debt)), since it was defined.
     #[must_use]
     pub const fn debt(&self) -> u64 {
-        self.debt
+        self.people.debt
     }
 
-    pub(crate) const fn owing(mut self, debt: i64) -> Self {
-        self.debt = debt.unsigned_abs();
+    /// How many permits hold slots of it.
+    #[must_use]
+    pub const fn permits(&self) -> u64 {
+        self.people.permits
+    }
+
+    /// How many callers wait in line for it: for slots, or behind those who do. Who only waits for rates
+    /// has booked its charge and is not counted.
+    #[must_use]
+    pub const fn waiting(&self) -> u64 {
+        self.people.waiting
+    }
+
+    pub(crate) const fn with(mut self, people: People) -> Self {
+        self.people = people;
         self
     }
 
@@ -88,7 +109,7 @@ impl Usage {
             at,
             rates,
             held,
-            debt: 0,
+            people: People::default(),
         })
     }
 }

@@ -3,23 +3,28 @@
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::{
-    Claim, Definition, Few, Holding, Known, OnConflict, Outcome, PermitNumber, Row, Store, denial,
-    expiry, latest, lines,
+    Claim, Definition, Few, Holding, Known, OnConflict, Outcome, PermitNumber, Queued, Row, Store,
+    TicketId, denial, expiry, latest, lines,
 };
 use crate::calendar::{Charge, Ledgers, LimitId, Line, Total};
 use crate::clock::{Clock, Reading, Timeline, Timestamp};
 use crate::decision::{Books, Peek, Verdict, decide};
-use crate::error::Error;
-use crate::limit::Limit;
+use crate::error::{Error, RequestError};
+use crate::limit::{DAY, Limit};
+use crate::line::{Waiter, decide_behind, is_of_slots, rates_admit};
 use crate::plan::{Patience, Plan};
 use crate::settlement::{Estimate, Settled, Settlement, Used, correction};
-use crate::usage::Usage;
+use crate::usage::{People, Usage};
 
 /// What errors name in place of a file.
 const PLACE: &str = ":memory:";
+
+/// How often somebody who waits looks at a clock that does not keep pace with real time.
+const POLL: Duration = Duration::from_millis(1);
 
 /// How many expired charges one acquisition removes from each ledger that it charges.
 const SWEEP: usize = 64;
@@ -28,6 +33,8 @@ const SWEEP: usize = 64;
 pub(crate) struct MemoryStore {
     clock: Box<dyn Clock>,
     state: Mutex<State>,
+    /// Wakes those who wait in line.
+    freed: Condvar,
 }
 
 #[derive(Debug)]
@@ -38,6 +45,17 @@ struct State {
     debts: HashMap<LimitId, i64>,
     /// The number of the last permit that holds slots.
     last_permit: i64,
+    /// Who waits in line, the smallest number first.
+    tickets: BTreeMap<i64, Ticket>,
+    last_ticket: i64,
+    /// Counts what those in line may have waited for.
+    changes: u32,
+}
+
+#[derive(Debug)]
+struct Ticket {
+    waiter: Waiter,
+    latest: Timestamp,
 }
 
 /// A ledger by instant and position in the instant.
@@ -80,8 +98,18 @@ impl MemoryStore {
                 },
                 debts: HashMap::new(),
                 last_permit: 0,
+                tickets: BTreeMap::new(),
+                last_ticket: 0,
+                changes: 0,
             }),
+            freed: Condvar::new(),
         }
+    }
+
+    /// Says that something came free, or that somebody has left the line.
+    fn changed(&self, state: &mut State) {
+        state.changes = state.changes.wrapping_add(1);
+        self.freed.notify_all();
     }
 
     /// The state and the present. A panic cannot leave the state half changed: nothing in here panics
@@ -125,6 +153,7 @@ impl Store for MemoryStore {
         };
         let key = Arc::clone(limit.shared_key());
         state.limits.insert(key, Arc::new(known));
+        self.changed(&mut state);
         Ok(definition)
     }
 
@@ -140,42 +169,83 @@ impl Store for MemoryStore {
         Ok(limits)
     }
 
-    fn acquire(&self, plan: &Plan<'_>) -> Result<Outcome, Error> {
+    fn acquire(&self, plan: &Plan<'_>, waited: Option<&Queued>) -> Result<Outcome, Error> {
         let (mut state, reading, now) = self.enter();
         let known = state.all_known(plan)?;
         let lines = lines(plan, &known, Path::new(PLACE))?;
-        let latest = latest(plan.patience, now, reading);
-        match state.decide(&lines, now, latest) {
-            Verdict::Admit(at) => {
-                let rows = lines
-                    .iter()
-                    .filter(|line| line.limit.slot_count().is_none())
-                    .map(|line| Row::new(line, state.ledgers.charge(line.id, at, line.amount)))
-                    .collect();
-                let holding = state.hold(&lines, now);
-                for line in &lines {
-                    let expired = now.saturating_minus_ns(line.limit.longest_reach_ns());
-                    state.ledgers.sweep(line.id, expired);
-                }
-                let wake_at = state.timeline.elapsed_at(at);
-                Ok(Outcome::Admitted {
-                    claim: Claim {
-                        at,
-                        wake_at,
-                        session: 0,
-                        pid: std::process::id(),
-                        rows,
-                        booking: None,
-                        holding,
-                    },
-                    now,
-                })
-            }
-            Verdict::Refuse(refusal) => Ok(Outcome::Refused {
-                denial: denial(refusal, &lines, now, Path::new(PLACE))?,
-                deadline: (plan.patience != Patience::Now).then_some(latest),
-            }),
+        let has_slots = lines.iter().any(is_of_slots);
+        if has_slots && plan.patience.books() {
+            let key = plan.takes().zip(&lines).find(|(_, line)| is_of_slots(line));
+            let key = key.map_or("", |((key, _), _)| key).to_owned();
+            return Err(RequestError::NotBookable { key }.into());
         }
+        let latest = latest(plan.patience, now, reading);
+        let number = waited.map(|queued| queued.ticket.number);
+        let refusal = match state.decide(&lines, plan, number, now, latest) {
+            Verdict::Admit(at) => {
+                if let Some(number) = number {
+                    state.tickets.remove(&number);
+                    self.changed(&mut state);
+                }
+                let claim = state.charge(&lines, at, now);
+                return Ok(Outcome::Admitted { claim, now });
+            }
+            Verdict::Refuse(refusal) => refusal,
+        };
+        let denial = denial(refusal, &lines, now, Path::new(PLACE))?;
+        if plan.patience.waits() && latest > now && (has_slots || refusal.is_of_the_line()) {
+            let Ok(rates) = rates_admit(&mut state.ledgers, &lines, now);
+            if rates.is_none_or(|(at, _)| at <= latest) {
+                let number = number.unwrap_or_else(|| state.queue(&known, &lines, latest));
+                let mut again_at = rates.map_or(latest, |(at, _)| at);
+                for line in lines.iter().filter(|line| is_of_slots(line)) {
+                    again_at = again_at.min(state.ledgers.next_expiry(line.id));
+                }
+                return Ok(Outcome::Queued(Queued {
+                    denial,
+                    ticket: TicketId {
+                        number,
+                        owner: 0,
+                        since: now,
+                    },
+                    session: 0,
+                    pid: std::process::id(),
+                    seen: state.changes,
+                    again_at: (again_at < Timestamp::from_nanos(i64::MAX))
+                        .then(|| state.timeline.elapsed_at(again_at)),
+                }));
+            }
+        }
+        if let Some(number) = number {
+            state.tickets.remove(&number);
+            self.changed(&mut state);
+        }
+        Ok(Outcome::Refused {
+            denial,
+            deadline: (plan.patience != Patience::Now).then_some(latest),
+        })
+    }
+
+    fn wait(&self, queued: &Queued) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while state.changes == queued.seen {
+            let left = queued.again_at.map_or(Duration::MAX, |again_at| {
+                again_at.saturating_sub(self.clock.elapsed())
+            });
+            if left.is_zero() {
+                return;
+            }
+            let nap = if self.clock.is_real() { left } else { POLL };
+            let woken = self.freed.wait_timeout(state, nap.min(DAY));
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn leave(&self, queued: &Queued) -> Result<(), Error> {
+        let (mut state, _, _) = self.enter();
+        state.tickets.remove(&queued.ticket.number);
+        self.changed(&mut state);
+        Ok(())
     }
 
     fn cancel(&self, claim: &Claim) -> Result<Settled, Error> {
@@ -186,6 +256,7 @@ impl Store for MemoryStore {
         for row in &claim.rows {
             state.ledgers.amend(row.limit, claim.at, row.seq, 0);
         }
+        self.changed(&mut state);
         Ok(Settled::Now(Settlement::default()))
     }
 
@@ -193,6 +264,7 @@ impl Store for MemoryStore {
         if claim.holding.is_some() {
             let (mut state, _, _) = self.enter();
             state.let_go(claim);
+            self.changed(&mut state);
         }
         Ok(())
     }
@@ -223,6 +295,7 @@ impl Store for MemoryStore {
             state.owe(row.limit, correction.debt);
             settlement.add(row, used, correction);
         }
+        self.changed(&mut state);
         Ok(Settled::Now(settlement))
     }
 
@@ -230,7 +303,7 @@ impl Store for MemoryStore {
         let (mut state, _, now) = self.enter();
         let known = state.all_known(plan)?;
         let lines = lines(plan, &known, Path::new(PLACE))?;
-        match state.decide(&lines, now, now) {
+        match state.decide(&lines, plan, None, now, now) {
             Verdict::Admit(_) => Ok(Peek::Now),
             Verdict::Refuse(refusal) => {
                 denial(refusal, &lines, now, Path::new(PLACE)).map(Peek::Later)
@@ -241,9 +314,8 @@ impl Store for MemoryStore {
     fn usage(&self, key: &str) -> Result<Usage, Error> {
         let (mut state, _, now) = self.enter();
         let known = state.known(key)?;
-        let debt = state.debts.get(&known.id).copied().unwrap_or(0);
         let Ok(usage) = Usage::read(&mut state.ledgers, known.id, &known.limit, now);
-        Ok(usage.owing(debt))
+        Ok(usage.with(state.people(known.id)))
     }
 
     fn now(&self) -> Result<Timestamp, Error> {
@@ -319,9 +391,76 @@ impl State {
         plan.takes().map(|(key, _)| self.known(key)).collect()
     }
 
-    fn decide(&mut self, lines: &[Line<'_>], now: Timestamp, latest: Timestamp) -> Verdict {
-        let Ok(verdict) = decide(&mut self.ledgers, lines, now, latest);
+    /// Decides behind those who stand before this ticket, or behind all.
+    fn decide(
+        &mut self,
+        lines: &[Line<'_>],
+        plan: &Plan<'_>,
+        before: Option<i64>,
+        now: Timestamp,
+        latest: Timestamp,
+    ) -> Verdict {
+        let books = &mut self.ledgers;
+        if plan.patience.books() || self.tickets.is_empty() {
+            let Ok(verdict) = decide(books, lines, now, latest);
+            return verdict;
+        }
+        let ahead: Vec<Waiter> = self
+            .tickets
+            .range(..before.unwrap_or(i64::MAX))
+            .filter(|(_, ticket)| now < ticket.latest)
+            .map(|(_, ticket)| ticket.waiter.clone())
+            .collect();
+        let Ok(verdict) = decide_behind(books, &ahead, lines, now, latest);
         verdict
+    }
+
+    fn people(&self, limit: LimitId) -> People {
+        let waits = |ticket: &&Ticket| {
+            let mut takes = ticket.waiter.takes.iter();
+            takes.any(|(known, _)| known.id == limit)
+        };
+        People {
+            permits: self.ledgers.slots.get(&limit).map_or(0, BTreeMap::len) as u64,
+            waiting: self.tickets.values().filter(waits).count() as u64,
+            debt: self.debts.get(&limit).map_or(0, |debt| debt.unsigned_abs()),
+        }
+    }
+
+    /// Goes to the end of the line.
+    fn queue(&mut self, known: &[Arc<Known>], lines: &[Line<'_>], latest: Timestamp) -> i64 {
+        let amounts = lines.iter().map(|line| line.amount);
+        let waiter = Waiter {
+            takes: known.iter().cloned().zip(amounts).collect(),
+            is_late: false,
+        };
+        self.last_ticket += 1;
+        self.tickets
+            .insert(self.last_ticket, Ticket { waiter, latest });
+        self.last_ticket
+    }
+
+    /// Takes everything that a request asks for.
+    fn charge(&mut self, lines: &[Line<'_>], at: Timestamp, now: Timestamp) -> Claim {
+        let rows = lines
+            .iter()
+            .filter(|line| !is_of_slots(line))
+            .map(|line| Row::new(line, self.ledgers.charge(line.id, at, line.amount)))
+            .collect();
+        let holding = self.hold(lines, now);
+        for line in lines {
+            let expired = now.saturating_minus_ns(line.limit.longest_reach_ns());
+            self.ledgers.sweep(line.id, expired);
+        }
+        Claim {
+            at,
+            wake_at: self.timeline.elapsed_at(at),
+            session: 0,
+            pid: std::process::id(),
+            rows,
+            booking: None,
+            holding,
+        }
     }
 }
 
@@ -353,6 +492,20 @@ impl Accounts {
         let total = before.plus(amount);
         ledger.insert((at, seq), Sum { amount, total });
         seq
+    }
+
+    /// When the next slot of a limit comes back by itself.
+    fn next_expiry(&self, limit: LimitId) -> Timestamp {
+        let slots = self
+            .slots
+            .get(&limit)
+            .into_iter()
+            .flat_map(BTreeMap::values);
+        let expiries = slots.filter_map(|held| held.expires);
+        expiries
+            .filter(|expires| *expires > self.now)
+            .min()
+            .unwrap_or(Timestamp::from_nanos(i64::MAX))
     }
 
     /// What stands in a row, unless it was swept.

@@ -1,5 +1,6 @@
 //! The store in a SQLite file, shared by processes.
 
+mod acquire;
 mod bookings;
 mod connection;
 mod definitions;
@@ -14,7 +15,11 @@ mod session;
 mod settling;
 mod slots;
 mod sweep;
+mod tickets;
 mod transaction;
+#[cfg(target_os = "linux")]
+mod wake_page;
+mod wakes;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -23,20 +28,20 @@ use std::time::{Duration, Instant};
 
 pub use connection::Durability;
 
+use self::acquire::{Attempt, attempt};
 use self::connection::waiting_until;
 use self::lock_file::LockFile;
 use self::place::{Place, Watch};
 use self::session::{LONGEST_OPEN, Opening, Session};
 use self::transaction::{Access, Transaction};
-use super::{
-    BookingId, Claim, Definition, Few, OnConflict, Outcome, Row, Store, denial, latest, lines,
-};
-use crate::calendar::Line;
+use self::wakes::{LONGEST_POLL, SHORTEST_POLL};
+use super::{Claim, Definition, OnConflict, Outcome, Queued, Store, denial, lines};
 use crate::clock::{Clock, Timestamp};
-use crate::decision::{Peek, Refusal, Verdict, decide};
+use crate::decision::{Peek, Verdict};
 use crate::error::Error;
 use crate::limit::Limit;
-use crate::plan::{Patience, Plan};
+use crate::line::decide_behind;
+use crate::plan::{Latest, Patience, Plan};
 use crate::settlement::{Settled, Settlement, Used};
 use crate::usage::Usage;
 
@@ -203,7 +208,9 @@ impl SqliteStore {
                             Transaction::begin(&mut link, access, place, opened, clock, asked)?;
                         session.saw(transaction.timeline());
                         let value = act(&mut transaction)?;
-                        transaction.finish()?;
+                        for ticket in transaction.finish()? {
+                            session.wakes.wake(ticket);
+                        }
                         Ok(value)
                     });
                     if result.is_ok() && access == Access::Write && session.is_wal_due() {
@@ -282,10 +289,10 @@ impl SqliteStore {
 
     /// Until when a request may wait for locks: no longer than for its turn, but long enough for an answer.
     fn lock_deadline(&self, patience: Patience) -> Instant {
-        let deadline = match patience {
-            Patience::UntilElapsed(deadline) => Some(deadline),
-            Patience::Until(deadline) => self.elapsed_at(deadline),
-            Patience::Now | Patience::Forever => None,
+        let deadline = match patience.latest() {
+            Some(Latest::UntilElapsed(deadline)) => Some(deadline),
+            Some(Latest::Until(deadline)) => self.elapsed_at(deadline),
+            Some(Latest::Forever) | None => None,
         };
         let left = deadline.map_or(Duration::MAX, |deadline| {
             deadline.saturating_sub(self.options.clock.elapsed())
@@ -298,17 +305,6 @@ impl SqliteStore {
         let state = self.state.try_lock().ok()?;
         state.session.as_ref()?.elapsed_at(at)
     }
-}
-
-/// What one attempt at an acquisition came to.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly every attempt is the large one"
-)]
-enum Attempt {
-    Done(Outcome),
-    /// The request has to be booked, and this process is not an owner yet. Nothing was written.
-    NeedsOwner,
 }
 
 impl Store for SqliteStore {
@@ -328,18 +324,56 @@ impl Store for SqliteStore {
         })
     }
 
-    fn acquire(&self, plan: &Plan<'_>) -> Result<Outcome, Error> {
+    fn acquire(&self, plan: &Plan<'_>, waited: Option<&Queued>) -> Result<Outcome, Error> {
         let deadline = self.lock_deadline(plan.patience);
         let session = self.session(deadline)?;
+        // A ticket of another session is in another file, or in nobody's.
+        let waited = waited.filter(|queued| queued.session == session.number);
+        let ticket = waited.map(|queued| queued.ticket);
         loop {
             let attempt = self.transact(&session, Access::Write, deadline, |transaction| {
-                attempt(transaction, &session, plan)
+                attempt(transaction, &session, plan, ticket)
             })?;
             match attempt {
                 Attempt::Done(outcome) => return Ok(outcome),
                 Attempt::NeedsOwner => self.become_owner(&session, deadline)?,
             }
         }
+    }
+
+    fn wait(&self, queued: &Queued) {
+        let Ok(session) = self.session(self.busy_deadline()) else {
+            return thread::sleep(LONGEST_POLL);
+        };
+        let longest = session.wakes.longest_sleep();
+        let asked = Instant::now();
+        loop {
+            let slept = asked.elapsed();
+            let left = longest.saturating_sub(slept);
+            let clock = &*self.options.clock;
+            let until_again = queued.again_at.map_or(Duration::MAX, |again_at| {
+                let ahead = again_at.saturating_sub(clock.elapsed());
+                if ahead.is_zero() || clock.is_real() {
+                    ahead
+                } else {
+                    SHORTEST_POLL
+                }
+            });
+            let nap = left.min(until_again);
+            if nap.is_zero() || session.wakes.sleep(queued.ticket.number, queued.seen, nap) {
+                return;
+            }
+        }
+    }
+
+    fn leave(&self, queued: &Queued) -> Result<(), Error> {
+        let session = self.session(self.busy_deadline())?;
+        if queued.pid != std::process::id() || queued.session != session.number {
+            return Ok(());
+        }
+        self.write(&session, |transaction| {
+            transaction.leave_line(queued.ticket)
+        })
     }
 
     fn cancel(&self, claim: &Claim) -> Result<Settled, Error> {
@@ -391,7 +425,9 @@ impl Store for SqliteStore {
             let known = transaction.all_known(plan)?;
             let lines = lines(plan, &known, &transaction.place.database)?;
             let now = transaction.now();
-            match decide(transaction, &lines, now, now)? {
+            let line = transaction.line_before(lines.iter().map(|line| line.id), None)?;
+            let ahead: Vec<_> = line.into_values().collect();
+            match decide_behind(transaction, &ahead, &lines, now, now)? {
                 Verdict::Admit(_) => Ok(Peek::Now),
                 Verdict::Refuse(refusal) => {
                     denial(refusal, &lines, now, &transaction.place.database).map(Peek::Later)
@@ -404,8 +440,8 @@ impl Store for SqliteStore {
         self.read(|transaction| {
             let known = transaction.known(key)?;
             let now = transaction.now();
-            let debt = transaction.debt(known.id)?;
-            Usage::read(transaction, known.id, &known.limit, now).map(|usage| usage.owing(debt))
+            let people = transaction.people(known.id)?;
+            Usage::read(transaction, known.id, &known.limit, now).map(|usage| usage.with(people))
         })
     }
 
@@ -420,99 +456,4 @@ impl Store for SqliteStore {
     fn place(&self) -> &Path {
         &self.place.database
     }
-}
-
-/// Decides a request and charges it, inside a transaction that holds the write lock.
-fn attempt(
-    transaction: &mut Transaction<'_>,
-    session: &Session,
-    plan: &Plan<'_>,
-) -> Result<Attempt, Error> {
-    let owner = session.owner();
-    let now = transaction.now();
-    let known = transaction.all_known(plan)?;
-    let lines = lines(plan, &known, &transaction.place.database)?;
-    let latest = latest(plan.patience, now, transaction.reading);
-    let mut verdict = decide(transaction, &lines, now, latest)?;
-    // Only what is booked or held can come back, and only those who are not served at once need to look.
-    if verdict != Verdict::Admit(now)
-        && (is_taken(&verdict) || anything_booked(transaction, &lines, now)?)
-        && transaction.reclaim(&session.lock_file, owner)?
-    {
-        verdict = decide(transaction, &lines, now, latest)?;
-    }
-    let at = match verdict {
-        Verdict::Admit(at) => at,
-        Verdict::Refuse(refusal) => {
-            return Ok(Attempt::Done(Outcome::Refused {
-                denial: denial(refusal, &lines, now, &transaction.place.database)?,
-                deadline: (plan.patience != Patience::Now).then_some(latest),
-            }));
-        }
-    };
-    let mut slots = lines
-        .iter()
-        .filter(|line| line.limit.slot_count().is_some());
-    let has_slots = slots.clone().next().is_some();
-    if owner.is_none() && (at > now || has_slots) {
-        return Ok(Attempt::NeedsOwner);
-    }
-    let booking = owner.filter(|_| at > now).map(|owner| BookingId {
-        owner,
-        number: session.next_booking(),
-    });
-    let holding = match owner {
-        Some(owner) if has_slots => Some(transaction.hold(owner, &mut slots)?),
-        _ => None,
-    };
-    let mut rows = Few::with_capacity(lines.len());
-    for line in lines
-        .iter()
-        .filter(|line| line.limit.slot_count().is_none())
-    {
-        let seq = transaction.charge(line.id, at, line.amount)?;
-        rows.push(Row::new(line, seq));
-    }
-    if let Some(booking) = booking {
-        transaction.book(booking, at, &rows)?;
-        for number in session.used_bookings(now) {
-            transaction.forget_booking(BookingId { number, ..booking })?;
-        }
-    }
-    if let Some(turn) = session.sweep_turn() {
-        let next = transaction.sweep(&lines, turn)?;
-        session.swept(next);
-    }
-    Ok(Attempt::Done(Outcome::Admitted {
-        claim: Claim {
-            at,
-            wake_at: transaction.timeline().elapsed_at(at),
-            session: session.number,
-            pid: session.pid,
-            rows,
-            booking,
-            holding,
-        },
-        now,
-    }))
-}
-
-const fn is_taken(verdict: &Verdict) -> bool {
-    matches!(verdict, Verdict::Refuse(Refusal::Taken { .. }))
-}
-
-fn anything_booked(
-    transaction: &mut Transaction<'_>,
-    lines: &[Line<'_>],
-    now: Timestamp,
-) -> Result<bool, Error> {
-    for line in lines {
-        if transaction
-            .very_last(line.id)?
-            .is_some_and(|last| last.at > now)
-        {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }

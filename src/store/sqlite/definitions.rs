@@ -58,6 +58,21 @@ impl Transaction<'_> {
         plan.takes().map(|(key, _)| self.known(key)).collect()
     }
 
+    /// The definition of a limit, if there is one.
+    pub(super) fn known_by_id(&mut self, id: LimitId) -> Result<Option<Arc<Known>>, Error> {
+        if let Some(known) = self.link.memo.limit_by_id(id) {
+            return Ok(Some(Arc::clone(known)));
+        }
+        let known = self
+            .read_definition_from(id)?
+            .filter(|known| known.id == id);
+        Ok(known.map(|known| {
+            let known = Arc::new(known);
+            self.link.memo.remember_limit_by_id(&known);
+            known
+        }))
+    }
+
     fn find(&mut self, key: &str) -> Result<Option<Arc<Known>>, Error> {
         if let Some(known) = self.link.memo.limit(key) {
             return Ok(Some(Arc::clone(known)));

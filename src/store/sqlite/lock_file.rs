@@ -11,6 +11,8 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::wakes::Wakes;
+
 #[derive(Debug)]
 pub(super) struct LockFile {
     /// `None` once it was closed in a forked child.
@@ -57,6 +59,11 @@ impl LockFile {
     /// Which lock file this is, should it ever be replaced.
     pub(super) const fn inode(&self) -> i64 {
         self.inode
+    }
+
+    /// The page on which those who wait in line are woken.
+    pub(super) fn wakes(&self) -> Wakes {
+        self.with(|file| Wakes::of(file.as_ref()))
     }
 
     /// Closes this process's descriptor. A forked child does that with the one that it inherited: as

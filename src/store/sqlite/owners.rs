@@ -95,6 +95,7 @@ impl Transaction<'_> {
                 self.take_back(booked)?;
             }
             came_back |= self.release_all_of(owner.id)?;
+            came_back |= self.remove_from_line(owner.id)?;
             self.forget_bookings(owner.id)?;
             self.link
                 .connection

@@ -50,6 +50,21 @@ impl Transaction<'_> {
     }
 }
 
+const NEXT_EXPIRY: &str =
+    "SELECT min(expires_ns) FROM slot WHERE limit_id = ?1 AND expires_ns > ?2";
+
+impl Transaction<'_> {
+    /// When the next slot of a limit comes back by itself, if one does.
+    pub(super) fn next_expiry(&self, limit: LimitId) -> Result<Option<Timestamp>, Error> {
+        self.link
+            .connection
+            .prepare_cached(NEXT_EXPIRY)
+            .and_then(|mut s| s.query_row((limit.0, self.now().as_nanos()), |row| row.get(0)))
+            .map(|next: Option<i64>| next.map(Timestamp::from_nanos))
+            .map_err(|error| self.sqlite(error))
+    }
+}
+
 const LAST_PERMIT: &str = "SELECT permit_id, ended_ns FROM permit ORDER BY permit_id DESC LIMIT 1";
 const INSERT_PERMIT: &str =
     "INSERT INTO permit (permit_id, owner_id, at_ns, expires_ns) VALUES (?1, ?2, ?3, ?4)";
@@ -113,6 +128,7 @@ impl Transaction<'_> {
                 .and_then(|mut s| s.execute((limit.0, holding.permit.0, now_ns)))
                 .map_err(|error| self.sqlite(error))?;
             was_held &= deleted == 1;
+            self.freed(*limit);
         }
         if was_held {
             self.wrote();
@@ -144,7 +160,7 @@ impl Transaction<'_> {
 const FIND_HELD_BY: &str = "SELECT permit_id FROM permit WHERE owner_id = ?1 AND ended_ns IS NULL";
 const FIND_EXPIRED: &str =
     "SELECT permit_id FROM permit WHERE expires_ns <= ?1 AND ended_ns IS NULL LIMIT 64";
-const DELETE_SLOTS: &str = "DELETE FROM slot WHERE permit_id = ?1";
+const DELETE_SLOTS: &str = "DELETE FROM slot WHERE permit_id = ?1 RETURNING limit_id";
 
 impl Transaction<'_> {
     /// Gives back the slots of a dead owner. True if it had any.
@@ -175,11 +191,18 @@ impl Transaction<'_> {
         for permit in permits {
             any = true;
             self.wrote();
-            self.link
+            let limits: Vec<LimitId> = self
+                .link
                 .connection
                 .prepare_cached(DELETE_SLOTS)
-                .and_then(|mut s| s.execute([permit.0]))
+                .and_then(|mut s| {
+                    s.query_map([permit.0], |row| row.get(0).map(LimitId))?
+                        .collect()
+                })
                 .map_err(|error| self.sqlite(error))?;
+            for limit in limits {
+                self.freed(limit);
+            }
             self.end_permit(permit)?;
         }
         Ok(any)
