@@ -132,8 +132,10 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         let state = *self.lock();
-        if state != State::Booked {
-            return self.store.accept(&self.claim);
+        match state {
+            State::Booked => {}
+            State::Open => return self.store.accept(&self.claim),
+            State::Closed => return,
         }
         if let Err(error) = self.store.cancel(&self.claim) {
             tracing::warn!(limit = self.claim.first_key(), %error, "a dropped booking could not be given back and counts as used");
