@@ -2,8 +2,8 @@
 mod support;
 
 use quotalite::{
-    Error, Limit, Limiter, MINUTE, ManualClock, Overage, RateUsage, Request, RequestError, SECOND,
-    Settled,
+    Error, Limit, Limiter, MAX_CAPACITY, MINUTE, ManualClock, Overage, RateUsage, Request,
+    RequestError, SECOND, Settled,
 };
 use support::scratch;
 
@@ -293,6 +293,19 @@ fn a_booking_that_was_settled_counts_as_used_even_after_a_power_cut() {
     assert!(!limiter.try_acquire(("tokens", 61)).unwrap().is_granted());
     clock.advance(SECOND / 2);
     assert_eq!(used(&limiter), 40);
+}
+
+/// The file stops counting a debt at the largest number that every tool can read.
+#[test]
+fn a_debt_grows_up_to_the_largest_capacity() {
+    on_both(|limiter, _| {
+        limiter.define(tokens(Overage::Debt)).unwrap();
+        let permits = [(); 2].map(|()| limiter.acquire(("tokens", 1)).unwrap());
+        for permit in permits {
+            permit.settle([("tokens", MAX_CAPACITY)]).unwrap();
+        }
+        assert_eq!(limiter.usage("tokens").unwrap().debt(), MAX_CAPACITY);
+    });
 }
 
 #[test]

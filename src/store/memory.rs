@@ -12,7 +12,7 @@ use crate::calendar::{Charge, Ledgers, LimitId, Line, Total};
 use crate::clock::{Clock, Reading, Timeline, Timestamp};
 use crate::decision::{Peek, Verdict, decide};
 use crate::error::Error;
-use crate::limit::Limit;
+use crate::limit::{Limit, MAX_CAPACITY};
 use crate::plan::{Patience, Plan};
 use crate::settlement::{Estimate, Settlement, Used, correction};
 use crate::usage::Usage;
@@ -236,7 +236,7 @@ impl State {
     fn owe(&mut self, limit: LimitId, debt: i64) {
         if debt > 0 {
             let owed = self.debts.entry(limit).or_default();
-            *owed = owed.saturating_add(debt);
+            *owed = owed.saturating_add(debt).min(MAX_CAPACITY.cast_signed());
         }
     }
 
