@@ -14,7 +14,7 @@ use crate::calendar::{Charge, Ledgers, LimitId, Line, Total};
 use crate::clock::{Clock, Reading, Timeline, Timestamp};
 use crate::decision::{Books, Peek, Verdict, decide};
 use crate::error::{Error, RequestError};
-use crate::limit::{DAY, Limit};
+use crate::limit::{DAY, Limit, MAX_CAPACITY};
 use crate::line::{Waiter, decide_behind, is_of_slots, rates_admit};
 use crate::plan::{Patience, Plan};
 use crate::settlement::{Estimate, Settled, Settlement, Used, correction};
@@ -383,7 +383,7 @@ impl State {
     fn owe(&mut self, limit: LimitId, debt: i64) {
         if debt > 0 {
             let owed = self.debts.entry(limit).or_default();
-            *owed = owed.saturating_add(debt);
+            *owed = owed.saturating_add(debt).min(MAX_CAPACITY.cast_signed());
         }
     }
 

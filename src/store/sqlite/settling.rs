@@ -36,9 +36,9 @@ impl Transaction<'_> {
             self.owe(row.limit, correction.debt)?;
             settlement.add(row, used, correction);
         }
-        if let Some(booking) = claim.booking
-            && claim.at <= self.now()
-        {
+        // Whoever says what was used has used it: nothing of it comes back when its process dies. And where
+        // the charge was removed, the next one for that instant must not be taken for it.
+        if let Some(booking) = claim.booking {
             self.forget_booking(booking)?;
         }
         Ok(Settled::Now(settlement))
