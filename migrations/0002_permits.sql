@@ -14,17 +14,45 @@ CREATE TABLE debt (
     since_ns INTEGER NOT NULL
 ) STRICT;
 
--- Permits that hold slots. `permit_id` grows from each to the next: it is the fencing number. The last row
--- stays when its permit has ended, until the next one has got its number.
+-- Permits that are open and hold slots, or have an id. `permit_id` grows from each to the next: it is the fencing
+-- number. The last row stays when its permit has ended, until the next one has got its number.
 CREATE TABLE permit (
     permit_id  INTEGER PRIMARY KEY,
+    -- nobody, once it was detached, or its owner has died and its id is still known
     owner_id   INTEGER,
     at_ns      INTEGER NOT NULL,
     expires_ns INTEGER,
-    ended_ns   INTEGER
+    ended_ns   INTEGER,
+    id         TEXT,
+    -- what was asked for under the id: an amount and a key a line, by key
+    request    TEXT,
+    detached   INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 CREATE INDEX permit_expires ON permit (expires_ns) WHERE expires_ns IS NOT NULL;
+CREATE UNIQUE INDEX permit_by_id ON permit (id) WHERE id IS NOT NULL;
+
+-- The charges of permits that have an id, so that anybody can settle them.
+CREATE TABLE permit_charge (
+    permit_id INTEGER NOT NULL,
+    limit_id  INTEGER NOT NULL,
+    seq       INTEGER NOT NULL,
+    amount    INTEGER NOT NULL,
+    PRIMARY KEY (permit_id, limit_id)
+) STRICT, WITHOUT ROWID;
+
+-- Permits with an id that have ended, for an hour: who asks again under the same id is not charged again.
+CREATE TABLE ended_permit (
+    id        TEXT PRIMARY KEY,
+    permit_id INTEGER NOT NULL,
+    at_ns     INTEGER NOT NULL,
+    ended_ns  INTEGER NOT NULL,
+    request   TEXT    NOT NULL,
+    -- settled, cancelled or expired
+    outcome   TEXT    NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX ended_permit_ended ON ended_permit (ended_ns);
 
 -- The slots that a permit holds of a limit. They count until they expire.
 CREATE TABLE slot (
@@ -163,3 +191,61 @@ line AS (
 SELECT key, unit, rate, used, available, capacity, percent, next_release
 FROM line
 ORDER BY key, window_ns;
+
+CREATE VIEW permits AS
+WITH present (now_ns, shift_ns) AS (
+    SELECT max(
+               high_ns,
+               CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000000
+                   + 999999 - wall_minus_instant_ns
+           ),
+           wall_minus_instant_ns
+    FROM clock
+)
+SELECT p.id,
+       p.permit_id AS fence,
+       o.pid,
+       strftime('%Y-%m-%d %H:%M:%f', (p.at_ns + c.shift_ns) / 1e9, 'unixepoch') AS since,
+       strftime('%Y-%m-%d %H:%M:%f', (p.expires_ns + c.shift_ns) / 1e9, 'unixepoch') AS expires,
+       (
+           SELECT group_concat(t.amount || ' ' || l.key, ', ')
+           FROM (
+               SELECT s.limit_id, s.amount FROM slot AS s WHERE s.permit_id = p.permit_id
+               UNION ALL
+               SELECT h.limit_id, h.amount FROM permit_charge AS h WHERE h.permit_id = p.permit_id
+           ) AS t
+           JOIN limit_definition AS l USING (limit_id)
+       ) AS holds,
+       CASE
+           WHEN p.expires_ns <= c.now_ns THEN 'expired'
+           WHEN p.at_ns > c.now_ns THEN 'booked'
+           WHEN p.detached THEN 'detached'
+           WHEN p.owner_id IS NULL THEN 'abandoned'
+           ELSE 'held'
+       END AS state
+FROM present AS c
+CROSS JOIN permit AS p
+LEFT JOIN owner AS o USING (owner_id)
+WHERE p.ended_ns IS NULL
+UNION ALL
+SELECT e.id, e.permit_id, NULL,
+       strftime('%Y-%m-%d %H:%M:%f', (e.at_ns + c.shift_ns) / 1e9, 'unixepoch'), NULL, NULL, e.outcome
+FROM present AS c
+CROSS JOIN ended_permit AS e;
+
+-- Who waits in line, the first one first.
+CREATE VIEW waiting AS
+SELECT t.ticket_id AS ticket,
+       o.pid,
+       strftime('%Y-%m-%d %H:%M:%f', (t.since_ns + c.wall_minus_instant_ns) / 1e9, 'unixepoch') AS since,
+       strftime('%Y-%m-%d %H:%M:%f', (t.deadline_ns + c.wall_minus_instant_ns) / 1e9, 'unixepoch') AS deadline,
+       (
+           SELECT group_concat(w.amount || ' ' || l.key, ', ')
+           FROM ticket_take AS w
+           JOIN limit_definition AS l USING (limit_id)
+           WHERE w.ticket_id = t.ticket_id
+       ) AS wants
+FROM clock AS c
+CROSS JOIN ticket AS t
+LEFT JOIN owner AS o USING (owner_id)
+ORDER BY t.ticket_id;

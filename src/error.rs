@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::clock::Timestamp;
 use crate::decision::Denial;
 use crate::limit::{Limit, LimitError, MAX_CAPACITY, Obstacle};
-use crate::request::MAX_TAKES;
+use crate::request::{MAX_ID_BYTES, MAX_TAKES};
 
 /// What can go wrong.
 ///
@@ -53,6 +53,16 @@ pub enum Error {
         denial: Denial,
         /// The last instant that the caller allowed.
         deadline: Timestamp,
+        /// The file.
+        file: PathBuf,
+    },
+    /// Something else was asked for under this id before. Nothing was charged.
+    #[error("id `{id}` stands for another request, in {}: {stored}", .file.display())]
+    IdTaken {
+        /// The id.
+        id: String,
+        /// What was asked for: amounts and keys.
+        stored: String,
         /// The file.
         file: PathBuf,
     },
@@ -190,6 +200,14 @@ pub enum RequestError {
     NotBookable {
         /// The key of the limit.
         key: String,
+    },
+    /// Its id is empty, too long, or holds a control character.
+    #[error(
+        "an id has 1 to {MAX_ID_BYTES} bytes and no control characters, this one has {bytes} bytes"
+    )]
+    Id {
+        /// How many bytes the id has.
+        bytes: usize,
     },
     /// It says that more was used than any limit could have.
     #[error("{amount} of `{key}` cannot have been used: a capacity is at most {MAX_CAPACITY}")]

@@ -74,8 +74,8 @@ pub use limit::{
     MAX_UNIT_BYTES, MAX_WINDOW, MIN_WINDOW, MINUTE, Obstacle, ParseRatesError, Rate, SECOND,
 };
 pub use limiter::{Builder, Limiter};
-pub use permit::{Booking, Permit};
-pub use request::{Ask, MAX_TAKES, Request};
+pub use permit::{Booking, Permit, PermitId};
+pub use request::{Ask, MAX_ID_BYTES, MAX_TAKES, Request};
 pub use settlement::{Overage, Settled, SettledAmount, Settlement};
 pub use store::{Definition, Durability, OnConflict};
 pub use usage::{RateUsage, Usage};

@@ -9,11 +9,13 @@ use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::decision::{Decision, Denial, Peek};
 use crate::error::Error;
 use crate::limit::{Limit, LimitError};
-use crate::permit::{Booking, Permit};
+use crate::permit::{Booking, Permit, clamped_ns, tell_settled};
 use crate::plan::{Latest, Patience, Plan};
 use crate::request::Ask;
+use crate::settlement::{Settled, Used};
 use crate::store::{
     Definition, Durability, MemoryStore, OnConflict, Options, Outcome, Queued, SqliteStore, Store,
+    Which,
 };
 use crate::usage::Usage;
 
@@ -290,6 +292,37 @@ impl Limiter {
             denial,
             file: self.store.place().to_owned(),
         })
+    }
+
+    /// Settles a permit under its id, in whatever process it was granted: see [`Permit::settle`].
+    ///
+    /// # Errors
+    /// [`Error::Request`] if it names a limit that was not asked for, or one twice; and whatever can happen to
+    /// the file. The permit then stays as it was.
+    pub fn settle<K: AsRef<str>>(
+        &self,
+        id: impl AsRef<str>,
+        used: impl IntoIterator<Item = (K, u64)>,
+    ) -> Result<Settled, Error> {
+        let used = Used::new(used)?;
+        let settled = self.store.settle(Which::Id(id.as_ref()), &used)?;
+        tell_settled(&settled);
+        Ok(settled)
+    }
+
+    /// Cancels a permit under its id: see [`Permit::cancel`].
+    pub fn cancel(&self, id: impl AsRef<str>) -> Result<Settled, Error> {
+        self.store.cancel(Which::Id(id.as_ref()))
+    }
+
+    /// Lets a permit that has a timeout go on for so long from now, under its id: see [`Permit::renew`].
+    pub fn renew(
+        &self,
+        id: impl AsRef<str>,
+        timeout: Duration,
+    ) -> Result<Option<Timestamp>, Error> {
+        self.store
+            .renew(Which::Id(id.as_ref()), clamped_ns(timeout))
     }
 
     /// Says whether a request would be admitted now, and if not, when. Consumes nothing.

@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+use ulid::Ulid;
 
 use crate::clock::Timestamp;
 use crate::error::Error;
 use crate::settlement::{Settled, Settlement, Used};
-use crate::store::{Claim, Store};
+use crate::store::{Claim, Holder, Store, Which};
 
 /// A request that was admitted and is charged.
 ///
@@ -16,9 +18,14 @@ use crate::store::{Claim, Store};
 /// settled never becomes free.
 pub struct Permit {
     store: Arc<dyn Store>,
-    claim: Claim,
+    at: Timestamp,
     waited: Duration,
-    state: Mutex<State>,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    claim: Claim,
+    state: State,
 }
 
 /// What dropping a permit means.
@@ -28,7 +35,7 @@ enum State {
     Booked,
     /// It was used, and nobody said how much of it.
     Open,
-    /// It was settled or cancelled.
+    /// It was settled, cancelled or detached.
     Closed,
 }
 
@@ -42,19 +49,25 @@ impl fmt::Debug for Permit {
 }
 
 impl Permit {
-    pub(crate) const fn new(store: Arc<dyn Store>, claim: Claim, waited: Duration) -> Self {
+    pub(crate) fn new(store: Arc<dyn Store>, claim: Claim, waited: Duration) -> Self {
+        let holder = claim.registered.as_ref().map(|found| found.holder);
+        let state = if holder == Some(Holder::Ended) {
+            State::Closed
+        } else {
+            State::Open
+        };
         Self {
             store,
-            claim,
+            at: claim.at,
             waited,
-            state: Mutex::new(State::Open),
+            inner: Mutex::new(Inner { claim, state }),
         }
     }
 
     /// The instant at which the request is charged in all its limits.
     #[must_use]
     pub const fn at(&self) -> Timestamp {
-        self.claim.at
+        self.at
     }
 
     /// A number that grows from each permit that holds slots to the next, over all processes, if this one holds
@@ -62,8 +75,11 @@ impl Permit {
     /// has timed out.
     #[must_use]
     pub fn fence(&self) -> Option<u64> {
-        let holding = self.claim.holding.as_ref()?;
-        Some(holding.permit.0.unsigned_abs())
+        let inner = self.lock();
+        let registered = inner.claim.registered.as_ref();
+        registered
+            .filter(|registered| !registered.slots.is_empty())
+            .map(|registered| registered.number.0.unsigned_abs())
     }
 
     /// How long the request waited in line: from the decision to the instant of the charge.
@@ -81,7 +97,8 @@ impl Permit {
 
     /// Says what was used of some or all of its limits. What is less than was asked for comes free at once, for
     /// every process, and as if it had never been charged; what is more is dealt with as the limit's
-    /// [`Overage`](crate::Overage) says. A limit that is not named keeps what was asked for.
+    /// [`Overage`](crate::Overage) says. A limit that is not named keeps what was asked for. Its slots
+    /// come back.
     ///
     /// A permit can be settled or cancelled once; what comes later changes nothing.
     ///
@@ -104,20 +121,8 @@ impl Permit {
         used: impl IntoIterator<Item = (K, u64)>,
     ) -> Result<Settled, Error> {
         let used = Used::new(used)?;
-        let settled = self.close(|| self.store.settle(&self.claim, &used))?;
-        for amount in settled
-            .settlement()
-            .into_iter()
-            .flat_map(Settlement::amounts)
-        {
-            tracing::debug!(
-                limit = amount.key(),
-                estimated = amount.estimated(),
-                used = amount.used(),
-                debt = amount.debt(),
-                "settled"
-            );
-        }
+        let settled = self.close(|claim| self.store.settle(Which::Claim(claim), &used))?;
+        tell_settled(&settled);
         Ok(settled)
     }
 
@@ -126,49 +131,154 @@ impl Permit {
     /// # Errors
     /// Whatever can happen to the file. The permit then stays as it was, and can be cancelled again.
     pub fn cancel(&self) -> Result<Settled, Error> {
-        self.close(|| self.store.cancel(&self.claim))
+        self.close(|claim| self.store.cancel(Which::Claim(claim)))
     }
 
-    fn close(&self, act: impl FnOnce() -> Result<Settled, Error>) -> Result<Settled, Error> {
-        let mut state = self.lock();
-        if *state == State::Closed {
+    /// The id under which any process can [settle](crate::Limiter::settle), cancel or renew this permit: that of
+    /// the [request](crate::Request::id), or a new ULID, under which the permit is entered into the file
+    /// when it is first asked for.
+    ///
+    /// If the process ends without settling it, the permit can still be settled under its id for an hour. To let it
+    /// live longer, [`detach`](Self::detach) it.
+    ///
+    /// # Errors
+    /// Whatever can happen to the file. The permit then stays as it was.
+    pub fn id(&self) -> Result<PermitId, Error> {
+        self.register(&mut self.lock())
+    }
+
+    fn register(&self, inner: &mut Inner) -> Result<PermitId, Error> {
+        let registered = inner.claim.registered.as_ref();
+        if let Some(id) = registered.and_then(|registered| registered.id.as_deref()) {
+            return Ok(PermitId(id.into()));
+        }
+        let id = PermitId::new(&*self.store);
+        let registered = self.store.register(&inner.claim, &id.0)?;
+        inner.claim.registered = Some(Box::new(registered));
+        Ok(id)
+    }
+
+    /// Unties the permit from the life of this process: it stays open, slots included, until somebody settles or
+    /// cancels it under its id, or until so long from now. Then its slots come back, and what it has
+    /// charged stays charged. For batches whose results another process fetches.
+    ///
+    /// ```
+    /// use quotalite::{HOUR, Limit, Limiter, MINUTE};
+    ///
+    /// let limiter = Limiter::in_memory()?;
+    /// limiter.define(Limit::new("tokens").rate(90_000, MINUTE))?;
+    /// let id = limiter.acquire(("tokens", 1_800))?.detach(24 * HOUR)?;
+    /// // Later, perhaps in another process:
+    /// limiter.settle(&id, [("tokens", 620)])?;
+    /// assert_eq!(limiter.usage("tokens")?.available(), 89_380);
+    /// # Ok::<(), quotalite::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Whatever can happen to the file. The permit then stays with this process.
+    pub fn detach(&self, timeout: Duration) -> Result<PermitId, Error> {
+        let mut inner = self.lock();
+        let id = self.register(&mut inner)?;
+        if inner.state != State::Closed {
+            self.store.detach(&inner.claim, clamped_ns(timeout))?;
+            inner.state = State::Closed;
+        }
+        Ok(id)
+    }
+
+    /// Lets the permit go on for so long from now, where its slots have a
+    /// [timeout](crate::LimitBuilder::timeout). Returns the instant at which they come back; `None` if they have
+    /// come back already, or if it has none.
+    ///
+    /// # Errors
+    /// Whatever can happen to the file. The permit then stays as it was.
+    pub fn renew(&self, timeout: Duration) -> Result<Option<Timestamp>, Error> {
+        let inner = self.lock();
+        let which = Which::Claim(&inner.claim);
+        self.store.renew(which, clamped_ns(timeout))
+    }
+
+    fn close(&self, act: impl FnOnce(&Claim) -> Result<Settled, Error>) -> Result<Settled, Error> {
+        let mut inner = self.lock();
+        if inner.state == State::Closed {
             return Ok(Settled::Before);
         }
-        let settled = act()?;
-        *state = State::Closed;
+        let settled = act(&inner.claim)?;
+        inner.state = State::Closed;
         Ok(settled)
     }
 
-    /// Whether somebody who drops it has likely forgotten to settle it: it holds a slot while something runs,
-    /// and has charged more than one of something.
-    fn is_estimate(&self) -> bool {
-        self.claim.holding.is_some() && self.claim.rows.iter().any(|row| row.amount > 1)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let limit = self.claim.first_key();
-        let result = match *self.lock() {
-            State::Booked => self.store.cancel(&self.claim).map(drop),
+        let inner = self.lock();
+        let claim = &inner.claim;
+        let limit = claim.first_key();
+        let result = match inner.state {
+            State::Booked => self.store.cancel(Which::Claim(claim)).map(drop),
             State::Open => {
-                if self.is_estimate() {
+                // It holds a slot while something runs, and has charged more than one of something: who drops it has
+                // likely forgotten to settle it.
+                if claim.holds_slots() && claim.rows.iter().any(|row| row.amount > 1) {
                     tracing::warn!(
                         limit,
                         "a permit was dropped and not settled: its estimate stays charged"
                     );
                 }
-                self.store.release(&self.claim)
+                self.store.release(claim)
             }
             State::Closed => Ok(()),
         };
         if let Err(error) = result {
             tracing::warn!(limit, %error, "what a dropped permit or booking held could not be given back");
         }
+    }
+}
+
+pub(crate) fn tell_settled(settled: &Settled) {
+    let settlement = settled.settlement();
+    for amount in settlement.into_iter().flat_map(Settlement::amounts) {
+        tracing::debug!(
+            limit = amount.key(),
+            estimated = amount.estimated(),
+            used = amount.used(),
+            debt = amount.debt(),
+            "settled"
+        );
+    }
+}
+
+pub(crate) fn clamped_ns(duration: Duration) -> i64 {
+    i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// Names a permit, in any process.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PermitId(Box<str>);
+
+impl PermitId {
+    /// A new [ULID](https://github.com/ulid/spec).
+    fn new(store: &dyn Store) -> Self {
+        let since_epoch = store.clock().wall().duration_since(SystemTime::UNIX_EPOCH);
+        let ms = since_epoch.map_or(0, |since_epoch| since_epoch.as_millis());
+        let ms = u64::try_from(ms).unwrap_or(0);
+        Self(Ulid::from_parts(ms, fastrand::u128(..)).to_string().into())
+    }
+}
+
+impl AsRef<str> for PermitId {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for PermitId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 
@@ -192,9 +302,13 @@ impl fmt::Debug for Booking {
 }
 
 impl Booking {
-    pub(crate) const fn new(store: Arc<dyn Store>, claim: Claim, wait: Duration) -> Self {
-        let mut permit = Permit::new(store, claim, wait);
-        permit.state = Mutex::new(State::Booked);
+    pub(crate) fn new(store: Arc<dyn Store>, claim: Claim, wait: Duration) -> Self {
+        let permit = Permit::new(store, claim, wait);
+        let mut inner = permit.lock();
+        if inner.state == State::Open {
+            inner.state = State::Booked;
+        }
+        drop(inner);
         Self { permit }
     }
 
@@ -213,12 +327,13 @@ impl Booking {
     /// Sleeps until the booked instant. There is no polling, and the file is not touched.
     #[must_use]
     pub fn wait(self) -> Permit {
-        let Permit { store, claim, .. } = &self.permit;
         let waited = self.wait_time();
         if !waited.is_zero() {
+            let wake_at = self.permit.lock().claim.wake_at;
             // Should this thread unwind, the booking is dropped and given back.
-            store.clock().sleep_until(claim.wake_at);
-            tracing::debug!(limit = claim.first_key(), ?waited, "waited");
+            self.permit.store.clock().sleep_until(wake_at);
+            let inner = self.permit.lock();
+            tracing::debug!(limit = inner.claim.first_key(), ?waited, "waited");
         }
         self.accept()
     }
@@ -227,7 +342,11 @@ impl Booking {
     /// ahead before [`Permit::at`]. Until then the permit comes back when its process dies.
     #[must_use]
     pub fn accept(self) -> Permit {
-        *self.permit.lock() = State::Open;
+        let mut inner = self.permit.lock();
+        if inner.state == State::Booked {
+            inner.state = State::Open;
+        }
+        drop(inner);
         self.permit
     }
 

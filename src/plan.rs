@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::error::{Error, RequestError};
-use crate::request::{Ask, MAX_TAKES};
+use crate::request::{Ask, MAX_ID_BYTES, MAX_TAKES};
 
 /// A checked request and how long its caller is ready to wait.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +60,11 @@ impl<'a> Plan<'a> {
         if ask.len() > MAX_TAKES {
             return Err(RequestError::TooManyTakes { count: ask.len() }.into());
         }
+        if let Some(id) = ask.id()
+            && (id.is_empty() || id.len() > MAX_ID_BYTES || id.contains(char::is_control))
+        {
+            return Err(RequestError::Id { bytes: id.len() }.into());
+        }
         for (position, (key, amount)) in ask.iter().enumerate() {
             if amount == 0 {
                 return Err(RequestError::ZeroAmount {
@@ -77,10 +82,31 @@ impl<'a> Plan<'a> {
         Ok(Self { ask, patience })
     }
 
+    pub(crate) const fn id(&self) -> Option<&'a str> {
+        self.ask.id()
+    }
+
+    /// What is asked for, in a form that is the same for the same request: an amount and a key a line, by
+    /// key. No key has line breaks.
+    pub(crate) fn print(&self) -> String {
+        let mut takes: Vec<(&str, u64)> = self.takes().collect();
+        takes.sort_unstable();
+        print_takes(takes)
+    }
+
     /// The keys and their amounts: 1 to 32 of them, no key twice, no amount zero.
     pub(crate) fn takes(&self) -> impl Iterator<Item = (&'a str, u64)> + use<'a> {
         self.ask.iter()
     }
+}
+
+/// Amounts and keys, one a line.
+pub(crate) fn print_takes<'a>(takes: impl IntoIterator<Item = (&'a str, u64)>) -> String {
+    let lines: Vec<String> = takes
+        .into_iter()
+        .map(|(key, amount)| format!("{amount} {key}"))
+        .collect();
+    lines.join("\n")
 }
 
 #[cfg(test)]

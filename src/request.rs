@@ -14,6 +14,7 @@
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Request {
     takes: Vec<(String, u64)>,
+    id: Option<String>,
 }
 
 impl<K: Into<String>, const N: usize> From<[(K, u64); N]> for Request {
@@ -26,6 +27,9 @@ impl<K: Into<String>, const N: usize> From<[(K, u64); N]> for Request {
     }
 }
 
+/// How many bytes the id of a permit can have.
+pub const MAX_ID_BYTES: usize = 128;
+
 /// How many limits one request can name.
 pub const MAX_TAKES: usize = 32;
 
@@ -33,7 +37,22 @@ impl Request {
     /// A request for nothing yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { takes: Vec::new() }
+        Self {
+            takes: Vec::new(),
+            id: None,
+        }
+    }
+
+    /// Names the work that this is for, by an id of the caller's own: 1 to [`MAX_ID_BYTES`] bytes without
+    /// control characters, never used for anything else. Acquiring under an id is idempotent: who asks
+    /// again for the same under the same id, in whatever process and after whatever crash, gets the permit that was
+    /// granted before, and nothing is charged twice.
+    ///
+    /// An id is remembered for as long as its permit is open, and for an hour after that.
+    #[must_use]
+    pub fn id(mut self, id: impl Into<String>) -> Self {
+        self.id = Some(id.into());
+        self
     }
 
     /// Adds an amount of the limit `key`.
@@ -56,7 +75,7 @@ impl Request {
 ///
 /// It borrows, so that asking for one key allocates nothing.
 #[derive(Clone, Copy, Debug)]
-pub struct Ask<'a>(Takes<'a>);
+pub struct Ask<'a>(Takes<'a>, Option<&'a str>);
 
 #[derive(Clone, Copy, Debug)]
 enum Takes<'a> {
@@ -65,6 +84,11 @@ enum Takes<'a> {
 }
 
 impl<'a> Ask<'a> {
+    /// The id, if it has one.
+    pub(crate) const fn id(&self) -> Option<&'a str> {
+        self.1
+    }
+
     /// How many limits are named.
     pub(crate) const fn len(&self) -> usize {
         match self.0 {
@@ -90,24 +114,24 @@ impl<'a> Ask<'a> {
 
 impl<'a> From<&'a str> for Ask<'a> {
     fn from(key: &'a str) -> Self {
-        Self(Takes::One(key, 1))
+        Self(Takes::One(key, 1), None)
     }
 }
 
 impl<'a> From<&'a String> for Ask<'a> {
     fn from(key: &'a String) -> Self {
-        Self(Takes::One(key, 1))
+        Self(Takes::One(key, 1), None)
     }
 }
 
 impl<'a> From<(&'a str, u64)> for Ask<'a> {
     fn from((key, amount): (&'a str, u64)) -> Self {
-        Self(Takes::One(key, amount))
+        Self(Takes::One(key, amount), None)
     }
 }
 
 impl<'a> From<&'a Request> for Ask<'a> {
     fn from(request: &'a Request) -> Self {
-        Self(Takes::Many(&request.takes))
+        Self(Takes::Many(&request.takes), request.id.as_deref())
     }
 }

@@ -49,8 +49,10 @@ pub enum Settled {
     Now(Settlement),
     /// It had been settled or cancelled before. Nothing was changed.
     Before,
-    /// Its slots had come back before, because their timeout had passed. What it had charged stays charged.
+    /// It had come to an end by itself, because its timeout had passed. What it had charged stays charged.
     Expired,
+    /// There is no permit of this id, or it has ended more than an hour ago.
+    Unknown,
 }
 
 impl Settled {
@@ -59,7 +61,41 @@ impl Settled {
     pub const fn settlement(&self) -> Option<&Settlement> {
         match self {
             Self::Now(settlement) => Some(settlement),
-            Self::Before | Self::Expired => None,
+            Self::Before | Self::Expired | Self::Unknown => None,
+        }
+    }
+}
+
+/// How a permit ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Settled,
+    Cancelled,
+    Expired,
+}
+
+impl End {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Settled => "settled",
+            Self::Cancelled => "cancelled",
+            Self::Expired => "expired",
+        }
+    }
+
+    pub(crate) fn parse(text: &str) -> Self {
+        match text {
+            "cancelled" => Self::Cancelled,
+            "expired" => Self::Expired,
+            _ => Self::Settled,
+        }
+    }
+
+    /// What somebody is told who comes after it.
+    pub(crate) const fn told(self) -> Settled {
+        match self {
+            Self::Settled | Self::Cancelled => Settled::Before,
+            Self::Expired => Settled::Expired,
         }
     }
 }

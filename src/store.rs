@@ -16,7 +16,7 @@ use crate::clock::{Clock, Reading, Timestamp};
 use crate::decision::{Denial, Peek, Refusal};
 use crate::error::Error;
 use crate::limit::Limit;
-use crate::plan::{Latest, Patience, Plan};
+use crate::plan::{Latest, Patience, Plan, print_takes};
 use crate::settlement::{Settled, Used};
 use crate::usage::Usage;
 
@@ -52,10 +52,19 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
 
     /// Takes back what `acquire` charged or booked, and the slots. A claim that is no longer there is no
     /// error.
-    fn cancel(&self, claim: &Claim) -> Result<Settled, Error>;
+    fn cancel(&self, which: Which<'_>) -> Result<Settled, Error>;
 
     /// Corrects what `acquire` charged to what was used, and takes back the slots.
-    fn settle(&self, claim: &Claim, used: &Used) -> Result<Settled, Error>;
+    fn settle(&self, which: Which<'_>, used: &Used) -> Result<Settled, Error>;
+
+    /// Gives a permit an id under which any process can settle it.
+    fn register(&self, claim: &Claim, id: &str) -> Result<Registered, Error>;
+
+    /// Lets a permit that has an id outlive its process, and end by itself after this long.
+    fn detach(&self, claim: &Claim, timeout_ns: i64) -> Result<Option<Timestamp>, Error>;
+
+    /// Lets a permit go on until so long from now. Returns that instant; nothing if the permit has ended.
+    fn renew(&self, which: Which<'_>, timeout_ns: i64) -> Result<Option<Timestamp>, Error>;
 
     /// Says that what `acquire` charged or booked will not be corrected any more, and takes back the slots.
     fn release(&self, _claim: &Claim) -> Result<(), Error>;
@@ -152,17 +161,58 @@ pub(crate) struct Claim {
     pub(crate) rows: Few<Row>,
     /// Who booked the rows; nobody if they were charged at once.
     pub(crate) booking: Option<BookingId>,
-    /// The slots that it holds, if it holds any.
-    pub(crate) holding: Option<Holding>,
+    /// What the file knows of the permit, if it holds slots or has an id.
+    pub(crate) registered: Option<Box<Registered>>,
 }
 
-/// Slots that are held.
+/// A permit as its file knows it.
 #[derive(Clone, Debug)]
-pub(crate) struct Holding {
-    /// Names the permit in its file, and grows from each to the next.
-    pub(crate) permit: PermitNumber,
-    pub(crate) limits: Few<LimitId>,
+pub(crate) struct Registered {
+    pub(crate) number: PermitNumber,
+    pub(crate) id: Option<Box<str>>,
+    pub(crate) slots: Few<SlotTake>,
+    pub(crate) holder: Holder,
 }
+
+/// Slots of one limit.
+#[derive(Clone, Debug)]
+pub(crate) struct SlotTake {
+    pub(crate) limit: LimitId,
+    pub(crate) key: Arc<str>,
+    pub(crate) amount: u64,
+}
+
+impl SlotTake {
+    pub(crate) fn new(line: &Line<'_>) -> Self {
+        Self {
+            limit: line.id,
+            key: Arc::clone(line.limit.shared_key()),
+            amount: line.amount.unsigned_abs(),
+        }
+    }
+}
+
+/// Whose permit it is, as a claim sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// The claim's: it ends with it.
+    Claim,
+    /// Somebody else's, or nobody's: the claim only knows of it.
+    Other,
+    /// Nobody's any more: it was settled or cancelled.
+    Ended,
+}
+
+/// Which permit is meant.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Which<'a> {
+    Claim(&'a Claim),
+    Id(&'a str),
+}
+
+/// For how long the id of a permit that has ended is remembered, and for how long somebody can still settle the
+/// permit of a process that has died.
+pub(crate) const REMEMBERED_NS: i64 = 3_600 * 1_000_000_000;
 
 /// Names a permit that a file knows of. It grows from each permit to the next, so that whoever has seen a
 /// larger one can fence off a smaller one.
@@ -170,6 +220,22 @@ pub(crate) struct Holding {
 pub(crate) struct PermitNumber(pub(crate) i64);
 
 impl Claim {
+    pub(crate) fn holds_slots(&self) -> bool {
+        let slots = self.registered.as_ref().map(|registered| &registered.slots);
+        slots.is_some_and(|slots| !slots.is_empty())
+    }
+
+    /// What was asked for, as [`Plan::print`] prints it.
+    pub(crate) fn print(&self) -> String {
+        let rates = self.rows.iter().map(|row| (&*row.key, row.amount));
+        let slots = self.registered.iter().flat_map(|found| &found.slots);
+        let mut takes: Vec<(&str, u64)> = rates
+            .chain(slots.map(|slot| (&*slot.key, slot.amount)))
+            .collect();
+        takes.sort_unstable();
+        print_takes(takes)
+    }
+
     /// What is told of it in a trace.
     pub(crate) fn first_key(&self) -> Option<&str> {
         self.rows.first().map(|row| &*row.key)

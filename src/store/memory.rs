@@ -1,23 +1,26 @@
 //! A store in memory: the same decisions for one process, and for tests.
 
+mod accounts;
+
 use std::collections::{BTreeMap, HashMap};
-use std::convert::Infallible;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use self::accounts::{Accounts, Held};
 use super::{
-    Claim, Definition, Few, Holding, Known, OnConflict, Outcome, PermitNumber, Queued, Row, Store,
-    TicketId, denial, expiry, latest, lines,
+    Claim, Definition, Few, Holder, Known, OnConflict, Outcome, PermitNumber, Queued,
+    REMEMBERED_NS, Registered, Row, SlotTake, Store, TicketId, Which, denial, expiry, latest,
+    lines,
 };
-use crate::calendar::{Charge, Ledgers, LimitId, Line, Total};
+use crate::calendar::{LimitId, Line};
 use crate::clock::{Clock, Reading, Timeline, Timestamp};
-use crate::decision::{Books, Peek, Verdict, decide};
+use crate::decision::{Peek, Verdict, decide};
 use crate::error::{Error, RequestError};
 use crate::limit::{DAY, Limit, MAX_CAPACITY};
 use crate::line::{Waiter, decide_behind, is_of_slots, rates_admit};
 use crate::plan::{Patience, Plan};
-use crate::settlement::{Estimate, Settled, Settlement, Used, correction};
+use crate::settlement::{End, Estimate, Settled, Settlement, Used, correction};
 use crate::usage::{People, Usage};
 
 /// What errors name in place of a file.
@@ -25,9 +28,6 @@ const PLACE: &str = ":memory:";
 
 /// How often somebody who waits looks at a clock that does not keep pace with real time.
 const POLL: Duration = Duration::from_millis(1);
-
-/// How many expired charges one acquisition removes from each ledger that it charges.
-const SWEEP: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct MemoryStore {
@@ -43,8 +43,11 @@ struct State {
     limits: HashMap<Arc<str>, Arc<Known>>,
     ledgers: Accounts,
     debts: HashMap<LimitId, i64>,
-    /// The number of the last permit that holds slots.
+    /// The number of the last permit that held slots or had an id.
     last_permit: i64,
+    permits: BTreeMap<PermitNumber, OpenPermit>,
+    ids: HashMap<Box<str>, PermitNumber>,
+    ended: HashMap<Box<str>, EndedPermit>,
     /// Who waits in line, the smallest number first.
     tickets: BTreeMap<i64, Ticket>,
     last_ticket: i64,
@@ -52,35 +55,40 @@ struct State {
     changes: u32,
 }
 
+/// A permit that holds slots or has an id.
+#[derive(Debug)]
+struct OpenPermit {
+    id: Option<Box<str>>,
+    request: String,
+    at: Timestamp,
+    rows: Few<Row>,
+    slots: Few<SlotTake>,
+    expires: Option<Timestamp>,
+    is_held: bool,
+    is_detached: bool,
+}
+
+/// A permit that had an id.
+#[derive(Debug)]
+struct EndedPermit {
+    end: End,
+    at: Timestamp,
+    request: String,
+    ended_at: Timestamp,
+}
+
+/// What was found under the id of a request.
+#[expect(clippy::large_enum_variant, reason = "it is looked at once and gone")]
+enum Resumed {
+    Whole(Claim),
+    /// The permit is there, but its slots came back when its claim was dropped.
+    WithoutSlots(PermitNumber),
+}
+
 #[derive(Debug)]
 struct Ticket {
     waiter: Waiter,
     latest: Timestamp,
-}
-
-/// A ledger by instant and position in the instant.
-type Ledger = BTreeMap<(Timestamp, i64), Sum>;
-
-/// The rest of a [`Charge`].
-#[derive(Clone, Copy, Debug)]
-struct Sum {
-    amount: i64,
-    total: Total,
-}
-
-/// What is charged and what is held, as of now.
-#[derive(Debug)]
-struct Accounts {
-    ledgers: HashMap<LimitId, Ledger>,
-    slots: HashMap<LimitId, BTreeMap<PermitNumber, Held>>,
-    now: Timestamp,
-}
-
-/// Slots of one limit that one permit holds.
-#[derive(Clone, Copy, Debug)]
-struct Held {
-    amount: i64,
-    expires: Option<Timestamp>,
 }
 
 impl MemoryStore {
@@ -98,6 +106,9 @@ impl MemoryStore {
                 },
                 debts: HashMap::new(),
                 last_permit: 0,
+                permits: BTreeMap::new(),
+                ids: HashMap::new(),
+                ended: HashMap::new(),
                 tickets: BTreeMap::new(),
                 last_ticket: 0,
                 changes: 0,
@@ -172,7 +183,18 @@ impl Store for MemoryStore {
     fn acquire(&self, plan: &Plan<'_>, waited: Option<&Queued>) -> Result<Outcome, Error> {
         let (mut state, reading, now) = self.enter();
         let known = state.all_known(plan)?;
-        let lines = lines(plan, &known, Path::new(PLACE))?;
+        let mut lines = lines(plan, &known, Path::new(PLACE))?;
+        let mut resumed = None;
+        if let Some(id) = plan.id() {
+            match state.resume(plan, id)? {
+                None => {}
+                Some(Resumed::Whole(claim)) => return Ok(Outcome::Admitted { claim, now }),
+                Some(Resumed::WithoutSlots(number)) => {
+                    lines.retain(|line| is_of_slots(line));
+                    resumed = Some(number);
+                }
+            }
+        }
         let has_slots = lines.iter().any(is_of_slots);
         if has_slots && plan.patience.books() {
             let key = plan.takes().zip(&lines).find(|(_, line)| is_of_slots(line));
@@ -187,7 +209,10 @@ impl Store for MemoryStore {
                     state.tickets.remove(&number);
                     self.changed(&mut state);
                 }
-                let claim = state.charge(&lines, at, now);
+                let claim = match resumed {
+                    Some(number) => state.retake(number, &lines, now),
+                    None => state.charge(plan, &lines, at, now),
+                };
                 return Ok(Outcome::Admitted { claim, now });
             }
             Verdict::Refuse(refusal) => refusal,
@@ -248,55 +273,77 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    fn cancel(&self, claim: &Claim) -> Result<Settled, Error> {
+    fn cancel(&self, which: Which<'_>) -> Result<Settled, Error> {
         let (mut state, _, _) = self.enter();
-        if !state.let_go(claim) {
-            return Ok(Settled::Expired);
-        }
-        for row in &claim.rows {
-            state.ledgers.amend(row.limit, claim.at, row.seq, 0);
-        }
+        let settled = state.change(which, End::Cancelled, |state, claim| {
+            for row in &claim.rows {
+                state.ledgers.amend(row.limit, claim.at, row.seq, 0);
+            }
+            Ok(Settlement::default())
+        });
         self.changed(&mut state);
-        Ok(Settled::Now(Settlement::default()))
+        settled
+    }
+
+    fn settle(&self, which: Which<'_>, used: &Used) -> Result<Settled, Error> {
+        let (mut state, _, _) = self.enter();
+        let settled = state.change(which, End::Settled, |state, claim| {
+            state.settle(claim, used)
+        });
+        self.changed(&mut state);
+        settled
+    }
+
+    fn register(&self, claim: &Claim, id: &str) -> Result<Registered, Error> {
+        let (mut state, _, _) = self.enter();
+        let mut registered = match &claim.registered {
+            Some(registered) => (**registered).clone(),
+            None => Registered {
+                number: state.next_permit(),
+                id: None,
+                slots: Few::new(),
+                holder: Holder::Claim,
+            },
+        };
+        registered.id = Some(id.into());
+        state.enter_permit(&registered, claim.at, claim.print(), &claim.rows, None);
+        Ok(registered)
+    }
+
+    fn detach(&self, claim: &Claim, timeout_ns: i64) -> Result<Option<Timestamp>, Error> {
+        let (mut state, _, now) = self.enter();
+        state.end_what_is_due(now);
+        let Some(registered) = &claim.registered else {
+            return Ok(None);
+        };
+        let expires = state.renew(registered.number, now.saturating_plus_ns(timeout_ns));
+        if let Some(permit) = state.permits.get_mut(&registered.number) {
+            permit.is_held = false;
+            permit.is_detached = true;
+        }
+        Ok(expires)
+    }
+
+    fn renew(&self, which: Which<'_>, timeout_ns: i64) -> Result<Option<Timestamp>, Error> {
+        let (mut state, _, now) = self.enter();
+        state.end_what_is_due(now);
+        let number = match which {
+            Which::Claim(claim) => claim.registered.as_ref().map(|found| found.number),
+            Which::Id(id) => state.ids.get(id).copied(),
+        };
+        let expires = now.saturating_plus_ns(timeout_ns);
+        Ok(number.and_then(|number| state.renew(number, expires)))
     }
 
     fn release(&self, claim: &Claim) -> Result<(), Error> {
-        if claim.holding.is_some() {
-            let (mut state, _, _) = self.enter();
-            state.let_go(claim);
+        if let Some(registered) = &claim.registered
+            && registered.holder == Holder::Claim
+        {
+            let (mut state, _, now) = self.enter();
+            state.abandon(registered.number, now);
             self.changed(&mut state);
         }
         Ok(())
-    }
-
-    fn settle(&self, claim: &Claim, used: &Used) -> Result<Settled, Error> {
-        let (mut state, _, now) = self.enter();
-        used.check(&claim.rows)?;
-        if !state.let_go(claim) {
-            return Ok(Settled::Expired);
-        }
-        let mut settlement = Settlement::default();
-        for row in &claim.rows {
-            let Some(used) = used.of(&row.key) else {
-                continue;
-            };
-            let known = state.known(&row.key)?;
-            let charged = state.ledgers.amount(row.limit, claim.at, row.seq);
-            let estimate = Estimate {
-                id: row.limit,
-                limit: &known.limit,
-                at: claim.at,
-                charged: charged.unwrap_or(row.amount.cast_signed()),
-                used: used.cast_signed(),
-            };
-            let Ok(correction) = correction(&mut state.ledgers, &estimate, now);
-            let amount = correction.charged;
-            state.ledgers.amend(row.limit, claim.at, row.seq, amount);
-            state.owe(row.limit, correction.debt);
-            settlement.add(row, used, correction);
-        }
-        self.changed(&mut state);
-        Ok(Settled::Now(settlement))
     }
 
     fn peek(&self, plan: &Plan<'_>) -> Result<Peek, Error> {
@@ -343,41 +390,244 @@ impl State {
             })
     }
 
-    /// Takes the slots of a request, if it has any.
-    fn hold(&mut self, lines: &[Line<'_>], now: Timestamp) -> Option<Holding> {
-        let lines = lines
-            .iter()
-            .filter(|line| line.limit.slot_count().is_some());
-        let limits: Few<LimitId> = lines.clone().map(|line| line.id).collect();
-        if limits.is_empty() {
-            return None;
-        }
+    fn next_permit(&mut self) -> PermitNumber {
         self.last_permit += 1;
-        let permit = PermitNumber(self.last_permit);
-        let expires = expiry(lines.clone(), now);
+        PermitNumber(self.last_permit)
+    }
+
+    /// Enters a permit that holds slots or has an id.
+    fn enter_permit(
+        &mut self,
+        registered: &Registered,
+        at: Timestamp,
+        request: String,
+        rows: &[Row],
+        expires: Option<Timestamp>,
+    ) {
+        if let Some(id) = &registered.id {
+            self.ids.insert(id.clone(), registered.number);
+        }
+        for slot in &registered.slots {
+            let held = Held {
+                amount: slot.amount.cast_signed(),
+                expires,
+            };
+            let slots = self.ledgers.slots.entry(slot.limit).or_default();
+            slots.entry(registered.number).or_insert(held);
+        }
+        let permit = OpenPermit {
+            id: registered.id.clone(),
+            request,
+            at,
+            rows: rows.into(),
+            slots: registered.slots.clone(),
+            expires,
+            is_held: true,
+            is_detached: false,
+        };
+        self.permits.insert(registered.number, permit);
+    }
+
+    /// Ends permits whose timeout has passed, and forgets the ids of those that ended long ago.
+    fn end_what_is_due(&mut self, now: Timestamp) {
+        let due = |permit: &OpenPermit| permit.expires.is_some_and(|expires| expires <= now);
+        let expired: Vec<PermitNumber> = self
+            .permits
+            .iter()
+            .filter_map(|(number, permit)| due(permit).then_some(*number))
+            .collect();
+        for number in expired {
+            self.end_permit(number, End::Expired, now);
+        }
+        let oldest = now.saturating_minus_ns(REMEMBERED_NS);
+        self.ended.retain(|_, ended| ended.ended_at > oldest);
+    }
+
+    fn give_back_slots(&mut self, number: PermitNumber) {
+        for slots in self.ledgers.slots.values_mut() {
+            slots.remove(&number);
+        }
+    }
+
+    fn end_permit(&mut self, number: PermitNumber, end: End, now: Timestamp) {
+        self.give_back_slots(number);
+        if let Some(permit) = self.permits.remove(&number)
+            && let Some(id) = permit.id
+        {
+            self.ids.remove(&id);
+            let ended = EndedPermit {
+                end,
+                at: permit.at,
+                request: permit.request,
+                ended_at: now,
+            };
+            self.ended.insert(id, ended);
+        }
+    }
+
+    /// The claim on a permit is dropped: its slots come back, and if it has an id it can still be settled for a while.
+    fn abandon(&mut self, number: PermitNumber, now: Timestamp) {
+        self.give_back_slots(number);
+        match self.permits.get_mut(&number) {
+            Some(permit) if permit.id.is_some() => {
+                permit.is_held = false;
+                permit.slots.clear();
+                permit.expires = Some(now.saturating_plus_ns(REMEMBERED_NS));
+            }
+            _ => self.end_permit(number, End::Expired, now),
+        }
+    }
+
+    fn renew(&mut self, number: PermitNumber, expires: Timestamp) -> Option<Timestamp> {
+        let permit = self.permits.get_mut(&number)?;
+        permit.expires = Some(expires);
+        for slots in self.ledgers.slots.values_mut() {
+            if let Some(held) = slots.get_mut(&number) {
+                held.expires = Some(expires);
+            }
+        }
+        Some(expires)
+    }
+
+    /// Ends a permit and does something about its charges, if it is open.
+    fn change(
+        &mut self,
+        which: Which<'_>,
+        end: End,
+        act: impl FnOnce(&mut Self, &Claim) -> Result<Settlement, Error>,
+    ) -> Result<Settled, Error> {
+        let now = self.ledgers.now;
+        self.end_what_is_due(now);
+        let found;
+        let claim = match which {
+            Which::Claim(claim) => claim,
+            Which::Id(id) => {
+                let Some(number) = self.ids.get(id).copied() else {
+                    let ended = self.ended.get(id).map(|ended| ended.end.told());
+                    return Ok(ended.unwrap_or(Settled::Unknown));
+                };
+                found = self.claim_on(number, Holder::Other);
+                &found
+            }
+        };
+        if let Some(registered) = &claim.registered
+            && !self.permits.contains_key(&registered.number)
+        {
+            let ended = registered.id.as_ref().and_then(|id| self.ended.get(id));
+            return Ok(ended.map_or(End::Expired, |ended| ended.end).told());
+        }
+        let settlement = act(self, claim)?;
+        if let Some(registered) = &claim.registered {
+            self.end_permit(registered.number, end, now);
+        }
+        Ok(Settled::Now(settlement))
+    }
+
+    /// A claim on an open permit.
+    fn claim_on(&self, number: PermitNumber, holder: Holder) -> Claim {
+        let permit = self.permits.get(&number);
+        let at = permit.map_or(self.ledgers.now, |permit| permit.at);
+        Claim {
+            at,
+            wake_at: self.timeline.elapsed_at(at),
+            session: 0,
+            pid: std::process::id(),
+            rows: permit.map(|permit| permit.rows.clone()).unwrap_or_default(),
+            booking: None,
+            registered: Some(Box::new(Registered {
+                number,
+                id: permit.and_then(|permit| permit.id.clone()),
+                slots: permit
+                    .map(|permit| permit.slots.clone())
+                    .unwrap_or_default(),
+                holder,
+            })),
+        }
+    }
+
+    fn settle(&mut self, claim: &Claim, used: &Used) -> Result<Settlement, Error> {
+        used.check(&claim.rows)?;
+        let now = self.ledgers.now;
+        let mut settlement = Settlement::default();
+        for row in &claim.rows {
+            let Some(used) = used.of(&row.key) else {
+                continue;
+            };
+            let known = self.known(&row.key)?;
+            let charged = self.ledgers.amount(row.limit, claim.at, row.seq);
+            let estimate = Estimate {
+                id: row.limit,
+                limit: &known.limit,
+                at: claim.at,
+                charged: charged.unwrap_or(row.amount.cast_signed()),
+                used: used.cast_signed(),
+            };
+            let Ok(correction) = correction(&mut self.ledgers, &estimate, now);
+            let amount = correction.charged;
+            self.ledgers.amend(row.limit, claim.at, row.seq, amount);
+            self.owe(row.limit, correction.debt);
+            settlement.add(row, used, correction);
+        }
+        Ok(settlement)
+    }
+
+    /// What was granted before under the id of a request: the whole of it, or all but the slots.
+    fn resume(&mut self, plan: &Plan<'_>, id: &str) -> Result<Option<Resumed>, Error> {
+        self.end_what_is_due(self.ledgers.now);
+        let number = self.ids.get(id).copied();
+        let open = number.and_then(|number| self.permits.get(&number));
+        let ended = self.ended.get(id);
+        let stored = match (open, ended) {
+            (Some(open), _) => &open.request,
+            (None, Some(ended)) if ended.end != End::Cancelled => &ended.request,
+            _ => return Ok(None),
+        };
+        if *stored != plan.print() {
+            return Err(Error::IdTaken {
+                id: id.to_owned(),
+                stored: stored.replace('\n', ", "),
+                file: PLACE.into(),
+            });
+        }
+        let (Some(number), Some(open)) = (number, open) else {
+            let mut claim = self.claim_on(PermitNumber(0), Holder::Ended);
+            claim.at = ended.map_or(claim.at, |ended| ended.at);
+            return Ok(Some(Resumed::Whole(claim)));
+        };
+        if open.is_held || open.is_detached {
+            return Ok(Some(Resumed::Whole(self.claim_on(number, Holder::Other))));
+        }
+        let claim = self.claim_on(number, Holder::Claim);
+        if claim.print() != open.request {
+            return Ok(Some(Resumed::WithoutSlots(number)));
+        }
+        self.adopt(number, None);
+        Ok(Some(Resumed::Whole(claim)))
+    }
+
+    fn adopt(&mut self, number: PermitNumber, expires: Option<Timestamp>) {
+        if let Some(permit) = self.permits.get_mut(&number) {
+            permit.is_held = true;
+            permit.expires = expires;
+        }
+    }
+
+    /// Takes the slots again of a permit that nobody answers for any more.
+    fn retake(&mut self, number: PermitNumber, lines: &[Line<'_>], now: Timestamp) -> Claim {
+        let expires = expiry(lines.iter(), now);
+        self.adopt(number, expires);
         for line in lines {
             let held = Held {
                 amount: line.amount,
                 expires,
             };
             let slots = self.ledgers.slots.entry(line.id).or_default();
-            slots.insert(permit, held);
+            slots.insert(number, held);
+            if let Some(permit) = self.permits.get_mut(&number) {
+                permit.slots.push(SlotTake::new(line));
+            }
         }
-        Some(Holding { permit, limits })
-    }
-
-    /// Gives the slots of a claim back. False if they had come back before.
-    fn let_go(&mut self, claim: &Claim) -> bool {
-        let Some(holding) = &claim.holding else {
-            return true;
-        };
-        let mut was_held = true;
-        for limit in &holding.limits {
-            let slots = self.ledgers.slots.entry(*limit).or_default();
-            let held = slots.remove(&holding.permit);
-            was_held &= held.is_some_and(|held| held.counts(self.ledgers.now));
-        }
-        was_held
+        self.claim_on(number, Holder::Claim)
     }
 
     fn owe(&mut self, limit: LimitId, debt: i64) {
@@ -441,13 +691,31 @@ impl State {
     }
 
     /// Takes everything that a request asks for.
-    fn charge(&mut self, lines: &[Line<'_>], at: Timestamp, now: Timestamp) -> Claim {
-        let rows = lines
+    fn charge(
+        &mut self,
+        plan: &Plan<'_>,
+        lines: &[Line<'_>],
+        at: Timestamp,
+        now: Timestamp,
+    ) -> Claim {
+        let rows: Few<Row> = lines
             .iter()
             .filter(|line| !is_of_slots(line))
             .map(|line| Row::new(line, self.ledgers.charge(line.id, at, line.amount)))
             .collect();
-        let holding = self.hold(lines, now);
+        let slots = lines.iter().filter(|line| is_of_slots(line));
+        let mut registered = None;
+        if plan.id().is_some() || slots.clone().next().is_some() {
+            let expires = expiry(slots.clone(), now);
+            let permit = Registered {
+                number: self.next_permit(),
+                id: plan.id().map(Into::into),
+                slots: slots.map(SlotTake::new).collect(),
+                holder: Holder::Claim,
+            };
+            self.enter_permit(&permit, at, plan.print(), &rows, expires);
+            registered = Some(Box::new(permit));
+        }
         for line in lines {
             let expired = now.saturating_minus_ns(line.limit.longest_reach_ns());
             self.ledgers.sweep(line.id, expired);
@@ -459,129 +727,7 @@ impl State {
             pid: std::process::id(),
             rows,
             booking: None,
-            holding,
+            registered,
         }
-    }
-}
-
-impl Held {
-    fn counts(&self, now: Timestamp) -> bool {
-        self.expires.is_none_or(|expires| now < expires)
-    }
-}
-
-impl Accounts {
-    /// Adds a charge and returns its position in the instant.
-    fn charge(&mut self, limit: LimitId, at: Timestamp, amount: i64) -> i64 {
-        let ledger = self.ledgers.entry(limit).or_default();
-        let previous = ledger.range(..=(at, i64::MAX)).next_back();
-        let (seq, before) = match previous {
-            Some((&(previous_at, seq), sum)) if previous_at == at => (seq + 1, sum.total),
-            Some((_, sum)) => (0, sum.total),
-            // What lay before may have been swept, and the bookings ahead still count from there.
-            None => (
-                0,
-                ledger
-                    .first_key_value()
-                    .map_or(Total::ZERO, |next| charge_of(next).before()),
-            ),
-        };
-        for (_, sum) in ledger.range_mut((at, seq)..) {
-            sum.total = sum.total.plus(amount);
-        }
-        let total = before.plus(amount);
-        ledger.insert((at, seq), Sum { amount, total });
-        seq
-    }
-
-    /// When the next slot of a limit comes back by itself.
-    fn next_expiry(&self, limit: LimitId) -> Timestamp {
-        let slots = self
-            .slots
-            .get(&limit)
-            .into_iter()
-            .flat_map(BTreeMap::values);
-        let expiries = slots.filter_map(|held| held.expires);
-        expiries
-            .filter(|expires| *expires > self.now)
-            .min()
-            .unwrap_or(Timestamp::from_nanos(i64::MAX))
-    }
-
-    /// What stands in a row, unless it was swept.
-    fn amount(&self, limit: LimitId, at: Timestamp, seq: i64) -> Option<i64> {
-        Some(self.ledger(limit)?.get(&(at, seq))?.amount)
-    }
-
-    /// Changes what stands in a row, unless it was swept; a row of nothing is removed.
-    fn amend(&mut self, limit: LimitId, at: Timestamp, seq: i64, amount: i64) {
-        let Some(ledger) = self.ledgers.get_mut(&limit) else {
-            return;
-        };
-        let Some(sum) = ledger.get_mut(&(at, seq)) else {
-            return;
-        };
-        let more = amount - sum.amount;
-        sum.amount = amount;
-        for (_, sum) in ledger.range_mut((at, seq)..) {
-            sum.total = sum.total.plus(more);
-        }
-        if amount == 0 {
-            ledger.remove(&(at, seq));
-        }
-    }
-
-    /// Removes a few charges that no window holds any more.
-    fn sweep(&mut self, limit: LimitId, expired: Timestamp) {
-        if let Some(ledger) = self.ledgers.get_mut(&limit) {
-            for _ in 0..SWEEP {
-                match ledger.first_entry() {
-                    Some(entry) if entry.key().0 <= expired => entry.remove(),
-                    _ => return,
-                };
-            }
-        }
-    }
-
-    fn ledger(&self, limit: LimitId) -> Option<&Ledger> {
-        self.ledgers.get(&limit)
-    }
-}
-
-fn charge_of((&(at, seq), sum): (&(Timestamp, i64), &Sum)) -> Charge {
-    Charge {
-        at,
-        seq,
-        amount: sum.amount,
-        total: sum.total,
-    }
-}
-
-impl Books for Accounts {
-    fn held(&mut self, limit: LimitId) -> Result<i64, Infallible> {
-        let now = self.now;
-        let Some(slots) = self.slots.get_mut(&limit) else {
-            return Ok(0);
-        };
-        slots.retain(|_, held| held.counts(now));
-        Ok(slots.values().map(|held| held.amount).sum())
-    }
-}
-
-impl Ledgers for Accounts {
-    type Error = Infallible;
-
-    fn last_at(&mut self, limit: LimitId, at: Timestamp) -> Result<Option<Charge>, Infallible> {
-        Ok(self
-            .ledger(limit)
-            .and_then(|ledger| ledger.range(..=(at, i64::MAX)).next_back())
-            .map(charge_of))
-    }
-
-    fn first_after(&mut self, limit: LimitId, at: Timestamp) -> Result<Option<Charge>, Infallible> {
-        Ok(self
-            .ledger(limit)
-            .and_then(|ledger| ledger.range((at.saturating_plus_ns(1), 0)..).next())
-            .map(charge_of))
     }
 }

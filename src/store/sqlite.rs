@@ -9,6 +9,7 @@ mod ledger;
 mod lock_file;
 mod memo;
 mod owners;
+mod permits;
 mod place;
 mod schema;
 mod session;
@@ -35,14 +36,16 @@ use self::place::{Place, Watch};
 use self::session::{LONGEST_OPEN, Opening, Session};
 use self::transaction::{Access, Transaction};
 use self::wakes::{LONGEST_POLL, SHORTEST_POLL};
-use super::{Claim, Definition, OnConflict, Outcome, Queued, Store, denial, lines};
+use super::{
+    Claim, Definition, Holder, OnConflict, Outcome, Queued, Registered, Store, Which, denial, lines,
+};
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{Peek, Verdict};
 use crate::error::Error;
 use crate::limit::Limit;
 use crate::line::decide_behind;
 use crate::plan::{Latest, Patience, Plan};
-use crate::settlement::{Settled, Settlement, Used};
+use crate::settlement::{Settled, Used};
 use crate::usage::Usage;
 
 /// How a file is opened and used.
@@ -273,6 +276,30 @@ impl SqliteStore {
         result
     }
 
+    /// Changes what a permit has charged, inside one transaction.
+    fn change(
+        &self,
+        which: Which<'_>,
+        act: impl FnOnce(&mut Transaction<'_>, &Claim) -> Result<Settled, Error>,
+    ) -> Result<Settled, Error> {
+        match which {
+            Which::Claim(claim) => {
+                if claim.pid != std::process::id() {
+                    // Inherited through `fork`; it is the parent's to change.
+                    return Ok(Settled::Before);
+                }
+                let session = self.session_of(claim)?;
+                self.write(&session, |transaction| act(transaction, claim))
+            }
+            Which::Id(id) => {
+                let session = self.session(self.busy_deadline())?;
+                self.write(&session, |transaction| {
+                    transaction.with_permit(id, &session, act)
+                })
+            }
+        }
+    }
+
     /// The session in which a claim was made; an error if that was left since.
     fn session_of(&self, claim: &Claim) -> Result<Arc<Session>, Error> {
         let session = self.session(self.busy_deadline())?;
@@ -376,38 +403,91 @@ impl Store for SqliteStore {
         })
     }
 
-    fn cancel(&self, claim: &Claim) -> Result<Settled, Error> {
-        if claim.pid != std::process::id() {
-            // Inherited through `fork`; it is the parent's to cancel.
-            return Ok(Settled::Before);
-        }
-        let session = self.session_of(claim)?;
-        self.write(&session, |transaction| {
-            if !transaction.let_go(claim)? {
-                return Ok(Settled::Expired);
-            }
-            let charges = transaction.find_claimed(claim)?;
-            transaction.take_back(charges)?;
-            if let Some(booking) = claim.booking {
-                transaction.forget_booking(booking)?;
-            }
-            Ok(Settled::Now(Settlement::default()))
+    #[expect(
+        clippy::redundant_closure_for_method_calls,
+        reason = "the method itself is not general enough over the lifetime of the transaction"
+    )]
+    fn cancel(&self, which: Which<'_>) -> Result<Settled, Error> {
+        self.change(which, |transaction, claim| transaction.cancel(claim))
+    }
+
+    fn settle(&self, which: Which<'_>, used: &Used) -> Result<Settled, Error> {
+        self.change(which, |transaction, claim| {
+            used.check(&claim.rows)?;
+            transaction.settle(claim, used)
         })
     }
 
-    fn settle(&self, claim: &Claim, used: &Used) -> Result<Settled, Error> {
-        used.check(&claim.rows)?;
-        if claim.pid != std::process::id() {
-            return Ok(Settled::Before);
-        }
+    fn register(&self, claim: &Claim, id: &str) -> Result<Registered, Error> {
         let session = self.session_of(claim)?;
-        self.write(&session, |transaction| transaction.settle(claim, used))
+        let owner = loop {
+            match session.owner() {
+                Some(owner) => break owner,
+                None => self.become_owner(&session, self.busy_deadline())?,
+            }
+        };
+        self.write(&session, |transaction| {
+            transaction.register(claim, owner, id)
+        })
+    }
+
+    fn detach(&self, claim: &Claim, timeout_ns: i64) -> Result<Option<Timestamp>, Error> {
+        let Some(registered) = &claim.registered else {
+            return Ok(None);
+        };
+        let session = self.session_of(claim)?;
+        self.write(&session, |transaction| {
+            let expires = transaction.renew(registered.number, timeout_ns)?;
+            if expires.is_some() {
+                transaction.detach(registered.number)?;
+                if let Some(booking) = claim.booking {
+                    transaction.forget_booking(booking)?;
+                }
+            }
+            Ok(expires)
+        })
+    }
+
+    fn renew(&self, which: Which<'_>, timeout_ns: i64) -> Result<Option<Timestamp>, Error> {
+        match which {
+            Which::Claim(claim) => {
+                let Some(registered) = &claim.registered else {
+                    return Ok(None);
+                };
+                let session = self.session_of(claim)?;
+                self.write(&session, |transaction| {
+                    transaction.renew(registered.number, timeout_ns)
+                })
+            }
+            Which::Id(id) => {
+                let session = self.session(self.busy_deadline())?;
+                self.write(&session, |transaction| {
+                    match transaction.find_permit(id)? {
+                        Some(found) if found.end.is_none() => {
+                            transaction.renew(found.number, timeout_ns)
+                        }
+                        _ => Ok(None),
+                    }
+                })
+            }
+        }
     }
 
     fn release(&self, claim: &Claim) -> Result<(), Error> {
-        if claim.holding.is_some() && claim.pid == std::process::id() {
+        if let Some(registered) = &claim.registered
+            && claim.pid == std::process::id()
+        {
+            if registered.holder != Holder::Claim {
+                return Ok(());
+            }
             let session = self.session_of(claim)?;
-            return self.write(&session, |transaction| transaction.let_go(claim).map(drop));
+            return self.write(&session, |transaction| {
+                if transaction.is_open(registered.number)? {
+                    let slots = registered.slots.iter().map(|slot| slot.limit);
+                    transaction.abandon(registered.number, slots)?;
+                }
+                Ok(())
+            });
         }
         // A hint: what is not heard of here is struck out when its owner has ended.
         if let Some(booking) = claim.booking

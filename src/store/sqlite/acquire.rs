@@ -8,7 +8,11 @@ use crate::decision::{Verdict, decide};
 use crate::error::{Error, RequestError};
 use crate::line::{decide_behind, is_of_slots, rates_admit};
 use crate::plan::{Patience, Plan};
-use crate::store::{BookingId, Claim, Few, Outcome, Queued, Row, TicketId, denial, latest, lines};
+use crate::settlement::End;
+use crate::store::{
+    BookingId, Claim, Few, Holder, Outcome, PermitNumber, Queued, Registered, Row, TicketId,
+    denial, expiry, latest, lines,
+};
 
 /// What one attempt at an acquisition came to.
 #[expect(
@@ -33,7 +37,22 @@ pub(super) fn attempt(
     let owner = session.owner();
     let now = transaction.now();
     let known = transaction.all_known(plan)?;
-    let lines = lines(plan, &known, &transaction.place.database)?;
+    let mut lines = lines(plan, &known, &transaction.place.database)?;
+    let mut resumed = None;
+    if let Some(id) = plan.id() {
+        if owner.is_none() {
+            return Ok(Attempt::NeedsOwner);
+        }
+        match resume(transaction, session, plan, id)? {
+            Resumed::Not => {}
+            Resumed::Whole(claim) => return Ok(Attempt::Done(Outcome::Admitted { claim, now })),
+            Resumed::WithoutSlots(number) => {
+                // Its charges stand; only the slots have to be taken again.
+                lines.retain(|line| is_of_slots(line));
+                resumed = Some(number);
+            }
+        }
+    }
     let has_slots = lines.iter().any(is_of_slots);
     if has_slots && plan.patience.books() {
         let key = plan.takes().zip(&lines).find(|(_, line)| is_of_slots(line));
@@ -50,13 +69,20 @@ pub(super) fn attempt(
     }
     match verdict {
         Verdict::Admit(at) => {
-            if owner.is_none() && (at > now || has_slots) {
-                return Ok(Attempt::NeedsOwner);
-            }
+            let needs_owner = at > now || has_slots || plan.id().is_some();
+            let owner = match owner {
+                None if needs_owner => return Ok(Attempt::NeedsOwner),
+                owner => owner.filter(|_| needs_owner),
+            };
             if let Some(ticket) = ticket {
                 transaction.leave_line(ticket)?;
             }
-            let claim = charge(transaction, session, &lines, owner, at)?;
+            let claim = match (resumed, plan.id(), owner) {
+                (Some(number), Some(id), Some(owner)) => {
+                    retake(transaction, session, &lines, number, owner, id)?
+                }
+                _ => charge(transaction, session, plan, &lines, owner, at)?,
+            };
             Ok(Attempt::Done(Outcome::Admitted { claim, now }))
         }
         Verdict::Refuse(refusal) => {
@@ -135,24 +161,41 @@ fn may_come_back(
     Ok(false)
 }
 
-/// Takes everything that a request asks for.
+/// Takes everything that a request asks for. There is an owner if one is needed.
 fn charge(
     transaction: &mut Transaction<'_>,
     session: &Session,
+    plan: &Plan<'_>,
     lines: &[Line<'_>],
     owner: Option<i64>,
     at: Timestamp,
 ) -> Result<Claim, Error> {
     let now = transaction.now();
-    let mut slots = lines.iter().filter(|line| is_of_slots(line));
-    let holding = match owner {
-        Some(owner) if slots.clone().next().is_some() => Some(transaction.hold(owner, &mut slots)?),
-        _ => None,
-    };
     let mut rows = Few::with_capacity(lines.len());
     for line in lines.iter().filter(|line| !is_of_slots(line)) {
         let seq = transaction.charge(line.id, at, line.amount)?;
         rows.push(Row::new(line, seq));
+    }
+    let mut registered = None;
+    if let Some(owner) = owner {
+        let slots = lines.iter().filter(|line| is_of_slots(line));
+        if plan.id().is_some() || slots.clone().next().is_some() {
+            let expires = expiry(slots.clone(), now);
+            let request = plan.id().map(|_| plan.print());
+            let name = plan.id().zip(request.as_deref());
+            let number = transaction.insert_permit(owner, at, expires, name)?;
+            if name.is_some() {
+                transaction.insert_permit_charges(number, &rows)?;
+            }
+            registered = Some(Box::new(Registered {
+                number,
+                id: plan.id().map(Into::into),
+                slots: slots
+                    .map(|line| transaction.take_slots(number, line, expires))
+                    .collect::<Result<_, _>>()?,
+                holder: Holder::Claim,
+            }));
+        }
     }
     let booking = owner.filter(|_| at > now).map(|owner| BookingId {
         owner,
@@ -175,8 +218,85 @@ fn charge(
         pid: session.pid,
         rows,
         booking,
-        holding,
+        registered,
     })
+}
+
+/// What was found under the id of a request.
+#[expect(clippy::large_enum_variant, reason = "it is looked at once and gone")]
+enum Resumed {
+    Not,
+    Whole(Claim),
+    /// The permit is there, but its slots came back when its process died.
+    WithoutSlots(PermitNumber),
+}
+
+/// Looks for what was granted before under the same id.
+fn resume(
+    transaction: &mut Transaction<'_>,
+    session: &Session,
+    plan: &Plan<'_>,
+    id: &str,
+) -> Result<Resumed, Error> {
+    let Some(mut found) = transaction.find_permit(id)? else {
+        return Ok(Resumed::Not);
+    };
+    let me = session.owner();
+    if found.owner.is_some_and(|owner| Some(owner) != me)
+        && transaction.reclaim(&session.lock_file, me)?
+    {
+        match transaction.find_permit(id)? {
+            Some(again) => found = again,
+            None => return Ok(Resumed::Not),
+        }
+    }
+    if found.end == Some(End::Cancelled) {
+        transaction.forget_permit(id)?;
+        return Ok(Resumed::Not);
+    }
+    if found.request != plan.print() {
+        return Err(Error::IdTaken {
+            id: id.to_owned(),
+            stored: found.request.replace('\n', ", "),
+            file: transaction.place.database.clone(),
+        });
+    }
+    let holder = match (found.end, found.owner, found.detached) {
+        (Some(_), _, _) => Holder::Ended,
+        (None, None, false) => Holder::Claim,
+        _ => Holder::Other,
+    };
+    let claim = transaction.claim_on(&found, id, session, holder)?;
+    let lacks_slots = claim.print() != found.request;
+    if holder == Holder::Claim && lacks_slots {
+        return Ok(Resumed::WithoutSlots(found.number));
+    }
+    if let (Holder::Claim, Some(me)) = (holder, me) {
+        transaction.adopt(found.number, me, None)?;
+    }
+    Ok(Resumed::Whole(claim))
+}
+
+/// Takes the slots again of a permit that nobody answers for any more.
+fn retake(
+    transaction: &mut Transaction<'_>,
+    session: &Session,
+    lines: &[Line<'_>],
+    number: PermitNumber,
+    owner: i64,
+    id: &str,
+) -> Result<Claim, Error> {
+    let expires = expiry(lines.iter(), transaction.now());
+    transaction.adopt(number, owner, expires)?;
+    for line in lines {
+        transaction.take_slots(number, line, expires)?;
+    }
+    match transaction.find_permit(id)? {
+        Some(found) => transaction.claim_on(&found, id, session, Holder::Claim),
+        None => Err(transaction
+            .place
+            .damaged("a permit is gone that was just there")),
+    }
 }
 
 /// Waits by a ticket, the former one if it is still in line.

@@ -6,7 +6,7 @@ use super::ledger::{Taken, taken};
 use super::transaction::Transaction;
 use crate::clock::Timestamp;
 use crate::error::Error;
-use crate::store::{BookingId, Row};
+use crate::store::{BookingId, Claim, Row};
 
 const INSERT: &str = "INSERT INTO booking (owner_id, booking_id, limit_id, at_ns, seq)
     VALUES (?1, ?2, ?3, ?4, ?5)";
@@ -89,5 +89,24 @@ impl Transaction<'_> {
             .and_then(|mut statement| statement.execute([owner]))
             .map(drop)
             .map_err(|error| self.sqlite(error))
+    }
+}
+
+const FORGET_ROW: &str = "DELETE FROM booking
+    WHERE owner_id = ?1 AND limit_id = ?2 AND at_ns = ?3 AND seq = ?4";
+
+impl Transaction<'_> {
+    /// Removes the booking of a claim of which only the owner is known, and leaves its charges as they are.
+    pub(super) fn forget_booked_rows(&mut self, owner: i64, claim: &Claim) -> Result<(), Error> {
+        self.wrote();
+        for row in &claim.rows {
+            let key = (owner, row.limit.0, claim.at.as_nanos(), row.seq);
+            self.link
+                .connection
+                .prepare_cached(FORGET_ROW)
+                .and_then(|mut statement| statement.execute(key))
+                .map_err(|error| self.sqlite(error))?;
+        }
+        Ok(())
     }
 }

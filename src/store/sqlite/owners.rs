@@ -94,7 +94,7 @@ impl Transaction<'_> {
                 self.tell_reclaimed(owner.id, &booked)?;
                 self.take_back(booked)?;
             }
-            came_back |= self.release_all_of(owner.id)?;
+            came_back |= self.abandon_all_of(owner.id, reached)?;
             came_back |= self.remove_from_line(owner.id)?;
             self.forget_bookings(owner.id)?;
             self.link

@@ -1,17 +1,18 @@
 //! Correcting what was charged to what was used.
 
+use super::session::Session;
 use super::transaction::Transaction;
 use crate::calendar::LimitId;
 use crate::error::Error;
-use crate::settlement::{Estimate, Settled, Settlement, Used, correction};
-use crate::store::Claim;
+use crate::settlement::{End, Estimate, Settled, Settlement, Used, correction};
+use crate::store::{Claim, Holder};
 use crate::usage::People;
 
 impl Transaction<'_> {
     /// Corrects the charges of a claim.
     pub(super) fn settle(&mut self, claim: &Claim, used: &Used) -> Result<Settled, Error> {
-        if !self.let_go(claim)? {
-            return Ok(Settled::Expired);
+        if let Some(end) = self.close(claim, End::Settled)? {
+            return Ok(end.told());
         }
         let charges = self.find_claimed(claim)?;
         let mut settlement = Settlement::default();
@@ -42,6 +43,42 @@ impl Transaction<'_> {
             self.forget_booking(booking)?;
         }
         Ok(Settled::Now(settlement))
+    }
+}
+
+impl Transaction<'_> {
+    /// Takes back the charges of a claim, and its slots.
+    pub(super) fn cancel(&mut self, claim: &Claim) -> Result<Settled, Error> {
+        if let Some(end) = self.close(claim, End::Cancelled)? {
+            return Ok(end.told());
+        }
+        let charges = self.find_claimed(claim)?;
+        self.take_back(charges)?;
+        if let Some(booking) = claim.booking {
+            self.forget_booking(booking)?;
+        }
+        Ok(Settled::Now(Settlement::default()))
+    }
+
+    /// Does something about the permit of an id, if that is open.
+    pub(super) fn with_permit(
+        &mut self,
+        id: &str,
+        session: &Session,
+        act: impl FnOnce(&mut Self, &Claim) -> Result<Settled, Error>,
+    ) -> Result<Settled, Error> {
+        let Some(found) = self.find_permit(id)? else {
+            return Ok(Settled::Unknown);
+        };
+        if let Some(end) = found.end {
+            return Ok(end.told());
+        }
+        let claim = self.claim_on(&found, id, session, Holder::Other)?;
+        // Its owner's booking of it, if it is one, must not be taken for that of a later charge.
+        if let Some(owner) = found.owner {
+            self.forget_booked_rows(owner, &claim)?;
+        }
+        act(self, &claim)
     }
 }
 

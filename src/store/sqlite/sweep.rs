@@ -31,7 +31,7 @@ impl Transaction<'_> {
             }
             None => LimitId(0),
         };
-        self.remove_expired()?;
+        self.sweep_permits()?;
         self.return_pages()?;
         Ok(next)
     }

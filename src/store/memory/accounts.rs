@@ -1,0 +1,159 @@
+//! What is charged and what is held, in memory.
+
+use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
+
+use crate::calendar::{Charge, Ledgers, LimitId, Total};
+use crate::clock::Timestamp;
+use crate::decision::Books;
+use crate::store::PermitNumber;
+
+/// How many expired charges one acquisition removes from each ledger that it charges.
+const SWEEP: usize = 64;
+
+/// A ledger by instant and position in the instant.
+pub(super) type Ledger = BTreeMap<(Timestamp, i64), Sum>;
+
+/// The rest of a [`Charge`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sum {
+    amount: i64,
+    total: Total,
+}
+
+/// What is charged and what is held, as of now.
+#[derive(Debug)]
+pub(super) struct Accounts {
+    pub(super) ledgers: HashMap<LimitId, Ledger>,
+    pub(super) slots: HashMap<LimitId, BTreeMap<PermitNumber, Held>>,
+    pub(super) now: Timestamp,
+}
+
+/// Slots of one limit that one permit holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Held {
+    pub(super) amount: i64,
+    pub(super) expires: Option<Timestamp>,
+}
+
+impl Held {
+    pub(super) fn counts(&self, now: Timestamp) -> bool {
+        self.expires.is_none_or(|expires| now < expires)
+    }
+}
+
+impl Accounts {
+    /// Adds a charge and returns its position in the instant.
+    pub(super) fn charge(&mut self, limit: LimitId, at: Timestamp, amount: i64) -> i64 {
+        let ledger = self.ledgers.entry(limit).or_default();
+        let previous = ledger.range(..=(at, i64::MAX)).next_back();
+        let (seq, before) = match previous {
+            Some((&(previous_at, seq), sum)) if previous_at == at => (seq + 1, sum.total),
+            Some((_, sum)) => (0, sum.total),
+            // What lay before may have been swept, and the bookings ahead still count from there.
+            None => (
+                0,
+                ledger
+                    .first_key_value()
+                    .map_or(Total::ZERO, |next| charge_of(next).before()),
+            ),
+        };
+        for (_, sum) in ledger.range_mut((at, seq)..) {
+            sum.total = sum.total.plus(amount);
+        }
+        let total = before.plus(amount);
+        ledger.insert((at, seq), Sum { amount, total });
+        seq
+    }
+
+    /// When the next slot of a limit comes back by itself.
+    pub(super) fn next_expiry(&self, limit: LimitId) -> Timestamp {
+        let slots = self
+            .slots
+            .get(&limit)
+            .into_iter()
+            .flat_map(BTreeMap::values);
+        let expiries = slots.filter_map(|held| held.expires);
+        expiries
+            .filter(|expires| *expires > self.now)
+            .min()
+            .unwrap_or(Timestamp::from_nanos(i64::MAX))
+    }
+
+    /// What stands in a row, unless it was swept.
+    pub(super) fn amount(&self, limit: LimitId, at: Timestamp, seq: i64) -> Option<i64> {
+        Some(self.ledger(limit)?.get(&(at, seq))?.amount)
+    }
+
+    /// Changes what stands in a row, unless it was swept; a row of nothing is removed.
+    pub(super) fn amend(&mut self, limit: LimitId, at: Timestamp, seq: i64, amount: i64) {
+        let Some(ledger) = self.ledgers.get_mut(&limit) else {
+            return;
+        };
+        let Some(sum) = ledger.get_mut(&(at, seq)) else {
+            return;
+        };
+        let more = amount - sum.amount;
+        sum.amount = amount;
+        for (_, sum) in ledger.range_mut((at, seq)..) {
+            sum.total = sum.total.plus(more);
+        }
+        if amount == 0 {
+            ledger.remove(&(at, seq));
+        }
+    }
+
+    /// Removes a few charges that no window holds any more.
+    pub(super) fn sweep(&mut self, limit: LimitId, expired: Timestamp) {
+        if let Some(ledger) = self.ledgers.get_mut(&limit) {
+            for _ in 0..SWEEP {
+                match ledger.first_entry() {
+                    Some(entry) if entry.key().0 <= expired => entry.remove(),
+                    _ => return,
+                };
+            }
+        }
+    }
+
+    fn ledger(&self, limit: LimitId) -> Option<&Ledger> {
+        self.ledgers.get(&limit)
+    }
+}
+
+fn charge_of((&(at, seq), sum): (&(Timestamp, i64), &Sum)) -> Charge {
+    Charge {
+        at,
+        seq,
+        amount: sum.amount,
+        total: sum.total,
+    }
+}
+
+impl Books for Accounts {
+    fn held(&mut self, limit: LimitId) -> Result<i64, Infallible> {
+        let now = self.now;
+        let Some(slots) = self.slots.get_mut(&limit) else {
+            return Ok(0);
+        };
+        slots.retain(|_, held| held.counts(now));
+        Ok(slots.values().map(|held| held.amount).sum())
+    }
+}
+
+impl Ledgers for Accounts {
+    type Error = Infallible;
+
+    fn last_at(&mut self, limit: LimitId, at: Timestamp) -> Result<Option<Charge>, Infallible> {
+        Ok(self
+            .ledger(limit)
+            .and_then(|ledger| ledger.range(..=(at, i64::MAX)).next_back())
+            .map(charge_of))
+    }
+
+    fn first_after(&mut self, limit: LimitId, at: Timestamp) -> Result<Option<Charge>, Infallible> {
+        Ok(self
+            .ledger(limit)
+            .and_then(|ledger| ledger.range((at.saturating_plus_ns(1), 0)..).next())
+            .map(charge_of))
+    }
+}

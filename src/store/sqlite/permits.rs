@@ -1,0 +1,496 @@
+//! Permits that the file knows of, because they hold slots or have an id.
+
+use rusqlite::OptionalExtension;
+
+use super::session::Session;
+use super::transaction::Transaction;
+use crate::calendar::LimitId;
+use crate::clock::Timestamp;
+use crate::error::Error;
+use crate::settlement::End;
+use crate::store::{Claim, Few, Holder, PermitNumber, REMEMBERED_NS, Registered, Row, SlotTake};
+
+const LAST: &str = "SELECT permit_id, ended_ns FROM permit ORDER BY permit_id DESC LIMIT 1";
+const INSERT: &str = "INSERT INTO permit (permit_id, owner_id, at_ns, expires_ns, id, request)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+const DELETE: &str = "DELETE FROM permit WHERE permit_id = ?1";
+
+impl Transaction<'_> {
+    /// Enters a permit, with an id and what was asked for under it if it has one. Its number is the present instant,
+    /// or one more than that of the last permit; so it grows even if a power failure takes the last ones
+    /// from the file.
+    pub(super) fn insert_permit(
+        &mut self,
+        owner: i64,
+        at: Timestamp,
+        expires: Option<Timestamp>,
+        name: Option<(&str, &str)>,
+    ) -> Result<PermitNumber, Error> {
+        self.wrote();
+        let connection = self.link.connection;
+        let last: Option<(i64, Option<i64>)> = connection
+            .prepare_cached(LAST)
+            .and_then(|mut s| {
+                s.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
+                    .optional()
+            })
+            .map_err(|error| self.sqlite(error))?;
+        let now_ns = self.now().as_nanos();
+        let number = last.map_or(now_ns, |(last, _)| now_ns.max(last.saturating_add(1)));
+        if let Some((last, Some(_ended))) = last {
+            self.delete_permit(PermitNumber(last))?;
+        }
+        let (id, request) = name.unzip();
+        let expires_ns = expires.map(Timestamp::as_nanos);
+        connection
+            .prepare_cached(INSERT)
+            .and_then(|mut s| s.execute((number, owner, at.as_nanos(), expires_ns, id, request)))
+            .map_err(|error| self.sqlite(error))?;
+        Ok(PermitNumber(number))
+    }
+
+    fn delete_permit(&self, permit: PermitNumber) -> Result<(), Error> {
+        self.link
+            .connection
+            .prepare_cached(DELETE)
+            .and_then(|mut s| s.execute([permit.0]))
+            .map(drop)
+            .map_err(|error| self.sqlite(error))
+    }
+}
+
+const INSERT_CHARGE: &str =
+    "INSERT INTO permit_charge (permit_id, limit_id, seq, amount) VALUES (?1, ?2, ?3, ?4)";
+
+impl Transaction<'_> {
+    /// Says which charges belong to a permit that has an id.
+    pub(super) fn insert_permit_charges(
+        &mut self,
+        permit: PermitNumber,
+        rows: &[Row],
+    ) -> Result<(), Error> {
+        for row in rows {
+            let amount = row.amount.cast_signed();
+            self.link
+                .connection
+                .prepare_cached(INSERT_CHARGE)
+                .and_then(|mut s| s.execute((permit.0, row.limit.0, row.seq, amount)))
+                .map_err(|error| self.sqlite(error))?;
+        }
+        Ok(())
+    }
+}
+
+/// A permit that was found by its id.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) number: PermitNumber,
+    pub(super) owner: Option<i64>,
+    pub(super) at: Timestamp,
+    pub(super) request: String,
+    pub(super) detached: bool,
+    pub(super) end: Option<End>,
+}
+
+const FIND_OPEN: &str = "SELECT permit_id, owner_id, at_ns, request, detached, expires_ns
+    FROM permit WHERE id = ?1";
+const FIND_ENDED: &str =
+    "SELECT permit_id, at_ns, request, outcome FROM ended_permit WHERE id = ?1";
+
+impl Transaction<'_> {
+    /// The permit of an id; one whose timeout has passed ends here.
+    pub(super) fn find_permit(&mut self, id: &str) -> Result<Option<Found>, Error> {
+        let connection = self.link.connection;
+        let open = connection
+            .prepare_cached(FIND_OPEN)
+            .and_then(|mut s| {
+                s.query_row([id], |row| {
+                    let found = Found {
+                        number: PermitNumber(row.get(0)?),
+                        owner: row.get(1)?,
+                        at: Timestamp::from_nanos(row.get(2)?),
+                        request: row.get::<_, Option<String>>(3)?.unwrap_or_default(),
+                        detached: row.get(4)?,
+                        end: None,
+                    };
+                    Ok((found, row.get::<_, Option<i64>>(5)?))
+                })
+                .optional()
+            })
+            .map_err(|error| self.sqlite(error))?;
+        if let Some((mut found, expires_ns)) = open {
+            if expires_ns.is_some_and(|expires_ns| expires_ns <= self.now().as_nanos()) {
+                found.end = Some(End::Expired);
+                self.end_permit(found.number, End::Expired)?;
+            }
+            return Ok(Some(found));
+        }
+        connection
+            .prepare_cached(FIND_ENDED)
+            .and_then(|mut s| {
+                s.query_row([id], |row| {
+                    Ok(Found {
+                        number: PermitNumber(row.get(0)?),
+                        owner: None,
+                        at: Timestamp::from_nanos(row.get(1)?),
+                        request: row.get(2)?,
+                        detached: false,
+                        end: Some(End::parse(&row.get::<_, String>(3)?)),
+                    })
+                })
+                .optional()
+            })
+            .map_err(|error| self.sqlite(error))
+    }
+}
+
+const CHARGES_OF: &str = "SELECT limit_id, seq, amount FROM permit_charge WHERE permit_id = ?1";
+
+impl Transaction<'_> {
+    /// A claim on a permit that was found by its id.
+    pub(super) fn claim_on(
+        &mut self,
+        found: &Found,
+        id: &str,
+        session: &Session,
+        holder: Holder,
+    ) -> Result<Claim, Error> {
+        let charges: Vec<(LimitId, i64, i64)> = self
+            .link
+            .connection
+            .prepare_cached(CHARGES_OF)
+            .and_then(|mut s| {
+                s.query_map([found.number.0], |row| {
+                    Ok((LimitId(row.get(0)?), row.get(1)?, row.get(2)?))
+                })?
+                .collect()
+            })
+            .map_err(|error| self.sqlite(error))?;
+        let mut rows = Few::with_capacity(charges.len());
+        for (limit, seq, amount) in charges {
+            if let Some(known) = self.known_by_id(limit)? {
+                rows.push(Row {
+                    limit,
+                    key: known.limit.shared_key().clone(),
+                    seq,
+                    amount: amount.unsigned_abs(),
+                });
+            }
+        }
+        let mut slots = Few::new();
+        for (limit, amount) in self.slots_of(found.number)? {
+            if let Some(known) = self.known_by_id(limit)? {
+                slots.push(SlotTake {
+                    limit,
+                    key: known.limit.shared_key().clone(),
+                    amount: amount.unsigned_abs(),
+                });
+            }
+        }
+        Ok(Claim {
+            at: found.at,
+            wake_at: self.timeline().elapsed_at(found.at),
+            session: session.number,
+            pid: session.pid,
+            rows,
+            booking: None,
+            registered: Some(Box::new(Registered {
+                number: found.number,
+                id: Some(id.into()),
+                slots,
+                holder,
+            })),
+        })
+    }
+}
+
+const ADOPT: &str = "UPDATE permit SET owner_id = ?2, expires_ns = ?3 WHERE permit_id = ?1";
+
+impl Transaction<'_> {
+    /// Makes an owner answer for a permit that nobody answers for.
+    pub(super) fn adopt(
+        &mut self,
+        permit: PermitNumber,
+        owner: i64,
+        expires: Option<Timestamp>,
+    ) -> Result<(), Error> {
+        self.wrote();
+        let expires_ns = expires.map(Timestamp::as_nanos);
+        self.link
+            .connection
+            .prepare_cached(ADOPT)
+            .and_then(|mut s| s.execute((permit.0, owner, expires_ns)))
+            .map(drop)
+            .map_err(|error| self.sqlite(error))
+    }
+}
+
+const IS_OPEN: &str = "SELECT expires_ns FROM permit WHERE permit_id = ?1 AND ended_ns IS NULL";
+const HOW_ENDED: &str = "SELECT outcome FROM ended_permit WHERE id = ?1 AND permit_id = ?2";
+
+impl Transaction<'_> {
+    pub(super) fn is_open(&self, permit: PermitNumber) -> Result<bool, Error> {
+        self.link
+            .connection
+            .prepare_cached(IS_OPEN)
+            .and_then(|mut s| s.query_row([permit.0], |_| Ok(())).optional())
+            .map(|open| open.is_some())
+            .map_err(|error| self.sqlite(error))
+    }
+
+    /// Ends the permit of a claim. Returns how it had ended, if it had.
+    pub(super) fn close(&mut self, claim: &Claim, end: End) -> Result<Option<End>, Error> {
+        let Some(registered) = &claim.registered else {
+            return Ok(None);
+        };
+        let number = registered.number;
+        let connection = self.link.connection;
+        let expires_ns: Option<Option<i64>> = connection
+            .prepare_cached(IS_OPEN)
+            .and_then(|mut s| s.query_row([number.0], |row| row.get(0)).optional())
+            .map_err(|error| self.sqlite(error))?;
+        let now_ns = self.now().as_nanos();
+        match expires_ns {
+            Some(Some(expires_ns)) if expires_ns <= now_ns => {
+                self.end_permit(number, End::Expired)?;
+                Ok(Some(End::Expired))
+            }
+            Some(_) => {
+                let slots = registered.slots.iter().map(|slot| slot.limit);
+                self.give_back_slots(number, slots)?;
+                self.strike_out(number, end)?;
+                Ok(None)
+            }
+            None => {
+                let Some(id) = &registered.id else {
+                    return Ok(Some(End::Expired));
+                };
+                let outcome: Option<String> = connection
+                    .prepare_cached(HOW_ENDED)
+                    .and_then(|mut s| s.query_row((&**id, number.0), |row| row.get(0)).optional())
+                    .map_err(|error| self.sqlite(error))?;
+                Ok(Some(outcome.map_or(End::Expired, |text| End::parse(&text))))
+            }
+        }
+    }
+
+    /// Ends a permit of which nothing but the number is known.
+    fn end_permit(&mut self, permit: PermitNumber, end: End) -> Result<(), Error> {
+        let slots = self.slots_of(permit)?;
+        self.give_back_slots(permit, slots.into_iter().map(|(limit, _)| limit))?;
+        self.strike_out(permit, end)
+    }
+}
+
+const REMEMBER: &str =
+    "INSERT OR REPLACE INTO ended_permit (id, permit_id, at_ns, ended_ns, request, outcome)
+    SELECT id, permit_id, at_ns, ?2, coalesce(request, ''), ?3 FROM permit
+    WHERE permit_id = ?1 AND id IS NOT NULL";
+const DELETE_CHARGES: &str = "DELETE FROM permit_charge WHERE permit_id = ?1";
+const MARK: &str = "UPDATE permit SET ended_ns = ?2, id = NULL, request = NULL, expires_ns = NULL
+    WHERE permit_id = ?1 AND permit_id = (SELECT max(permit_id) FROM permit)";
+
+impl Transaction<'_> {
+    /// Removes a permit, or marks it as ended if it is the last one: from that, the next one gets its number. Its id
+    /// is remembered.
+    fn strike_out(&mut self, permit: PermitNumber, end: End) -> Result<(), Error> {
+        self.wrote();
+        let now_ns = self.now().as_nanos();
+        let connection = self.link.connection;
+        let strike = || -> rusqlite::Result<usize> {
+            let remembered =
+                connection
+                    .prepare_cached(REMEMBER)?
+                    .execute((permit.0, now_ns, end.as_str()))?;
+            if remembered > 0 {
+                connection
+                    .prepare_cached(DELETE_CHARGES)?
+                    .execute([permit.0])?;
+            }
+            connection.prepare_cached(MARK)?.execute((permit.0, now_ns))
+        };
+        if strike().map_err(|error| self.sqlite(error))? == 0 {
+            self.delete_permit(permit)?;
+        }
+        Ok(())
+    }
+}
+
+const ABANDON: &str = "UPDATE permit SET owner_id = NULL, expires_ns = ?2
+    WHERE permit_id = ?1 AND id IS NOT NULL AND ended_ns IS NULL";
+
+impl Transaction<'_> {
+    /// The claim on a permit is dropped: its slots come back. A permit that has an id stays open for a while, so that
+    /// somebody can still settle it.
+    pub(super) fn abandon(
+        &mut self,
+        permit: PermitNumber,
+        slots: impl IntoIterator<Item = LimitId>,
+    ) -> Result<(), Error> {
+        self.wrote();
+        self.give_back_slots(permit, slots)?;
+        let until_ns = self.now().saturating_plus_ns(REMEMBERED_NS).as_nanos();
+        let abandoned = self
+            .link
+            .connection
+            .prepare_cached(ABANDON)
+            .and_then(|mut s| s.execute((permit.0, until_ns)))
+            .map_err(|error| self.sqlite(error))?;
+        if abandoned == 0 {
+            self.strike_out(permit, End::Expired)?;
+        }
+        Ok(())
+    }
+}
+
+const HELD_BY: &str =
+    "SELECT permit_id, at_ns FROM permit WHERE owner_id = ?1 AND ended_ns IS NULL";
+
+impl Transaction<'_> {
+    /// Gives back the slots of a dead owner. True if it had any. What it had booked for later than `reached` is gone
+    /// altogether.
+    pub(super) fn abandon_all_of(&mut self, owner: i64, reached: Timestamp) -> Result<bool, Error> {
+        let permits: Vec<(PermitNumber, i64)> = self
+            .link
+            .connection
+            .prepare_cached(HELD_BY)
+            .and_then(|mut s| {
+                s.query_map([owner], |row| Ok((PermitNumber(row.get(0)?), row.get(1)?)))?
+                    .collect()
+            })
+            .map_err(|error| self.sqlite(error))?;
+        let any = !permits.is_empty();
+        for (permit, at_ns) in permits {
+            if at_ns > reached.as_nanos() {
+                self.end_permit(permit, End::Cancelled)?;
+            } else {
+                let slots = self.slots_of(permit)?;
+                self.abandon(permit, slots.into_iter().map(|(limit, _)| limit))?;
+            }
+        }
+        Ok(any)
+    }
+}
+
+const FIND_EXPIRED: &str = "SELECT permit_id FROM permit
+    WHERE expires_ns <= ?1 AND ended_ns IS NULL LIMIT 64";
+const FORGET: &str = "DELETE FROM ended_permit
+    WHERE id IN (SELECT id FROM ended_permit WHERE ended_ns <= ?1 ORDER BY ended_ns LIMIT 256)";
+
+impl Transaction<'_> {
+    /// Ends permits whose timeout has passed, and forgets the ids of those that ended long ago; a few at a time.
+    pub(super) fn sweep_permits(&mut self) -> Result<(), Error> {
+        let now = self.now();
+        let expired: Vec<PermitNumber> = self
+            .link
+            .connection
+            .prepare_cached(FIND_EXPIRED)
+            .and_then(|mut s| {
+                s.query_map([now.as_nanos()], |row| row.get(0).map(PermitNumber))?
+                    .collect()
+            })
+            .map_err(|error| self.sqlite(error))?;
+        for permit in expired {
+            self.end_permit(permit, End::Expired)?;
+        }
+        let forgotten = self
+            .link
+            .connection
+            .prepare_cached(FORGET)
+            .and_then(|mut s| s.execute([now.saturating_minus_ns(REMEMBERED_NS).as_nanos()]))
+            .map_err(|error| self.sqlite(error))?;
+        if forgotten > 0 {
+            self.wrote();
+        }
+        Ok(())
+    }
+
+    /// Forgets a permit that was cancelled, so that its id stands for nothing again.
+    pub(super) fn forget_permit(&mut self, id: &str) -> Result<(), Error> {
+        self.wrote();
+        self.link
+            .connection
+            .prepare_cached("DELETE FROM ended_permit WHERE id = ?1")
+            .and_then(|mut s| s.execute([id]))
+            .map(drop)
+            .map_err(|error| self.sqlite(error))
+    }
+}
+
+const NAME: &str = "UPDATE permit SET id = ?2, request = ?3
+    WHERE permit_id = ?1 AND ended_ns IS NULL AND id IS NULL";
+
+impl Transaction<'_> {
+    /// Gives the permit of a claim an id.
+    pub(super) fn register(
+        &mut self,
+        claim: &Claim,
+        owner: i64,
+        id: &str,
+    ) -> Result<Registered, Error> {
+        let request = claim.print();
+        let registered = match &claim.registered {
+            None => {
+                let name = Some((id, request.as_str()));
+                Registered {
+                    number: self.insert_permit(owner, claim.at, None, name)?,
+                    id: Some(id.into()),
+                    slots: Few::new(),
+                    holder: Holder::Claim,
+                }
+            }
+            Some(registered) => {
+                self.wrote();
+                self.link
+                    .connection
+                    .prepare_cached(NAME)
+                    .and_then(|mut s| s.execute((registered.number.0, id, request)))
+                    .map_err(|error| self.sqlite(error))?;
+                Registered {
+                    id: Some(id.into()),
+                    ..(**registered).clone()
+                }
+            }
+        };
+        self.insert_permit_charges(registered.number, &claim.rows)?;
+        Ok(registered)
+    }
+}
+
+const DETACH: &str = "UPDATE permit SET owner_id = NULL, detached = 1 WHERE permit_id = ?1";
+const RENEW: &str = "UPDATE permit SET expires_ns = ?2
+    WHERE permit_id = ?1 AND ended_ns IS NULL AND (expires_ns IS NULL OR expires_ns > ?3)";
+
+impl Transaction<'_> {
+    /// Lets a permit end by itself so long from now. Nothing if it has ended.
+    pub(super) fn renew(
+        &mut self,
+        permit: PermitNumber,
+        timeout_ns: i64,
+    ) -> Result<Option<Timestamp>, Error> {
+        let expires = self.now().saturating_plus_ns(timeout_ns);
+        let renewed = self
+            .link
+            .connection
+            .prepare_cached(RENEW)
+            .and_then(|mut s| s.execute((permit.0, expires.as_nanos(), self.now().as_nanos())))
+            .map_err(|error| self.sqlite(error))?;
+        if renewed == 0 {
+            return Ok(None);
+        }
+        self.wrote();
+        self.let_slots_expire(permit, expires)?;
+        Ok(Some(expires))
+    }
+
+    /// Unties a permit from its owner.
+    pub(super) fn detach(&mut self, permit: PermitNumber) -> Result<(), Error> {
+        self.wrote();
+        self.link
+            .connection
+            .prepare_cached(DETACH)
+            .and_then(|mut s| s.execute([permit.0]))
+            .map(drop)
+            .map_err(|error| self.sqlite(error))
+    }
+}

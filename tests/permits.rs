@@ -1,0 +1,316 @@
+//! Permits that are known by an id, on both stores: handed over, detached, renewed, and asked for twice.
+mod support;
+
+use std::time::Duration;
+
+use quotalite::{
+    Error, HOUR, Limit, Limiter, MINUTE, ManualClock, Permit, Request, RequestError, SECOND,
+    Settled,
+};
+use support::{Scratch, scratch};
+
+fn on_both(story: impl Fn(&Limiter, &ManualClock)) {
+    let clock = ManualClock::new();
+    story(&Limiter::in_memory_with(clock.clone()), &clock);
+    let (_scratch, limiter, clock) = on_file();
+    story(&limiter, &clock);
+}
+
+fn on_file() -> (Scratch, Limiter, ManualClock) {
+    let scratch = scratch();
+    let clock = ManualClock::new();
+    let limiter = open(&scratch, &clock);
+    (scratch, limiter, clock)
+}
+
+fn open(scratch: &Scratch, clock: &ManualClock) -> Limiter {
+    Limiter::builder(scratch.file())
+        .clock(clock.clone())
+        .open()
+        .unwrap()
+}
+
+fn define(limiter: &Limiter) {
+    limiter.define(Limit::slots("slots", 1)).unwrap();
+    limiter
+        .define(Limit::new("tokens").rate(100, MINUTE))
+        .unwrap();
+}
+
+fn ask() -> Request {
+    Request::new().take("slots", 1).take("tokens", 60)
+}
+
+fn get(limiter: &Limiter, ask: &Request) -> Permit {
+    limiter.try_acquire(ask).unwrap().granted().unwrap()
+}
+
+fn free(limiter: &Limiter) -> (u64, u64) {
+    let free = |key| limiter.usage(key).unwrap().available();
+    (free("slots"), free("tokens"))
+}
+
+#[test]
+fn anybody_can_settle_or_cancel_a_permit_by_its_id_once() {
+    on_both(|limiter, clock| {
+        define(limiter);
+        let permit = get(limiter, &ask());
+        let id = permit.id().unwrap();
+        assert_eq!(id.to_string().len(), 26, "a ULID");
+        assert_eq!(permit.id().unwrap(), id);
+        assert_eq!(free(limiter), (0, 40));
+        let settled = limiter.settle(&id, [("tokens", 10)]).unwrap();
+        assert_eq!(settled.settlement().unwrap().amounts()[0].estimated(), 60);
+        assert_eq!(free(limiter), (1, 90));
+        // Its holder, and everybody else, comes too late.
+        assert_eq!(permit.settle([("tokens", 1)]).unwrap(), Settled::Before);
+        assert_eq!(limiter.cancel(&id).unwrap(), Settled::Before);
+        drop(permit);
+        assert_eq!(free(limiter), (1, 90));
+
+        clock.advance(MINUTE);
+        let permit = get(limiter, &ask());
+        let other = permit.id().unwrap();
+        assert_ne!(other, id);
+        assert!(limiter.cancel(&other).unwrap().settlement().is_some());
+        assert_eq!(permit.cancel().unwrap(), Settled::Before);
+        assert_eq!(free(limiter), (1, 100));
+        assert_eq!(
+            limiter.settle("nobody", [("tokens", 1)]).unwrap(),
+            Settled::Unknown
+        );
+        assert_eq!(limiter.renew("nobody", MINUTE).unwrap(), None);
+    });
+}
+
+#[test]
+fn an_id_is_forgotten_an_hour_after_its_permit_has_ended() {
+    let (scratch, limiter, clock) = on_file();
+    define(&limiter);
+    let permit = get(&limiter, &ask());
+    let id = permit.id().unwrap();
+    permit.settle([("tokens", 1)]).unwrap();
+    clock.advance(HOUR);
+    // Sweeping comes by once in a while.
+    for _ in 0..300 {
+        clock.advance(SECOND);
+        drop(limiter.acquire("tokens").unwrap());
+    }
+    assert_eq!(limiter.cancel(&id).unwrap(), Settled::Unknown);
+    assert_eq!(
+        scratch.sqlite::<i64>("SELECT count(*) FROM ended_permit"),
+        0
+    );
+    assert_eq!(
+        scratch.sqlite::<i64>("SELECT count(*) FROM permit_charge"),
+        0
+    );
+    assert!(scratch.sqlite::<i64>("SELECT count(*) FROM permit") <= 1);
+}
+
+#[test]
+fn a_detached_permit_outlives_its_limiter_until_its_timeout() {
+    let (scratch, limiter, clock) = on_file();
+    define(&limiter);
+    let id = get(&limiter, &ask()).detach(HOUR).unwrap();
+    drop(limiter);
+    let limiter = open(&scratch, &clock);
+    clock.advance(MINUTE);
+    assert!(!limiter.try_acquire("slots").unwrap().is_granted());
+    clock.advance(HOUR - MINUTE - Duration::from_nanos(1));
+    assert!(!limiter.try_acquire("slots").unwrap().is_granted());
+    clock.advance(Duration::from_nanos(1));
+    assert!(limiter.try_acquire("slots").unwrap().is_granted());
+    assert_eq!(
+        limiter.settle(&id, [("tokens", 1)]).unwrap(),
+        Settled::Expired
+    );
+}
+
+#[test]
+fn a_detached_permit_can_be_renewed_and_settled() {
+    on_both(|limiter, clock| {
+        define(limiter);
+        let permit = get(limiter, &ask());
+        let id = permit.detach(SECOND).unwrap();
+        drop(permit);
+        assert_eq!(free(limiter), (0, 40));
+        let now = limiter.now().unwrap();
+        assert_eq!(
+            limiter.renew(&id, 2 * SECOND).unwrap(),
+            now.checked_add(2 * SECOND)
+        );
+        clock.advance(2 * SECOND - Duration::from_nanos(1));
+        assert_eq!(free(limiter), (0, 40));
+        assert!(
+            limiter
+                .settle(&id, [("tokens", 70)])
+                .unwrap()
+                .settlement()
+                .is_some()
+        );
+        assert_eq!(free(limiter), (1, 30));
+        assert_eq!(limiter.renew(&id, SECOND).unwrap(), None);
+    });
+}
+
+#[test]
+fn renewing_keeps_a_slot_beyond_its_timeout() {
+    on_both(|limiter, clock| {
+        limiter
+            .define(Limit::slots("slots", 1).timeout(SECOND))
+            .unwrap();
+        let permit = limiter.acquire("slots").unwrap();
+        for _ in 0..5 {
+            clock.advance(SECOND / 2);
+            assert!(permit.renew(SECOND).unwrap().is_some());
+            assert!(!limiter.try_acquire("slots").unwrap().is_granted());
+        }
+        clock.advance(SECOND);
+        let next = limiter.try_acquire("slots").unwrap().granted().unwrap();
+        assert_eq!(permit.renew(SECOND).unwrap(), None);
+        drop(permit);
+        assert!(!limiter.try_acquire("slots").unwrap().is_granted());
+        drop(next);
+    });
+}
+
+#[test]
+fn the_same_id_and_request_are_charged_once() {
+    on_both(|limiter, clock| {
+        define(limiter);
+        let named = || ask().id("job 17");
+        let permit = get(limiter, &named());
+        assert_eq!(permit.id().unwrap().to_string(), "job 17");
+        clock.advance(SECOND);
+        let again = get(limiter, &named());
+        assert_eq!(again.at(), permit.at());
+        assert_eq!(again.fence(), permit.fence());
+        // The second handle holds nothing by itself.
+        drop(again);
+        assert_eq!(free(limiter), (0, 40));
+        permit.settle([("tokens", 20)]).unwrap();
+        assert_eq!(free(limiter), (1, 80));
+        // It is the same permit still, and it is settled.
+        let late = get(limiter, &named());
+        assert_eq!(late.at(), permit.at());
+        assert_eq!(late.settle([("tokens", 1)]).unwrap(), Settled::Before);
+        assert_eq!(free(limiter), (1, 80));
+    });
+}
+
+#[test]
+fn an_id_stands_for_one_request() {
+    on_both(|limiter, _| {
+        define(limiter);
+        let permit = get(limiter, &ask().id("job"));
+        for other in [
+            Request::new().take("tokens", 60).id("job"),
+            ask().take("more", 1).id("job"),
+            Request::new().take("slots", 1).take("tokens", 61).id("job"),
+        ] {
+            limiter.define(Limit::new("more").per_second(1)).unwrap();
+            match limiter.try_acquire(&other) {
+                Err(Error::IdTaken { id, stored, .. }) => {
+                    assert_eq!(
+                        (id.as_str(), stored.as_str()),
+                        ("job", "1 slots, 60 tokens")
+                    );
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        // The order does not matter.
+        let turned = Request::new().take("tokens", 60).take("slots", 1).id("job");
+        assert_eq!(get(limiter, &turned).at(), permit.at());
+        assert_eq!(free(limiter), (0, 40));
+    });
+}
+
+#[test]
+fn what_was_cancelled_under_an_id_is_charged_anew() {
+    on_both(|limiter, _| {
+        define(limiter);
+        get(limiter, &ask().id("job")).cancel().unwrap();
+        assert_eq!(free(limiter), (1, 100));
+        let permit = get(limiter, &ask().id("job"));
+        assert_eq!(free(limiter), (0, 40));
+        permit.settle([("tokens", 5)]).unwrap();
+        assert_eq!(free(limiter), (1, 95));
+    });
+}
+
+#[test]
+fn a_permit_that_was_dropped_is_taken_up_again_under_its_id() {
+    on_both(|limiter, clock| {
+        define(limiter);
+        let first = get(limiter, &ask().id("job"));
+        let at = first.at();
+        drop(first);
+        // Its slot came back, its charge stands.
+        assert_eq!(free(limiter), (1, 40));
+        clock.advance(SECOND);
+        let other = limiter.acquire("slots").unwrap();
+        assert!(!limiter.try_acquire(&ask().id("job")).unwrap().is_granted());
+        drop(other);
+        let again = get(limiter, &ask().id("job"));
+        assert_eq!(again.at(), at);
+        assert_eq!(free(limiter), (0, 40));
+        again.settle([("tokens", 1)]).unwrap();
+        assert_eq!(free(limiter), (1, 99));
+    });
+}
+
+#[test]
+fn a_dropped_permit_with_an_id_can_be_settled_by_others() {
+    on_both(|limiter, _| {
+        define(limiter);
+        let permit = get(limiter, &ask());
+        let id = permit.id().unwrap();
+        drop(permit);
+        assert_eq!(free(limiter), (1, 40));
+        assert!(
+            limiter
+                .settle(&id, [("tokens", 6)])
+                .unwrap()
+                .settlement()
+                .is_some()
+        );
+        assert_eq!(free(limiter), (1, 94));
+    });
+}
+
+#[test]
+fn booked_ahead_under_an_id() {
+    on_both(|limiter, clock| {
+        define(limiter);
+        drop(limiter.acquire(("tokens", 100)).unwrap());
+        let ask = Request::new().take("tokens", 30).id("later");
+        let booked = limiter.book(&ask).unwrap();
+        assert_eq!(booked.wait_time(), MINUTE);
+        let again = limiter.book(&ask).unwrap();
+        assert_eq!((again.at(), again.wait_time()), (booked.at(), MINUTE));
+        // Cancelled by somebody else, the place is free for others.
+        assert!(limiter.cancel("later").unwrap().settlement().is_some());
+        let other = limiter.book(("tokens", 100)).unwrap();
+        assert_eq!(other.wait_time(), MINUTE);
+        drop((booked, again));
+        clock.advance(MINUTE);
+        drop(other.wait());
+        assert_eq!(free(limiter).1, 0);
+    });
+}
+
+#[test]
+fn bad_ids_are_refused() {
+    on_both(|limiter, _| {
+        define(limiter);
+        for id in ["", "a\nb", &"x".repeat(129)] {
+            match limiter.try_acquire(&ask().id(id)) {
+                Err(Error::Request(RequestError::Id { bytes })) => assert_eq!(bytes, id.len()),
+                other => panic!("{other:?}"),
+            }
+        }
+        drop(get(limiter, &ask().id("x".repeat(128))));
+    });
+}
