@@ -339,7 +339,8 @@ impl Booking {
     }
 
     /// Takes the permit without waiting, for event loops that have timers of their own: nothing may go
-    /// ahead before [`Permit::at`]. Until then the permit comes back when its process dies.
+    /// ahead before [`Permit::at`]. Until then the permit comes back when its process dies, unless it was
+    /// settled.
     #[must_use]
     pub fn accept(self) -> Permit {
         let mut inner = self.permit.lock();
