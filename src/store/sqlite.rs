@@ -256,8 +256,8 @@ impl SqliteStore {
         match (&result, entered) {
             (Ok(()), Some(id)) => session.set_owner(id),
             (Err(_), Some(id)) => {
-                // Nobody has seen the row; should this fail, the byte stays locked and the id of the
-                // next owner is reported as damaged rather than shared.
+                // Nobody has seen the row. Should this fail, the byte stays locked, and others take the
+                // next id.
                 let _ = session.lock_file.unlock_owner(id);
             }
             (_, None) => {}
