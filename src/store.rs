@@ -22,7 +22,7 @@ use crate::usage::Usage;
 
 pub(crate) use memory::MemoryStore;
 pub use sqlite::Durability;
-pub(crate) use sqlite::{Options, SqliteStore};
+pub(crate) use sqlite::{Accepted, Options, SqliteStore};
 
 /// A place that keeps limits and their ledgers.
 ///
@@ -40,7 +40,7 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
     /// All definitions, by key.
     fn limits(&self) -> Result<Vec<Limit>, Error>;
 
-    /// Decides a request and charges or books it, or writes nothing.
+    /// Decides a request and charges or books it, or charges nothing.
     fn acquire(&self, plan: &Plan<'_>) -> Result<Outcome, Error>;
 
     /// Takes back what `acquire` charged or booked. A claim that is no longer there is no error.
@@ -101,7 +101,7 @@ pub enum Definition {
 pub(crate) enum Outcome {
     /// It is charged at `claim.at`, which is `now` or a booked instant after it.
     Admitted { claim: Claim, now: Timestamp },
-    /// Nothing was written. `deadline` is the last instant that the caller allowed, if that was not now.
+    /// Nothing was charged. `deadline` is the last instant that the caller allowed, if that was not now.
     Refused {
         denial: Denial,
         deadline: Option<Timestamp>,
@@ -120,6 +120,8 @@ pub(crate) struct Claim {
     pub(crate) rows: Few<Row>,
     /// Who booked the rows; nobody if they were charged at once.
     pub(crate) booking: Option<BookingId>,
+    /// Where to say that the booking is used.
+    pub(crate) accepted: Option<Arc<Accepted>>,
 }
 
 impl Claim {

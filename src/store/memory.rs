@@ -143,6 +143,7 @@ impl Store for MemoryStore {
                         pid: std::process::id(),
                         rows,
                         booking: None,
+                        accepted: None,
                     },
                     now,
                 })

@@ -3,7 +3,8 @@
 //! On Linux it holds open file description locks (`fcntl_locking(2)`): the kernel frees them when
 //! their holder ends, however it ends, and shows them across pid namespaces; nothing else opens this
 //! file, and unlike POSIX locks they do not vanish when some other descriptor of the file is closed.
-//! Byte 0 guards opening and migrating; byte N is held by the owner N for as long as it lives.
+//! Byte 0 guards opening and migrating; byte N is held by the owner N for as long as it lives. What the
+//! bytes hold is another matter: see `record`.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -108,6 +109,7 @@ impl Drop for OpenGuard<'_> {
 mod linux {
     use std::fs::File;
     use std::io;
+    use std::os::unix::fs::FileExt;
 
     use nix::errno::Errno;
     use nix::fcntl::{FcntlArg, fcntl};
@@ -133,6 +135,17 @@ mod linux {
 
         pub(in super::super) fn unlock_owner(&self, id: i64) -> io::Result<()> {
             self.with_file(|file| set(file, id, Kind::None).map(drop))
+        }
+
+        /// What stands in the file, as far as it is of any interest.
+        pub(in super::super) fn read(&self) -> io::Result<String> {
+            let mut bytes = [0; 1_024];
+            let length = self.with_file(|file| file.read_at(&mut bytes, 0))?;
+            Ok(String::from_utf8_lossy(&bytes[..length]).into_owned())
+        }
+
+        pub(in super::super) fn write(&self, text: &str) -> io::Result<()> {
+            self.with_file(|file| file.write_all_at(text.as_bytes(), 0))
         }
 
         /// Whether some other open lock file holds the byte of the owner `id`.
