@@ -121,7 +121,7 @@ impl Limiter {
         self.store.limits()
     }
 
-    /// Asks to be admitted now, or not at all. A denial writes nothing, and says when to come back.
+    /// Asks to be admitted now, or not at all. A denial charges nothing, and says when to come back.
     ///
     /// It never overtakes: where somebody has booked, it is granted only if that delays nobody.
     ///
