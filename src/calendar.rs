@@ -3,7 +3,7 @@
 //! Nothing here does I/O or reads a clock; a store hands in its ledgers through [`Ledgers`].
 
 use crate::clock::Timestamp;
-use crate::limit::{Limit, Rate};
+use crate::limit::{Limit, Obstacle, Rate};
 
 /// Names a limit inside a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,7 +57,7 @@ pub(crate) trait Ledgers {
     -> Result<Option<Charge>, Self::Error>;
 }
 
-/// An amount asked of one limit, at most its smallest capacity.
+/// An amount asked of one limit, at most its smallest capacity or its slots.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Line<'a> {
     pub(crate) id: LimitId,
@@ -71,20 +71,20 @@ pub(crate) enum Earliest {
     Now,
     Later {
         at: Timestamp,
-        obstacle: Obstacle,
+        blocker: Blocker,
     },
     /// Later than any instant that can be written down.
     Beyond {
-        obstacle: Obstacle,
+        blocker: Blocker,
     },
 }
 
-/// The rate that a request had to wait for longest.
+/// What a request has to wait for longest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Obstacle {
+pub(crate) struct Blocker {
     /// The position of the line in the request.
     pub(crate) line: usize,
-    pub(crate) rate: Rate,
+    pub(crate) obstacle: Obstacle,
 }
 
 /// Finds the earliest instant at or after `now` at which all lines fit, bookings included.
@@ -98,16 +98,19 @@ pub(crate) fn earliest<L: Ledgers>(
     now: Timestamp,
 ) -> Result<Earliest, L::Error> {
     let mut at = now;
-    let mut obstacle = None;
+    let mut blocker = None;
     let checks: usize = lines.iter().map(|line| line.limit.rates().len()).sum();
     let mut agreed = 0;
+    if checks == 0 {
+        return Ok(Earliest::Now);
+    }
     loop {
         for (position, line) in lines.iter().enumerate() {
             // The widest window moves furthest.
             for rate in line.limit.rates().iter().rev() {
                 if agreed == checks {
                     return Ok(
-                        obstacle.map_or(Earliest::Now, |obstacle| Earliest::Later { at, obstacle })
+                        blocker.map_or(Earliest::Now, |blocker| Earliest::Later { at, blocker })
                     );
                 }
                 let window = Window {
@@ -116,15 +119,15 @@ pub(crate) fn earliest<L: Ledgers>(
                     reach_ns: line.limit.reach_ns(rate),
                 };
                 while let Some(release) = window.over_until(ledgers, at, line.amount)? {
-                    let found = Obstacle {
+                    let found = Blocker {
                         line: position,
-                        rate: *rate,
+                        obstacle: Obstacle::Rate(*rate),
                     };
                     let Some(later) = release.checked_plus_ns(window.reach_ns) else {
-                        return Ok(Earliest::Beyond { obstacle: found });
+                        return Ok(Earliest::Beyond { blocker: found });
                     };
                     at = later;
-                    obstacle = Some(found);
+                    blocker = Some(found);
                     agreed = 0;
                 }
                 agreed += 1;

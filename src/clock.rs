@@ -107,6 +107,11 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
 
     /// Returns when `elapsed` has reached `deadline`, at once if it has already.
     fn sleep_until(&self, deadline: Duration);
+
+    /// Whether `elapsed` keeps pace with real time, so that a sleep of so long brings it so much further.
+    fn is_real(&self) -> bool {
+        true
+    }
 }
 
 /// What a clock shows at one moment.

@@ -4,9 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::calendar::{self, Earliest, Ledgers, Line, Obstacle};
+use crate::calendar::{self, Blocker, Earliest, Ledgers, LimitId, Line};
 use crate::clock::Timestamp;
-use crate::limit::Rate;
+use crate::limit::Obstacle;
 use crate::permit::Permit;
 
 /// Whether a request was admitted.
@@ -79,10 +79,10 @@ impl Peek {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denial {
     key: Arc<str>,
-    rate: Rate,
+    obstacle: Obstacle,
     amount: u64,
     now: Timestamp,
-    retry_at: Timestamp,
+    retry_at: Option<Timestamp>,
 }
 
 impl Denial {
@@ -92,10 +92,10 @@ impl Denial {
         &self.key
     }
 
-    /// The rate of that limit which has to be waited for longest.
+    /// What of that limit stands in the way: the rate that has to be waited for longest, or its slots.
     #[must_use]
-    pub const fn rate(&self) -> Rate {
-        self.rate
+    pub const fn obstacle(&self) -> Obstacle {
+        self.obstacle
     }
 
     /// What was asked of that limit.
@@ -111,29 +111,38 @@ impl Denial {
     }
 
     /// The instant at which the same request would be admitted if nobody else came: not a nanosecond
-    /// earlier, and not later.
+    /// earlier, and not later. `None` if it waits for slots, since nobody knows when a holder ends: then
+    /// [wait in line](crate::Limiter::acquire_within).
     #[must_use]
-    pub const fn retry_at(&self) -> Timestamp {
+    pub const fn retry_at(&self) -> Option<Timestamp> {
         self.retry_at
     }
 
     /// How long until [`retry_at`](Self::retry_at), counted from the decision.
     #[must_use]
-    pub const fn retry_after(&self) -> Duration {
-        self.retry_at.saturating_duration_since(self.now)
+    pub const fn retry_after(&self) -> Option<Duration> {
+        match self.retry_at {
+            Some(at) => Some(at.saturating_duration_since(self.now)),
+            None => None,
+        }
     }
 }
 
 impl fmt::Display for Denial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "limit `{}` ({}) admits {} in {}",
-            self.key,
-            self.rate,
-            self.amount,
-            for_people(self.retry_after())
-        )
+        let Self {
+            key,
+            obstacle,
+            amount,
+            ..
+        } = self;
+        match self.retry_after() {
+            Some(after) => {
+                let after = for_people(after);
+                write!(f, "limit `{key}` ({obstacle}) admits {amount} in {after}")
+            }
+            None => write!(f, "limit `{key}` ({obstacle}) has no room for {amount}"),
+        }
     }
 }
 
@@ -161,38 +170,71 @@ pub(crate) enum Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     /// It fits only at this instant.
-    Until { at: Timestamp, obstacle: Obstacle },
+    Until { at: Timestamp, blocker: Blocker },
     /// It fits only at an instant that cannot be written down.
-    Beyond { obstacle: Obstacle },
+    Beyond { blocker: Blocker },
+    /// It fits when somebody gives slots back.
+    Taken { blocker: Blocker },
+    /// It would fit, but for those who wait in line for it.
+    Behind { blocker: Blocker },
 }
 
-/// Decides a request: it is admitted at the earliest instant at which every window of every line allows
-/// it, provided that this is no later than `latest`.
-pub(crate) fn decide<L: Ledgers>(
-    ledgers: &mut L,
+impl Refusal {
+    /// Whether it ends when somebody else does something, and not by time alone.
+    pub(crate) const fn is_of_the_line(&self) -> bool {
+        matches!(self, Self::Taken { .. } | Self::Behind { .. })
+    }
+}
+
+/// What decisions read of a store: its ledgers, and who holds slots.
+pub(crate) trait Books: Ledgers {
+    /// How many slots of a limit are held.
+    fn held(&mut self, limit: LimitId) -> Result<i64, Self::Error>;
+}
+
+/// Decides a request: it is admitted if its slots are free, at the earliest instant at which every window of
+/// every line allows it, provided that this is no later than `latest`. Slots are held from now on or not at
+/// all, and so are never booked ahead.
+pub(crate) fn decide<B: Books>(
+    books: &mut B,
     lines: &[Line<'_>],
     now: Timestamp,
     latest: Timestamp,
-) -> Result<Verdict, L::Error> {
-    Ok(match calendar::earliest(ledgers, lines, now)? {
+) -> Result<Verdict, B::Error> {
+    let mut latest = latest;
+    for (position, line) in lines.iter().enumerate() {
+        let Some(count) = line.limit.slot_count() else {
+            continue;
+        };
+        latest = now;
+        let free = count.cast_signed().saturating_sub(books.held(line.id)?);
+        if line.amount > free {
+            let blocker = Blocker {
+                line: position,
+                obstacle: Obstacle::Slots(count),
+            };
+            return Ok(Verdict::Refuse(Refusal::Taken { blocker }));
+        }
+    }
+    Ok(match calendar::earliest(books, lines, now)? {
         Earliest::Now => Verdict::Admit(now),
         Earliest::Later { at, .. } if at <= latest => Verdict::Admit(at),
-        Earliest::Later { at, obstacle } => Verdict::Refuse(Refusal::Until { at, obstacle }),
-        Earliest::Beyond { obstacle } => Verdict::Refuse(Refusal::Beyond { obstacle }),
+        Earliest::Later { at, blocker } => Verdict::Refuse(Refusal::Until { at, blocker }),
+        Earliest::Beyond { blocker } => Verdict::Refuse(Refusal::Beyond { blocker }),
     })
 }
 
 impl Denial {
     pub(crate) fn new(
         lines: &[Line<'_>],
-        obstacle: &Obstacle,
+        blocker: &Blocker,
         now: Timestamp,
-        retry_at: Timestamp,
+        retry_at: Option<Timestamp>,
     ) -> Self {
-        let line = &lines[obstacle.line];
+        let line = &lines[blocker.line];
         Self {
             key: Arc::clone(line.limit.shared_key()),
-            rate: obstacle.rate,
+            obstacle: blocker.obstacle,
             amount: line.amount.unsigned_abs(),
             now,
             retry_at,

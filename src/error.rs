@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::decision::Denial;
-use crate::limit::{Limit, LimitError, MAX_CAPACITY, Rate};
+use crate::limit::{Limit, LimitError, MAX_CAPACITY, Obstacle};
 use crate::request::MAX_TAKES;
 
 /// What can go wrong.
@@ -34,20 +34,20 @@ pub enum Error {
         /// The file.
         file: PathBuf,
     },
-    /// The amount is above a capacity, so that no wait would help.
-    #[error("limit `{key}` never admits {amount}: its rate is {rate}, in {}", .file.display())]
+    /// The amount is above a capacity, or the number of slots, so that no wait would help.
+    #[error("limit `{key}` never admits {amount}: it has {obstacle}, in {}", .file.display())]
     NeverFits {
         /// The key of the limit.
         key: String,
         /// What was asked.
         amount: u64,
-        /// The rate that is too small.
-        rate: Rate,
+        /// What is too small.
+        obstacle: Obstacle,
         /// The file.
         file: PathBuf,
     },
-    /// The request fits only after the caller's deadline. Nothing was booked.
-    #[error("{denial}, {} after the deadline, in {}", seconds(denial.retry_at().saturating_duration_since(*.deadline)), .file.display())]
+    /// The request fits only after the caller's deadline, or no slot came free until then. Nothing was booked.
+    #[error("{denial}, {} the deadline, in {}", too_late(.denial, *.deadline), .file.display())]
     TooLate {
         /// What stood in the way, and when the request would be admitted.
         denial: Denial,
@@ -186,6 +186,12 @@ pub enum RequestError {
         /// The key of the limit.
         key: String,
     },
+    /// It asks for a place in the calendar, where slots have none: nobody knows when a holder ends.
+    #[error("slots of `{key}` cannot be booked ahead; `acquire` waits for them")]
+    NotBookable {
+        /// The key of the limit.
+        key: String,
+    },
     /// It says that more was used than any limit could have.
     #[error("{amount} of `{key}` cannot have been used: a capacity is at most {MAX_CAPACITY}")]
     TooMuch {
@@ -206,6 +212,13 @@ pub enum RequestError {
         /// The key of the limit.
         key: String,
     },
+}
+
+fn too_late(denial: &Denial, deadline: Timestamp) -> String {
+    match denial.retry_at() {
+        Some(at) => format!("{} after", seconds(at.saturating_duration_since(deadline))),
+        None => "not until".to_owned(),
+    }
 }
 
 /// A duration for people, to the millisecond or, if it is shorter, in full.

@@ -59,6 +59,7 @@ mod decision;
 mod error;
 mod limit;
 mod limiter;
+mod line;
 mod permit;
 mod plan;
 mod request;
@@ -71,7 +72,7 @@ pub use decision::{Decision, Denial, Peek};
 pub use error::{Error, RequestError};
 pub use limit::{
     DAY, HOUR, Limit, LimitBuilder, LimitError, MAX_CAPACITY, MAX_KEY_BYTES, MAX_RATES,
-    MAX_UNIT_BYTES, MAX_WINDOW, MIN_WINDOW, MINUTE, ParseRatesError, Rate, SECOND,
+    MAX_UNIT_BYTES, MAX_WINDOW, MIN_WINDOW, MINUTE, Obstacle, ParseRatesError, Rate, SECOND,
 };
 pub use limiter::{Builder, Limiter};
 pub use permit::{Booking, Permit};

@@ -1,11 +1,13 @@
 //! Limits: named budgets that cannot be built wrong.
 
+mod builder;
 mod text;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use builder::LimitBuilder;
 pub use text::ParseRatesError;
 
 use crate::settlement::Overage;
@@ -101,8 +103,8 @@ impl fmt::Debug for Rate {
     }
 }
 
-/// A named budget: a key, a unit, one or more rates, and a pad. It is always valid; build one with
-/// [`Limit::new`], or hand the builder itself to [`Limiter::define`](crate::Limiter::define).
+/// A named budget: a key, a unit, and rates or slots. It is always valid; build one with [`Limit::new`] or
+/// [`Limit::slots`], or hand the builder itself to [`Limiter::define`](crate::Limiter::define).
 ///
 /// ```
 /// use quotalite::{Limit, MINUTE};
@@ -116,9 +118,17 @@ pub struct Limit {
     key: Arc<str>,
     unit: Option<String>,
     pad_ns: i64,
-    /// By window, shortest first; no two share a window.
+    /// By window, shortest first; no two share a window. Empty for slots.
     rates: Vec<Rate>,
     overage: Overage,
+    slots: Option<Slots>,
+}
+
+/// A concurrency limit: how many may be held at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Slots {
+    count: i64,
+    timeout_ns: Option<i64>,
 }
 
 impl Limit {
@@ -129,14 +139,25 @@ impl Limit {
         reason = "a limit that has no rate yet is no limit; this keeps the definition one line"
     )]
     pub fn new(key: impl Into<String>) -> LimitBuilder {
-        LimitBuilder {
-            key: key.into(),
-            unit: None,
-            pad: Duration::ZERO,
-            rates: Vec::new(),
-            overage: Overage::default(),
-            wrong: None,
-        }
+        LimitBuilder::new(key.into())
+    }
+
+    /// Starts the definition of a concurrency limit: at most `count` may be held at once. A slot comes back
+    /// when its permit is settled, cancelled or dropped, and when its process ends, however it ends.
+    ///
+    /// ```
+    /// use quotalite::{Limit, Limiter};
+    ///
+    /// let limiter = Limiter::in_memory()?;
+    /// limiter.define(Limit::slots("in-flight", 2))?;
+    /// let (first, second) = (limiter.acquire("in-flight")?, limiter.acquire("in-flight")?);
+    /// assert!(!limiter.try_acquire("in-flight")?.is_granted());
+    /// drop(first);
+    /// assert!(limiter.try_acquire("in-flight")?.is_granted());
+    /// # Ok::<(), quotalite::Error>(())
+    /// ```
+    pub fn slots(key: impl Into<String>, count: u64) -> LimitBuilder {
+        LimitBuilder::slots(key.into(), count)
     }
 
     /// The name under which requests take from this limit.
@@ -163,7 +184,20 @@ impl Limit {
         self.overage
     }
 
-    /// The rates, shortest window first.
+    /// How many may be held at once, if this is a concurrency limit.
+    #[must_use]
+    pub fn slot_count(&self) -> Option<u64> {
+        self.slots.map(|slots| slots.count.unsigned_abs())
+    }
+
+    /// After how long a slot comes back although its permit is still held, if that is limited.
+    #[must_use]
+    pub fn timeout(&self) -> Option<Duration> {
+        let timeout_ns = self.slots?.timeout_ns?;
+        Some(Duration::from_nanos(timeout_ns.unsigned_abs()))
+    }
+
+    /// The rates, shortest window first; none if this is a concurrency limit.
     #[must_use]
     pub fn rates(&self) -> &[Rate] {
         &self.rates
@@ -187,22 +221,65 @@ impl Limit {
         self.rates.last().map_or(0, |rate| self.reach_ns(rate))
     }
 
-    /// The rate with the smallest capacity: what one request can ask for at most.
-    pub(crate) fn tightest(&self) -> Rate {
+    pub(crate) fn timeout_ns(&self) -> Option<i64> {
+        self.slots?.timeout_ns
+    }
+
+    /// What one request can ask for at most: the slots, or the rate with the smallest capacity.
+    pub(crate) fn tightest(&self) -> Obstacle {
+        if let Some(slots) = self.slots {
+            return Obstacle::Slots(slots.count.unsigned_abs());
+        }
         let mut tightest = self.rates[0];
         for rate in &self.rates {
             if rate.capacity < tightest.capacity {
                 tightest = *rate;
             }
         }
-        tightest
+        Obstacle::Rate(tightest)
+    }
+}
+
+/// What stands in the way of a request: a rate, or slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Obstacle {
+    /// A rate, one of the limit's.
+    Rate(Rate),
+    /// The limit's slots, so many.
+    Slots(u64),
+}
+
+impl Obstacle {
+    /// The most that it could ever admit at once.
+    #[must_use]
+    pub const fn capacity(&self) -> u64 {
+        match self {
+            Self::Rate(rate) => rate.capacity(),
+            Self::Slots(count) => *count,
+        }
+    }
+}
+
+impl fmt::Display for Obstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rate(rate) => rate.fmt(f),
+            Self::Slots(count) => write!(f, "{count} slots"),
+        }
     }
 }
 
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.key)?;
-        text::write_rates(f, &self.rates, self.unit())?;
+        match self.slot_count() {
+            Some(count) => write!(f, "{count} slots")?,
+            None => text::write_rates(f, &self.rates, self.unit())?,
+        }
+        if let Some(timeout) = self.timeout() {
+            write!(f, ", timeout {timeout:?}")?;
+        }
         if self.pad_ns > 0 {
             write!(f, ", pad {:?}", self.pad())?;
         }
@@ -211,173 +288,6 @@ impl fmt::Display for Limit {
         }
         Ok(())
     }
-}
-
-/// The definition of a [`Limit`] in the making.
-#[derive(Clone, Debug)]
-#[must_use = "a definition does nothing until it is given to `define`"]
-pub struct LimitBuilder {
-    key: String,
-    unit: Option<String>,
-    pad: Duration,
-    rates: Vec<Rate>,
-    overage: Overage,
-    wrong: Option<LimitError>,
-}
-
-impl LimitBuilder {
-    /// Adds a rate of `capacity` per `window`.
-    pub fn rate(mut self, capacity: u64, window: Duration) -> Self {
-        match Rate::new(capacity, window) {
-            Ok(rate) => self.rates.push(rate),
-            Err(error) => self.wrong = self.wrong.or(Some(error)),
-        }
-        self
-    }
-
-    /// Adds a rate of `capacity` per second.
-    pub fn per_second(self, capacity: u64) -> Self {
-        self.rate(capacity, SECOND)
-    }
-
-    /// Adds a rate of `capacity` per minute.
-    pub fn per_minute(self, capacity: u64) -> Self {
-        self.rate(capacity, MINUTE)
-    }
-
-    /// Adds a rate of `capacity` per hour.
-    pub fn per_hour(self, capacity: u64) -> Self {
-        self.rate(capacity, HOUR)
-    }
-
-    /// Adds a rate of `capacity` per 24 hours (a rolling window, no calendar day).
-    pub fn per_day(self, capacity: u64) -> Self {
-        self.rate(capacity, DAY)
-    }
-
-    /// Adds the rates of a text such as `"10/s, 300/min"` or `"90000 tokens/min"`; a unit in the text
-    /// becomes the limit's.
-    ///
-    /// A rate is `capacity [unit] / [count] window`, with `_` allowed between digits, a unit of words
-    /// after a space, and a window of `ms`, `s`, `min`, `h` or `d` (or their full words). Rates are
-    /// separated by commas. A unit that is already given has to be the same.
-    pub fn rates(mut self, text: &str) -> Self {
-        match text::parse(text) {
-            Ok(parsed) => {
-                self.rates.extend(parsed.rates);
-                if let Some(unit) = parsed.unit {
-                    return self.unit(unit);
-                }
-            }
-            Err(error) => self.wrong = self.wrong.or(Some(error.into())),
-        }
-        self
-    }
-
-    /// Says what an amount counts: `tokens`. At most [`MAX_UNIT_BYTES`] bytes. Defaults to none; a limit
-    /// has one.
-    pub fn unit(mut self, unit: impl Into<String>) -> Self {
-        let unit = unit.into();
-        match self.unit {
-            Some(given) if given != unit => {
-                let wrong = LimitError::TwoUnits { given, unit };
-                self.wrong = self.wrong.or(Some(wrong));
-                self.unit = None;
-            }
-            _ => self.unit = Some(unit),
-        }
-        self
-    }
-
-    /// Lengthens each window, to cover the jitter between a grant here and its arrival at a provider
-    /// that counts for itself. Defaults to zero.
-    pub fn pad(mut self, pad: Duration) -> Self {
-        self.pad = pad;
-        self
-    }
-
-    /// What happens when a permit used more than was charged for it. Defaults to [`Overage::Debt`].
-    pub fn overage(mut self, overage: Overage) -> Self {
-        self.overage = overage;
-        self
-    }
-
-    /// Checks the definition.
-    ///
-    /// # Errors
-    /// A [`LimitError`] that says what is wrong; the first thing, if several are.
-    pub fn build(self) -> Result<Limit, LimitError> {
-        if let Some(wrong) = self.wrong {
-            return Err(wrong);
-        }
-        check_key(&self.key)?;
-        if let Some(unit) = &self.unit {
-            check_unit(unit)?;
-        }
-        let mut rates = self.rates;
-        if rates.is_empty() {
-            return Err(LimitError::NoRate);
-        }
-        if rates.len() > MAX_RATES {
-            return Err(LimitError::TooManyRates { count: rates.len() });
-        }
-        rates.sort_by_key(|rate| rate.window_ns);
-        if let Some(pair) = rates
-            .windows(2)
-            .find(|pair| pair[0].window_ns == pair[1].window_ns)
-        {
-            return Err(LimitError::SameWindow {
-                window: pair[0].window(),
-            });
-        }
-        if self.pad > MAX_WINDOW {
-            return Err(LimitError::Pad { pad: self.pad });
-        }
-        let Ok(pad_ns) = i64::try_from(self.pad.as_nanos()) else {
-            return Err(LimitError::Pad { pad: self.pad });
-        };
-        Ok(Limit {
-            key: self.key.into(),
-            unit: self.unit,
-            pad_ns,
-            rates,
-            overage: self.overage,
-        })
-    }
-}
-
-impl TryFrom<LimitBuilder> for Limit {
-    type Error = LimitError;
-
-    fn try_from(builder: LimitBuilder) -> Result<Self, LimitError> {
-        builder.build()
-    }
-}
-
-impl TryFrom<&Limit> for Limit {
-    type Error = LimitError;
-
-    fn try_from(limit: &Limit) -> Result<Self, LimitError> {
-        Ok(limit.clone())
-    }
-}
-
-fn check_key(key: &str) -> Result<(), LimitError> {
-    if key.is_empty() || key.len() > MAX_KEY_BYTES {
-        return Err(LimitError::KeyLength { bytes: key.len() });
-    }
-    match key.char_indices().find(|(_, c)| c.is_control()) {
-        Some((offset, _)) => Err(LimitError::KeyControl { offset }),
-        None => Ok(()),
-    }
-}
-
-fn check_unit(unit: &str) -> Result<(), LimitError> {
-    let wrong = unit.is_empty() || unit.len() > MAX_UNIT_BYTES || unit.contains(char::is_control);
-    if wrong {
-        return Err(LimitError::Unit { bytes: unit.len() });
-    }
-    Ok(())
 }
 
 /// What is wrong with the definition of a limit. Nothing was changed.
@@ -415,6 +325,27 @@ pub enum LimitError {
     /// There is no rate.
     #[error("a limit needs at least one rate")]
     NoRate,
+    /// The number of slots is 0 or above [`MAX_CAPACITY`].
+    #[error("a limit has 1 to {MAX_CAPACITY} slots, not {count}")]
+    Slots {
+        /// The number asked for.
+        count: u64,
+    },
+    /// The timeout is shorter than [`MIN_WINDOW`] or longer than [`MAX_WINDOW`].
+    #[error("a timeout is 1 ms to 366 days, not {timeout:?}")]
+    Timeout {
+        /// The timeout asked for.
+        timeout: Duration,
+    },
+    /// A limit of slots was given something that belongs to rates.
+    #[error("a limit of slots has no {what}")]
+    NotForSlots {
+        /// What it was given.
+        what: &'static str,
+    },
+    /// A limit of rates was given a timeout.
+    #[error("only a limit of slots has a timeout")]
+    OnlyForSlots,
     /// There are more than [`MAX_RATES`] rates.
     #[error("a limit has at most {MAX_RATES} rates, this one has {count}")]
     TooManyRates {

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::{Clock, SystemClock, Timestamp};
-use crate::decision::{Decision, Peek};
+use crate::decision::{Decision, Denial, Peek};
 use crate::error::Error;
 use crate::limit::{Limit, LimitError};
 use crate::permit::{Booking, Permit};
-use crate::plan::{Patience, Plan};
+use crate::plan::{Latest, Patience, Plan};
 use crate::request::Ask;
 use crate::store::{
-    Definition, Durability, MemoryStore, OnConflict, Options, Outcome, SqliteStore, Store,
+    Definition, Durability, MemoryStore, OnConflict, Options, Outcome, Queued, SqliteStore, Store,
 };
 use crate::usage::Usage;
 
@@ -123,38 +123,44 @@ impl Limiter {
 
     /// Asks to be admitted now, or not at all. A denial charges nothing, and says when to come back.
     ///
-    /// It never overtakes: where somebody has booked, it is granted only if that delays nobody.
+    /// It never overtakes: where somebody has booked or waits in line, it is granted only if that delays nobody.
     ///
     /// # Errors
     /// [`Error::Request`], [`Error::UnknownLimit`] and [`Error::NeverFits`] say what is wrong with the
     /// request; [`Error::Busy`] says that the lock could not be had within the busy deadline.
     pub fn try_acquire<'a>(&self, ask: impl Into<Ask<'a>>) -> Result<Decision, Error> {
         let plan = Plan::new(ask.into(), Patience::Now)?;
-        Ok(match self.store.acquire(&plan)? {
+        Ok(match self.store.acquire(&plan, None)? {
             Outcome::Admitted { claim, .. } => {
                 tell_granted(&plan, claim.at);
                 let store = Arc::clone(&self.store);
                 Decision::Granted(Permit::new(store, claim, Duration::ZERO))
             }
             Outcome::Refused { denial, .. } => {
-                tracing::debug!(limit = denial.key(), rate = %denial.rate(), retry_after = ?denial.retry_after(), "denied");
+                tell_refused(&denial, "denied");
                 Decision::Denied(denial)
+            }
+            Outcome::Queued(queued) => {
+                self.store.leave(&queued)?;
+                Decision::Denied(queued.denial)
             }
         })
     }
 
     /// Waits in line until the request is admitted, however long that takes.
     ///
-    /// The wait is one booking: no polling, first come first served across processes.
+    /// For rates, the wait is one booking: no polling, first come first served across processes. Who asks for
+    /// slots, too, waits in line until everything is free at once, is charged nothing until then, and
+    /// is woken when it is its turn.
     ///
     /// # Errors
     /// As [`try_acquire`](Self::try_acquire): the line is waited in for as long as it takes, the file's
     /// lock for no longer than the busy deadline.
     pub fn acquire<'a>(&self, ask: impl Into<Ask<'a>>) -> Result<Permit, Error> {
-        self.book(ask).map(Booking::wait)
+        self.stay(ask.into(), Latest::Forever)
     }
 
-    /// Waits in line for at most this long. If the request would be admitted only after that, it is
+    /// Waits in line for at most this long. If the rates would admit the request only after that, it is
     /// refused at once, and nothing is booked.
     ///
     /// # Errors
@@ -165,10 +171,10 @@ impl Limiter {
         ask: impl Into<Ask<'a>>,
         longest: Duration,
     ) -> Result<Permit, Error> {
-        self.book_within(ask, longest).map(Booking::wait)
+        self.stay(ask.into(), self.after(longest))
     }
 
-    /// Waits in line until this instant at the latest. If the request would be admitted only after
+    /// Waits in line until this instant at the latest. If the rates would admit the request only after
     /// that, it is refused at once, and nothing is booked. A deadline that has passed means now.
     ///
     /// # Errors
@@ -178,10 +184,43 @@ impl Limiter {
         ask: impl Into<Ask<'a>>,
         deadline: Timestamp,
     ) -> Result<Permit, Error> {
-        self.book_until(ask, deadline).map(Booking::wait)
+        self.stay(ask.into(), Latest::Until(deadline))
     }
 
-    /// Takes a place in line without waiting yet: [`acquire`](Self::acquire) in two steps.
+    fn after(&self, longest: Duration) -> Latest {
+        Latest::UntilElapsed(self.store.clock().elapsed().saturating_add(longest))
+    }
+
+    fn stay(&self, ask: Ask<'_>, latest: Latest) -> Result<Permit, Error> {
+        let plan = Plan::new(ask, Patience::Wait(latest))?;
+        let mut place = Place {
+            store: &*self.store,
+            queued: None,
+        };
+        let mut since = None;
+        loop {
+            match self.store.acquire(&plan, place.queued.as_ref())? {
+                Outcome::Queued(queued) => {
+                    if since.is_none() {
+                        since = Some(self.store.clock().elapsed());
+                        tell_refused(&queued.denial, "waits in line");
+                    }
+                    self.store.wait(place.queued.insert(queued));
+                }
+                outcome => {
+                    place.queued = None;
+                    let permit = self.booked(&plan, outcome)?.wait();
+                    return Ok(match since {
+                        Some(since) => permit.queued_since(since),
+                        None => permit,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Takes a place in line without waiting yet: [`acquire`](Self::acquire) in two steps. Only for rates:
+    /// slots cannot be booked ahead.
     ///
     /// ```
     /// use std::time::Duration;
@@ -199,7 +238,7 @@ impl Limiter {
     /// # Ok::<(), quotalite::Error>(())
     /// ```
     pub fn book<'a>(&self, ask: impl Into<Ask<'a>>) -> Result<Booking, Error> {
-        self.take_place(ask.into(), Patience::Forever)
+        self.take_place(ask.into(), Latest::Forever)
     }
 
     /// Takes a place in line that is at most this far away: [`acquire_within`](Self::acquire_within) in
@@ -209,8 +248,7 @@ impl Limiter {
         ask: impl Into<Ask<'a>>,
         longest: Duration,
     ) -> Result<Booking, Error> {
-        let deadline = self.store.clock().elapsed().saturating_add(longest);
-        self.take_place(ask.into(), Patience::UntilElapsed(deadline))
+        self.take_place(ask.into(), self.after(longest))
     }
 
     /// Takes a place in line that is not after this instant: [`acquire_until`](Self::acquire_until) in
@@ -220,34 +258,38 @@ impl Limiter {
         ask: impl Into<Ask<'a>>,
         deadline: Timestamp,
     ) -> Result<Booking, Error> {
-        self.take_place(ask.into(), Patience::Until(deadline))
+        self.take_place(ask.into(), Latest::Until(deadline))
     }
 
-    fn take_place(&self, ask: Ask<'_>, patience: Patience) -> Result<Booking, Error> {
-        let plan = Plan::new(ask, patience)?;
-        match self.store.acquire(&plan)? {
+    fn take_place(&self, ask: Ask<'_>, latest: Latest) -> Result<Booking, Error> {
+        let plan = Plan::new(ask, Patience::Book(latest))?;
+        let outcome = self.store.acquire(&plan, None)?;
+        self.booked(&plan, outcome)
+    }
+
+    fn booked(&self, plan: &Plan<'_>, outcome: Outcome) -> Result<Booking, Error> {
+        let (denial, deadline) = match outcome {
             Outcome::Admitted { claim, now } => {
-                if claim.at == now {
-                    tell_granted(&plan, now);
-                } else {
-                    tracing::debug!(
-                        limit = first_key(&plan),
-                        wait = ?claim.at.saturating_duration_since(now),
-                        "booked"
-                    );
-                }
                 let wait = claim.at.saturating_duration_since(now);
-                Ok(Booking::new(Arc::clone(&self.store), claim, wait))
+                if wait.is_zero() {
+                    tell_granted(plan, now);
+                } else {
+                    tracing::debug!(limit = first_key(plan), ?wait, "booked");
+                }
+                return Ok(Booking::new(Arc::clone(&self.store), claim, wait));
             }
-            Outcome::Refused { denial, deadline } => {
-                tracing::debug!(limit = denial.key(), rate = %denial.rate(), retry_after = ?denial.retry_after(), "too late");
-                Err(Error::TooLate {
-                    deadline: deadline.unwrap_or_else(|| denial.now()),
-                    denial,
-                    file: self.store.place().to_owned(),
-                })
+            Outcome::Refused { denial, deadline } => (denial, deadline),
+            Outcome::Queued(queued) => {
+                self.store.leave(&queued)?;
+                (queued.denial, None)
             }
-        }
+        };
+        tell_refused(&denial, "too late");
+        Err(Error::TooLate {
+            deadline: deadline.unwrap_or_else(|| denial.now()),
+            denial,
+            file: self.store.place().to_owned(),
+        })
     }
 
     /// Says whether a request would be admitted now, and if not, when. Consumes nothing.
@@ -264,6 +306,27 @@ impl Limiter {
     pub fn now(&self) -> Result<Timestamp, Error> {
         self.store.now()
     }
+}
+
+/// A place in line, which is left if its holder does not get to its end.
+struct Place<'s> {
+    store: &'s dyn Store,
+    queued: Option<Queued>,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if let Some(queued) = &self.queued
+            && let Err(error) = self.store.leave(queued)
+        {
+            tracing::warn!(limit = queued.denial.key(), %error, "a place in line stays until its deadline or the end of this process");
+        }
+    }
+}
+
+fn tell_refused(denial: &Denial, how: &'static str) {
+    let retry_after = denial.retry_after();
+    tracing::debug!(limit = denial.key(), obstacle = %denial.obstacle(), ?retry_after, "{how}");
 }
 
 fn tell_granted(plan: &Plan<'_>, at: Timestamp) {

@@ -12,8 +12,8 @@ use crate::store::{Claim, Store};
 /// A request that was admitted and is charged.
 ///
 /// Once it is known what was used, [`settle`](Self::settle) it; if nothing was, [`cancel`](Self::cancel)
-/// it. A permit that is dropped instead keeps its charges: an estimate that was never settled never becomes
-/// free.
+/// it. If it is dropped instead, its slots come back, but its charges stay: an estimate that was never
+/// settled never becomes free.
 pub struct Permit {
     store: Arc<dyn Store>,
     claim: Claim,
@@ -57,10 +57,26 @@ impl Permit {
         self.claim.at
     }
 
+    /// A number that grows from each permit that holds slots to the next, over all processes, if this one holds
+    /// any. Hand it to what the slots protect: who has seen a larger one can turn away a holder whose slot
+    /// has timed out.
+    #[must_use]
+    pub fn fence(&self) -> Option<u64> {
+        let holding = self.claim.holding.as_ref()?;
+        Some(holding.permit.0.unsigned_abs())
+    }
+
     /// How long the request waited in line: from the decision to the instant of the charge.
     #[must_use]
     pub const fn waited(&self) -> Duration {
         self.waited
+    }
+
+    /// Counts the time since this reading of the clock as waited.
+    pub(crate) fn queued_since(mut self, since: Duration) -> Self {
+        let elapsed = self.store.clock().elapsed();
+        self.waited = self.waited.max(elapsed.saturating_sub(since));
+        self
     }
 
     /// Says what was used of some or all of its limits. What is less than was asked for comes free at once, for
@@ -88,19 +104,21 @@ impl Permit {
         used: impl IntoIterator<Item = (K, u64)>,
     ) -> Result<Settled, Error> {
         let used = Used::new(used)?;
-        self.close(|| {
-            let settlement = self.store.settle(&self.claim, &used)?;
-            for amount in settlement.amounts() {
-                tracing::debug!(
-                    limit = amount.key(),
-                    estimated = amount.estimated(),
-                    used = amount.used(),
-                    debt = amount.debt(),
-                    "settled"
-                );
-            }
-            Ok(settlement)
-        })
+        let settled = self.close(|| self.store.settle(&self.claim, &used))?;
+        for amount in settled
+            .settlement()
+            .into_iter()
+            .flat_map(Settlement::amounts)
+        {
+            tracing::debug!(
+                limit = amount.key(),
+                estimated = amount.estimated(),
+                used = amount.used(),
+                debt = amount.debt(),
+                "settled"
+            );
+        }
+        Ok(settled)
     }
 
     /// Gives everything back, as if the request had never been made.
@@ -108,20 +126,23 @@ impl Permit {
     /// # Errors
     /// Whatever can happen to the file. The permit then stays as it was, and can be cancelled again.
     pub fn cancel(&self) -> Result<Settled, Error> {
-        self.close(|| {
-            self.store.cancel(&self.claim)?;
-            Ok(Settlement::default())
-        })
+        self.close(|| self.store.cancel(&self.claim))
     }
 
-    fn close(&self, act: impl FnOnce() -> Result<Settlement, Error>) -> Result<Settled, Error> {
+    fn close(&self, act: impl FnOnce() -> Result<Settled, Error>) -> Result<Settled, Error> {
         let mut state = self.lock();
         if *state == State::Closed {
             return Ok(Settled::Before);
         }
-        let settlement = act()?;
+        let settled = act()?;
         *state = State::Closed;
-        Ok(Settled::Now(settlement))
+        Ok(settled)
+    }
+
+    /// Whether somebody who drops it has likely forgotten to settle it: it holds a slot while something runs,
+    /// and has charged more than one of something.
+    fn is_estimate(&self) -> bool {
+        self.claim.holding.is_some() && self.claim.rows.iter().any(|row| row.amount > 1)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -131,12 +152,22 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let state = *self.lock();
-        if state != State::Booked {
-            return self.store.accept(&self.claim);
-        }
-        if let Err(error) = self.store.cancel(&self.claim) {
-            tracing::warn!(limit = self.claim.first_key(), %error, "a dropped booking could not be given back and counts as used");
+        let limit = self.claim.first_key();
+        let result = match *self.lock() {
+            State::Booked => self.store.cancel(&self.claim).map(drop),
+            State::Open => {
+                if self.is_estimate() {
+                    tracing::warn!(
+                        limit,
+                        "a permit was dropped and not settled: its estimate stays charged"
+                    );
+                }
+                self.store.release(&self.claim)
+            }
+            State::Closed => Ok(()),
+        };
+        if let Err(error) = result {
+            tracing::warn!(limit, %error, "what a dropped permit or booking held could not be given back");
         }
     }
 }
@@ -144,8 +175,8 @@ impl Drop for Permit {
 /// A place in line: the request is charged at an instant that is now or lies in the future.
 ///
 /// [`wait`](Self::wait) sleeps until then and gives the permit; [`accept`](Self::accept) gives it without
-/// sleeping. A booking that is dropped instead is given back, even after its instant. If the process dies, whoever is refused or waits next gives back what
-/// is still in the future; what is not counts as used.
+/// sleeping. A booking that is dropped instead is given back, even after its instant. If the process dies,
+/// whoever is refused or waits next gives back what is still in the future; what is not counts as used.
 #[must_use = "dropping a booking gives it back"]
 pub struct Booking {
     permit: Permit,

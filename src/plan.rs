@@ -13,11 +13,37 @@ pub(crate) struct Plan<'a> {
     pub(crate) patience: Patience,
 }
 
-/// How late a request may be admitted.
+/// Whether a request may be admitted later than now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Patience {
-    /// Now or not at all; never books.
+    /// Now or not at all.
     Now,
+    /// Its caller stays until it is.
+    Wait(Latest),
+    /// A place in the calendar is all that its caller wants to know.
+    Book(Latest),
+}
+
+impl Patience {
+    pub(crate) const fn waits(self) -> bool {
+        matches!(self, Self::Wait(_))
+    }
+
+    pub(crate) const fn books(self) -> bool {
+        matches!(self, Self::Book(_))
+    }
+
+    pub(crate) const fn latest(self) -> Option<Latest> {
+        match self {
+            Self::Now => None,
+            Self::Wait(latest) | Self::Book(latest) => Some(latest),
+        }
+    }
+}
+
+/// How late a request may be admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Latest {
     /// At this reading of the clock (time since boot) at the latest.
     UntilElapsed(Duration),
     /// At this instant at the latest.

@@ -49,6 +49,8 @@ pub enum Settled {
     Now(Settlement),
     /// It had been settled or cancelled before. Nothing was changed.
     Before,
+    /// Its slots had come back before, because their timeout had passed. What it had charged stays charged.
+    Expired,
 }
 
 impl Settled {
@@ -57,7 +59,7 @@ impl Settled {
     pub const fn settlement(&self) -> Option<&Settlement> {
         match self {
             Self::Now(settlement) => Some(settlement),
-            Self::Before => None,
+            Self::Before | Self::Expired => None,
         }
     }
 }

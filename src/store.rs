@@ -16,8 +16,8 @@ use crate::clock::{Clock, Reading, Timestamp};
 use crate::decision::{Denial, Peek, Refusal};
 use crate::error::Error;
 use crate::limit::Limit;
-use crate::plan::{Patience, Plan};
-use crate::settlement::{Settlement, Used};
+use crate::plan::{Latest, Patience, Plan};
+use crate::settlement::{Settled, Used};
 use crate::usage::Usage;
 
 pub(crate) use memory::MemoryStore;
@@ -40,18 +40,25 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
     /// All definitions, by key.
     fn limits(&self) -> Result<Vec<Limit>, Error>;
 
-    /// Decides a request and charges or books it, or charges nothing.
-    fn acquire(&self, plan: &Plan<'_>) -> Result<Outcome, Error>;
+    /// Decides a request and charges or books it, or lets it wait in line, or charges nothing. Who has waited
+    /// shows what it was told when it began to.
+    fn acquire(&self, plan: &Plan<'_>, waited: Option<&Queued>) -> Result<Outcome, Error>;
 
-    /// Takes back what `acquire` charged or booked. A claim that is no longer there is no error.
-    fn cancel(&self, claim: &Claim) -> Result<(), Error>;
+    /// Sleeps until it may be somebody's turn.
+    fn wait(&self, queued: &Queued);
 
-    /// Corrects what `acquire` charged to what was used.
-    fn settle(&self, claim: &Claim, used: &Used) -> Result<Settlement, Error>;
+    /// Leaves the line.
+    fn leave(&self, queued: &Queued) -> Result<(), Error>;
 
-    /// Says that what `acquire` booked is used, once its instant comes, and will not be corrected any more.
-    /// Writes nothing.
-    fn accept(&self, _claim: &Claim) {}
+    /// Takes back what `acquire` charged or booked, and the slots. A claim that is no longer there is no
+    /// error.
+    fn cancel(&self, claim: &Claim) -> Result<Settled, Error>;
+
+    /// Corrects what `acquire` charged to what was used, and takes back the slots.
+    fn settle(&self, claim: &Claim, used: &Used) -> Result<Settled, Error>;
+
+    /// Says that what `acquire` charged or booked will not be corrected any more, and takes back the slots.
+    fn release(&self, _claim: &Claim) -> Result<(), Error>;
 
     /// What `acquire` would say now. Writes nothing.
     fn peek(&self, plan: &Plan<'_>) -> Result<Peek, Error>;
@@ -101,11 +108,36 @@ pub enum Definition {
 pub(crate) enum Outcome {
     /// It is charged at `claim.at`, which is `now` or a booked instant after it.
     Admitted { claim: Claim, now: Timestamp },
+    /// It waits in line, and has to come again.
+    Queued(Queued),
     /// Nothing was charged. `deadline` is the last instant that the caller allowed, if that was not now.
     Refused {
         denial: Denial,
         deadline: Option<Timestamp>,
     },
+}
+
+/// A place in line.
+#[derive(Clone, Debug)]
+pub(crate) struct Queued {
+    /// What stands in the way.
+    pub(crate) denial: Denial,
+    pub(crate) ticket: TicketId,
+    pub(crate) session: u64,
+    pub(crate) pid: u32,
+    /// What the word that wakes it was when it began to wait.
+    pub(crate) seen: u32,
+    /// The reading of the clock at which to come again if nobody has called.
+    pub(crate) again_at: Option<Duration>,
+}
+
+/// Names a ticket in its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TicketId {
+    /// Smaller is earlier.
+    pub(crate) number: i64,
+    pub(crate) owner: i64,
+    pub(crate) since: Timestamp,
 }
 
 /// What was charged for one acquisition, so that it can be taken back.
@@ -122,7 +154,22 @@ pub(crate) struct Claim {
     pub(crate) booking: Option<BookingId>,
     /// Where to say that the booking is used.
     pub(crate) accepted: Option<Arc<Accepted>>,
+    /// The slots that it holds, if it holds any.
+    pub(crate) holding: Option<Holding>,
 }
+
+/// Slots that are held.
+#[derive(Clone, Debug)]
+pub(crate) struct Holding {
+    /// Names the permit in its file, and grows from each to the next.
+    pub(crate) permit: PermitNumber,
+    pub(crate) limits: Few<LimitId>,
+}
+
+/// Names a permit that a file knows of. It grows from each permit to the next, so that whoever has seen a
+/// larger one can fence off a smaller one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct PermitNumber(pub(crate) i64);
 
 impl Claim {
     /// What is told of it in a trace.
@@ -185,7 +232,7 @@ pub(crate) fn lines<'k>(
             return Err(Error::NeverFits {
                 key: known.limit.key().to_owned(),
                 amount,
-                rate: tightest,
+                obstacle: tightest,
                 file: place.to_owned(),
             });
         }
@@ -198,13 +245,24 @@ pub(crate) fn lines<'k>(
     Ok(lines)
 }
 
+/// When the slots of these lines come back although they are still held, if ever.
+pub(crate) fn expiry<'l, 'k: 'l>(
+    lines: impl Iterator<Item = &'l Line<'k>>,
+    now: Timestamp,
+) -> Option<Timestamp> {
+    let timeouts = lines.filter_map(|line| line.limit.timeout_ns());
+    timeouts
+        .min()
+        .map(|timeout_ns| now.saturating_plus_ns(timeout_ns))
+}
+
 /// The last instant at which a plan may be admitted.
 pub(crate) fn latest(patience: Patience, now: Timestamp, reading: Reading) -> Timestamp {
-    match patience {
-        Patience::Now => now,
-        Patience::Forever => Timestamp::from_nanos(i64::MAX),
-        Patience::Until(deadline) => deadline.max(now),
-        Patience::UntilElapsed(deadline) => {
+    match patience.latest() {
+        None => now,
+        Some(Latest::Forever) => Timestamp::from_nanos(i64::MAX),
+        Some(Latest::Until(deadline)) => deadline.max(now),
+        Some(Latest::UntilElapsed(deadline)) => {
             let elapsed = Duration::from_nanos(reading.elapsed_ns.unsigned_abs());
             now.checked_add(deadline.saturating_sub(elapsed))
                 .unwrap_or(Timestamp::from_nanos(i64::MAX))
@@ -220,9 +278,12 @@ pub(crate) fn denial(
     place: &Path,
 ) -> Result<Denial, Error> {
     match refusal {
-        Refusal::Until { at, obstacle } => Ok(Denial::new(lines, &obstacle, now, at)),
-        Refusal::Beyond { obstacle } => Err(Error::BeyondCalendar {
-            key: lines[obstacle.line].limit.key().to_owned(),
+        Refusal::Until { at, blocker } => Ok(Denial::new(lines, &blocker, now, Some(at))),
+        Refusal::Taken { blocker } | Refusal::Behind { blocker } => {
+            Ok(Denial::new(lines, &blocker, now, None))
+        }
+        Refusal::Beyond { blocker } => Err(Error::BeyondCalendar {
+            key: lines[blocker.line].limit.key().to_owned(),
             file: place.to_owned(),
         }),
     }

@@ -1,7 +1,8 @@
 //! How a limit stands.
 
-use crate::calendar::{self, Ledgers, LimitId};
+use crate::calendar::{self, LimitId};
 use crate::clock::Timestamp;
+use crate::decision::Books;
 use crate::limit::{Limit, Rate};
 
 /// How a limit stands at an instant.
@@ -10,7 +11,16 @@ pub struct Usage {
     limit: Limit,
     at: Timestamp,
     rates: Vec<RateUsage>,
-    debt: u64,
+    held: u64,
+    people: People,
+}
+
+/// Who has to do with a limit, besides its charges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct People {
+    pub(crate) permits: u64,
+    pub(crate) waiting: u64,
+    pub(crate) debt: u64,
 }
 
 impl Usage {
@@ -32,9 +42,19 @@ impl Usage {
         &self.rates
     }
 
+    /// How many slots are held; 0 if this is no concurrency limit. A process that has died may still count,
+    /// until somebody needs its slots.
+    #[must_use]
+    pub const fn held(&self) -> u64 {
+        self.held
+    }
+
     /// The largest amount that would be admitted now; 0 if none would.
     #[must_use]
     pub fn available(&self) -> u64 {
+        if let Some(count) = self.limit.slot_count() {
+            return count.saturating_sub(self.held);
+        }
         let available = self.rates.iter().map(|rate| rate.available);
         available.min().unwrap_or(0)
     }
@@ -43,20 +63,37 @@ impl Usage {
     /// ([`Overage::Debt`](crate::Overage::Debt)), since it was defined.
     #[must_use]
     pub const fn debt(&self) -> u64 {
-        self.debt
+        self.people.debt
     }
 
-    pub(crate) const fn owing(mut self, debt: i64) -> Self {
-        self.debt = debt.unsigned_abs();
+    /// How many permits hold slots of it.
+    #[must_use]
+    pub const fn permits(&self) -> u64 {
+        self.people.permits
+    }
+
+    /// How many callers wait in line for it: for slots, or behind those who do. Who only waits for rates
+    /// has booked its charge and is not counted.
+    #[must_use]
+    pub const fn waiting(&self) -> u64 {
+        self.people.waiting
+    }
+
+    pub(crate) const fn with(mut self, people: People) -> Self {
+        self.people = people;
         self
     }
 
-    pub(crate) fn read<L: Ledgers>(
-        ledgers: &mut L,
+    pub(crate) fn read<B: Books>(
+        ledgers: &mut B,
         id: LimitId,
         limit: &Limit,
         at: Timestamp,
-    ) -> Result<Self, L::Error> {
+    ) -> Result<Self, B::Error> {
+        let held = match limit.slot_count() {
+            Some(_) => ledgers.held(id)?.unsigned_abs(),
+            None => 0,
+        };
         let mut rates = Vec::with_capacity(limit.rates().len());
         for rate in limit.rates() {
             let read = calendar::usage(ledgers, id, limit, rate, at)?;
@@ -71,7 +108,8 @@ impl Usage {
             limit: limit.clone(),
             at,
             rates,
-            debt: 0,
+            held,
+            people: People::default(),
         })
     }
 }

@@ -21,6 +21,7 @@ use support::{Scratch, scratch};
 fn child() {
     play(&[
         ("fork after the loss", fork_after_the_loss),
+        ("fork with two limiters", fork_with_two_limiters),
         ("fork over and over", fork_over_and_over),
     ]);
 }
@@ -87,6 +88,43 @@ fn a_child_forked_after_the_files_were_lost_does_not_keep_its_parents_bookings_a
     let turn = limiter.acquire_within("slow", 2 * SECOND);
     assert!(turn.is_ok(), "{turn:?}");
     audit(&scratch.file(), &[]).assert_clean();
+    signal_by(&scratch.path().join("LEAVE"));
+    await_signal(&scratch.path().join("LEFT"));
+}
+
+/// Both have booked, and the child calls but one of them.
+fn fork_with_two_limiters() {
+    let one = Limiter::open(path("FILE")).unwrap();
+    let other = Limiter::open(path("FILE")).unwrap();
+    let _in_hand: Vec<_> = (0..20)
+        .map(|_| (one.book("slow").unwrap(), other.book("slow").unwrap()))
+        .collect();
+    match fork() {
+        ForkResult::Child => {
+            assert!(!one.try_acquire("slow").unwrap().is_granted());
+            signal_by(&path("READY"));
+            await_signal(&path("LEAVE"));
+            signal_by(&path("LEFT"));
+            std::process::exit(0);
+        }
+        ForkResult::Parent { .. } => thread::sleep(quotalite::HOUR),
+    }
+}
+
+#[test]
+fn the_first_call_of_a_child_lets_go_of_the_bookings_of_all_limiters() {
+    let scratch = scratch();
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    limiter.define(Limit::new("slow").per_second(1)).unwrap();
+    let parent = start(
+        &scratch,
+        "fork with two limiters",
+        &["READY", "LEAVE", "LEFT"],
+    );
+    await_signal(&scratch.path().join("READY"));
+    parent.kill();
+    let turn = limiter.acquire_within("slow", 2 * SECOND);
+    assert!(turn.is_ok(), "{turn:?}");
     signal_by(&scratch.path().join("LEAVE"));
     await_signal(&scratch.path().join("LEFT"));
 }

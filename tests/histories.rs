@@ -8,12 +8,16 @@ mod support;
 mod broken;
 #[path = "support/history.rs"]
 mod history;
+#[path = "support/line.rs"]
+mod line;
 #[path = "support/model.rs"]
 mod model;
 #[path = "support/player.rs"]
 mod player;
 #[path = "support/subject.rs"]
 mod subject;
+#[path = "support/witness.rs"]
+mod witness;
 
 use std::env;
 
@@ -22,6 +26,7 @@ use history::{Amount, Ask, History, Op, Pace, Patience, Shape, history};
 use player::{Check, play};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestError, TestRunner};
+use quotalite::Overage;
 use subject::Real;
 
 fn play_many(play: impl Fn(&History) -> Check) {
@@ -67,9 +72,9 @@ fn noticed_after(flaw: Flaw, at_most: u32) -> Option<u32> {
 
 #[track_caller]
 fn assert_noticed(flaw: Flaw) {
-    let after = noticed_after(flaw, 40);
+    let after = noticed_after(flaw, 100);
     println!("{flaw:?}: noticed in history {after:?}");
-    assert!(after.is_some(), "40 histories did not notice: {flaw:?}");
+    assert!(after.is_some(), "100 histories did not notice: {flaw:?}");
 }
 
 #[test]
@@ -102,12 +107,28 @@ fn histories_notice_a_limiter_that_counts_a_charge_a_nanosecond_too_long() {
     assert_noticed(Flaw::ClosedWindow);
 }
 
+#[test]
+fn histories_notice_a_limiter_that_frees_nothing_when_a_permit_is_settled() {
+    assert_noticed(Flaw::FreesNothing);
+}
+
+#[test]
+fn histories_notice_a_limiter_that_corrects_a_charge_at_the_instant_of_its_settlement() {
+    assert_noticed(Flaw::CorrectsAtPresent);
+}
+
+#[test]
+fn histories_notice_a_limiter_that_settles_at_the_expense_of_those_who_booked() {
+    assert_noticed(Flaw::GrowsIntoBookings);
+}
+
 fn shape_of(rates: &[(usize, u64)]) -> Shape {
     Shape {
         rates: rates.to_vec(),
         grows: false,
         is_huge: false,
         pad: 0,
+        overage: Overage::Debt,
     }
 }
 

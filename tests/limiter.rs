@@ -45,8 +45,11 @@ fn a_request_is_charged_whole_or_not_at_all() {
         assert!(limiter.try_acquire(&ask).unwrap().is_granted());
         let denial = limiter.try_acquire(&ask).unwrap().denied().unwrap();
         assert_eq!(denial.key(), "tokens");
-        assert_eq!(denial.rate().to_string(), "90000/min");
-        assert_eq!((denial.amount(), denial.retry_after()), (60_000, MINUTE));
+        assert_eq!(denial.obstacle().to_string(), "90000/min");
+        assert_eq!(
+            (denial.amount(), denial.retry_after()),
+            (60_000, Some(MINUTE))
+        );
         assert_eq!(
             denial.to_string(),
             "limit `tokens` (90000/min) admits 60000 in 60s"
@@ -69,7 +72,7 @@ fn a_deadline_that_cannot_be_met_is_refused_at_once_and_books_nothing() {
         else {
             panic!("a wait of a second fits into 400 ms");
         };
-        assert_eq!(denial.retry_after(), SECOND);
+        assert_eq!(denial.retry_after(), Some(SECOND));
         assert_eq!(deadline.saturating_duration_since(denial.now()), 400 * MS);
         assert!(limiter.acquire_until("k", denial.now()).is_err());
         assert_eq!(limiter.usage("k").unwrap(), before);
@@ -150,7 +153,7 @@ fn a_small_request_fills_a_gap_only_where_it_delays_nobody() {
         assert_eq!(large.wait_time(), 500 * MS);
         // One fits beside both: 8 + 1 now, 1 + 9 later. Two would push the large one back.
         let denial = limiter.try_acquire(("k", 2)).unwrap().denied().unwrap();
-        assert_eq!(denial.retry_after(), 1_500 * MS);
+        assert_eq!(denial.retry_after(), Some(1_500 * MS));
         assert_eq!(limiter.usage("k").unwrap().available(), 1);
         assert!(limiter.try_acquire("k").unwrap().is_granted());
         assert!(!limiter.try_acquire("k").unwrap().is_granted());
@@ -170,7 +173,7 @@ fn peek_says_what_would_happen_and_consumes_nothing() {
         }
         let _permit = limiter.acquire("k").unwrap();
         let peeked = limiter.peek("k").unwrap();
-        assert_eq!(peeked.denial().unwrap().retry_after(), SECOND);
+        assert_eq!(peeked.denial().unwrap().retry_after(), Some(SECOND));
         assert_eq!(
             limiter.try_acquire("k").unwrap().denied().as_ref(),
             peeked.denial()
@@ -186,7 +189,7 @@ fn a_pad_lengthens_the_window() {
             .unwrap();
         assert!(limiter.try_acquire("k").unwrap().is_granted());
         let denial = limiter.try_acquire("k").unwrap().denied().unwrap();
-        assert_eq!(denial.retry_after(), 1_050 * MS);
+        assert_eq!(denial.retry_after(), Some(1_050 * MS));
     });
 }
 
@@ -199,7 +202,7 @@ fn what_can_never_fit_is_said_at_once() {
         for amount in [6, 11, u64::MAX] {
             let Err(Error::NeverFits {
                 key,
-                rate,
+                obstacle,
                 amount: asked,
                 ..
             }) = limiter.acquire(("k", amount))
@@ -207,7 +210,7 @@ fn what_can_never_fit_is_said_at_once() {
                 panic!("{amount} was admitted");
             };
             assert_eq!(
-                (key.as_str(), rate.to_string(), asked),
+                (key.as_str(), obstacle.to_string(), asked),
                 ("k", "5/min".into(), amount)
             );
         }
@@ -272,8 +275,8 @@ fn a_replaced_definition_holds_for_every_limiter_of_the_file_at_once() {
         .unwrap();
     let denial = other.try_acquire("k").unwrap().denied().unwrap();
     assert_eq!(
-        (denial.retry_after(), denial.rate().capacity()),
-        (MINUTE, 1)
+        (denial.retry_after(), denial.obstacle().capacity()),
+        (Some(MINUTE), 1)
     );
 }
 
@@ -436,7 +439,7 @@ fn a_turn_that_came_before_its_owner_was_seen_dead_counts_as_used() {
         denial.now().checked_add(Duration::from_nanos(1)),
         Some(turn)
     );
-    assert_eq!(Some(denial.retry_at()), turn.checked_add(SECOND));
+    assert_eq!(denial.retry_at(), turn.checked_add(SECOND));
 }
 
 #[test]

@@ -2,8 +2,8 @@
 mod support;
 
 use quotalite::{
-    Error, Limit, Limiter, MINUTE, ManualClock, Overage, RateUsage, Request, RequestError, SECOND,
-    Settled,
+    Error, Limit, Limiter, MAX_CAPACITY, MINUTE, ManualClock, Overage, RateUsage, Request,
+    RequestError, SECOND, Settled,
 };
 use support::scratch;
 
@@ -169,7 +169,7 @@ fn what_was_used_beyond_the_estimate_is_dealt_with_as_the_limit_says() {
             assert_eq!(limiter.usage("tokens").unwrap().available(), 0);
             // It leaves as a whole at the end of its own window.
             let denial = limiter.try_acquire("tokens").unwrap().denied().unwrap();
-            assert_eq!(denial.retry_after(), 50 * SECOND);
+            assert_eq!(denial.retry_after(), Some(50 * SECOND));
             clock.advance(50 * SECOND);
             assert_eq!(used(limiter), 50);
         });
@@ -242,6 +242,69 @@ fn limits_of_one_request_are_settled_each_by_itself() {
         permit.settle([("tokens", 10)]).unwrap();
         assert_eq!(used(limiter), 10);
         assert_eq!(limiter.usage("mail").unwrap().available(), 8);
+    });
+}
+
+/// Where a charge had been settled to nothing, the next booking for that instant came to lie, and was given
+/// back in its stead when the one who had settled was gone.
+#[test]
+fn who_settled_a_booking_to_nothing_takes_no_other_with_it_when_it_dies() {
+    let clock = ManualClock::new();
+    let scratch = scratch();
+    let open = || {
+        let builder = Limiter::builder(scratch.file()).clock(clock.clone());
+        builder.open().unwrap()
+    };
+    let (settles, waits, asks) = (open(), open(), open());
+    settles.define(tokens(Overage::Debt)).unwrap();
+    drop(settles.acquire(("tokens", 100)).unwrap());
+    let permit = settles.book(("tokens", 50)).unwrap().accept();
+    permit.settle([("tokens", 0)]).unwrap();
+    let booked = waits.book(("tokens", 50)).unwrap();
+    assert_eq!(booked.at(), permit.at());
+    drop((permit, settles));
+    assert!(!asks.try_acquire("tokens").unwrap().is_granted());
+    clock.advance(MINUTE);
+    assert_eq!(used(&asks), 50);
+    drop(booked.accept());
+}
+
+/// Its instant came less than a second after the last write, and the machine's clock was lost.
+#[test]
+fn a_booking_that_was_settled_counts_as_used_even_after_a_power_cut() {
+    let clock = ManualClock::new();
+    let scratch = scratch();
+    let open = || {
+        let builder = Limiter::builder(scratch.file()).clock(clock.clone());
+        builder.open().unwrap()
+    };
+    let limiter = open();
+    limiter.define(tokens(Overage::Debt)).unwrap();
+    drop(limiter.acquire(("tokens", 100)).unwrap());
+    clock.advance(59 * SECOND + SECOND / 2);
+    let booking = limiter.book(("tokens", 50)).unwrap();
+    clock.advance(SECOND / 2);
+    let permit = booking.accept();
+    permit.settle([("tokens", 40)]).unwrap();
+    drop((permit, limiter));
+    clock.reboot(SECOND / 10);
+    clock.set_wall(std::time::UNIX_EPOCH);
+    let limiter = open();
+    assert!(!limiter.try_acquire(("tokens", 61)).unwrap().is_granted());
+    clock.advance(SECOND / 2);
+    assert_eq!(used(&limiter), 40);
+}
+
+/// The file stops counting a debt at the largest number that every tool can read.
+#[test]
+fn a_debt_grows_up_to_the_largest_capacity() {
+    on_both(|limiter, _| {
+        limiter.define(tokens(Overage::Debt)).unwrap();
+        let permits = [(); 2].map(|()| limiter.acquire(("tokens", 1)).unwrap());
+        for permit in permits {
+            permit.settle([("tokens", MAX_CAPACITY)]).unwrap();
+        }
+        assert_eq!(limiter.usage("tokens").unwrap().debt(), MAX_CAPACITY);
     });
 }
 

@@ -64,9 +64,9 @@ fn what_happens_is_traced_with_the_limit() {
         assert!(!limiter.try_acquire("k").unwrap().is_granted());
         let booking = limiter.book("k").unwrap();
         clock.advance(SECOND);
-        let _permit = booking.wait();
-        let _accepted = limiter.book("k").unwrap().accept();
-        drop(limiter);
+        drop(booking.wait());
+        let accepted = limiter.book("k").unwrap().accept();
+        drop((accepted, limiter));
         let survivor = Limiter::builder(scratch.file())
             .clock(clock)
             .open()

@@ -112,7 +112,7 @@ fn own(limiter: &Limiter, call: Duration, turn: Timestamp, end: Timestamp) -> Re
                 call_model(call);
             }
             Err(Error::TooLate { denial, .. }) => {
-                let (key, rate) = (denial.key().to_owned(), denial.rate().to_string());
+                let (key, rate) = (denial.key().to_owned(), denial.obstacle().to_string());
                 return say(&Line::Refused { key, rate });
             }
             Err(error) => return Err(error.into()),

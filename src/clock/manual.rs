@@ -108,6 +108,10 @@ impl Clock for ManualClock {
         self.state().wall
     }
 
+    fn is_real(&self) -> bool {
+        false
+    }
+
     fn sleep_until(&self, deadline: Duration) {
         let mut state = self.state();
         state.sleepers += 1;

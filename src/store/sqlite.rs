@@ -1,5 +1,6 @@
 //! The store in a SQLite file, shared by processes.
 
+mod acquire;
 mod bookings;
 mod connection;
 mod definitions;
@@ -13,31 +14,37 @@ mod record;
 mod schema;
 mod session;
 mod settling;
+mod slots;
 mod sweep;
+mod tickets;
 mod transaction;
+#[cfg(target_os = "linux")]
+mod wake_page;
+mod wakes;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
 use std::time::{Duration, Instant};
 
 pub(crate) use bookings::Accepted;
 pub use connection::Durability;
 
+use self::acquire::{Attempt, attempt};
 use self::connection::waiting_until;
 use self::place::Place;
 use self::session::{LONGEST_OPEN, Opening, Session, lock_until};
 use self::transaction::{Access, Transaction};
-use super::{
-    BookingId, Claim, Definition, Few, OnConflict, Outcome, Row, Store, denial, latest, lines,
-};
-use crate::calendar::Line;
+use self::wakes::{LONGEST_POLL, SHORTEST_POLL};
+use super::{Claim, Definition, OnConflict, Outcome, Queued, Store, denial, lines};
 use crate::clock::{Clock, Timestamp, elapsed_at};
-use crate::decision::{Peek, Verdict, decide};
+use crate::decision::{Peek, Verdict};
 use crate::error::Error;
 use crate::limit::Limit;
-use crate::plan::{Patience, Plan};
-use crate::settlement::{Settlement, Used};
+use crate::line::decide_behind;
+use crate::plan::{Latest, Patience, Plan};
+use crate::settlement::{Settled, Settlement, Used};
 use crate::usage::Usage;
 
 /// How a file is opened and used.
@@ -200,7 +207,9 @@ impl SqliteStore {
                         let offset_ns = transaction.timeline().offset_ns;
                         self.offset_ns.store(offset_ns, Ordering::Relaxed);
                         let value = act(&mut transaction)?;
-                        transaction.finish()?;
+                        for ticket in transaction.finish()? {
+                            session.wakes.wake(ticket);
+                        }
                         Ok(value)
                     });
                     if access == Access::Write {
@@ -281,10 +290,10 @@ impl SqliteStore {
 
     /// Until when a request may wait for locks: no longer than for its turn, but long enough for an answer.
     fn lock_deadline(&self, patience: Patience) -> Instant {
-        let deadline = match patience {
-            Patience::UntilElapsed(deadline) => Some(deadline),
-            Patience::Until(deadline) => self.elapsed_at(deadline),
-            Patience::Now | Patience::Forever => None,
+        let deadline = match patience.latest() {
+            Some(Latest::UntilElapsed(deadline)) => Some(deadline),
+            Some(Latest::Until(deadline)) => self.elapsed_at(deadline),
+            Some(Latest::Forever) | None => None,
         };
         let left = deadline.map_or(Duration::MAX, |deadline| {
             deadline.saturating_sub(self.options.clock.elapsed())
@@ -297,18 +306,6 @@ impl SqliteStore {
         let offset_ns = self.offset_ns.load(Ordering::Relaxed);
         (offset_ns != i64::MIN).then(|| elapsed_at(at, offset_ns))
     }
-}
-
-/// What one attempt at an acquisition came to.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly every attempt is the large one"
-)]
-enum Attempt {
-    Done(Outcome),
-    /// The request has to be booked, and this process is not an owner yet. Nothing was
-    /// charged.
-    NeedsOwner,
 }
 
 impl Store for SqliteStore {
@@ -328,12 +325,15 @@ impl Store for SqliteStore {
         })
     }
 
-    fn acquire(&self, plan: &Plan<'_>) -> Result<Outcome, Error> {
+    fn acquire(&self, plan: &Plan<'_>, waited: Option<&Queued>) -> Result<Outcome, Error> {
         let deadline = self.lock_deadline(plan.patience);
         let session = self.session(deadline)?;
+        // A ticket of another session is in another file, or in nobody's.
+        let waited = waited.filter(|queued| queued.session == session.number);
+        let ticket = waited.map(|queued| queued.ticket);
         loop {
             let attempt = self.transact(&session, Access::Write, deadline, |transaction| {
-                attempt(transaction, &session, plan)
+                attempt(transaction, &session, plan, ticket)
             })?;
             match attempt {
                 Attempt::Done(outcome) => return Ok(outcome),
@@ -342,35 +342,82 @@ impl Store for SqliteStore {
         }
     }
 
-    fn cancel(&self, claim: &Claim) -> Result<(), Error> {
-        if claim.pid != std::process::id() {
-            // Inherited through `fork`; it is the parent's to cancel.
+    fn wait(&self, queued: &Queued) {
+        let Ok(session) = self.session(self.busy_deadline()) else {
+            return thread::sleep(LONGEST_POLL);
+        };
+        let longest = session.wakes.longest_sleep();
+        let asked = Instant::now();
+        loop {
+            let slept = asked.elapsed();
+            let left = longest.saturating_sub(slept);
+            let clock = &*self.options.clock;
+            let until_again = queued.again_at.map_or(Duration::MAX, |again_at| {
+                let ahead = again_at.saturating_sub(clock.elapsed());
+                if ahead.is_zero() || clock.is_real() {
+                    ahead
+                } else {
+                    SHORTEST_POLL
+                }
+            });
+            let nap = left.min(until_again);
+            if nap.is_zero() || session.wakes.sleep(queued.ticket.number, queued.seen, nap) {
+                return;
+            }
+        }
+    }
+
+    fn leave(&self, queued: &Queued) -> Result<(), Error> {
+        let session = self.session(self.busy_deadline())?;
+        if queued.pid != std::process::id() || queued.session != session.number {
             return Ok(());
         }
-        let session = self.session_of(claim)?;
         self.write(&session, |transaction| {
-            let charges = transaction.find_claimed(claim)?;
-            transaction.take_back(charges)?;
-            match claim.booking {
-                Some(booking) => transaction.forget_booking(booking),
-                None => Ok(()),
-            }
+            transaction.leave_line(queued.ticket)
         })
     }
 
-    fn settle(&self, claim: &Claim, used: &Used) -> Result<Settlement, Error> {
+    fn cancel(&self, claim: &Claim) -> Result<Settled, Error> {
+        if claim.pid != std::process::id() {
+            // Inherited through `fork`; it is the parent's to cancel.
+            return Ok(Settled::Before);
+        }
+        let session = self.session_of(claim)?;
+        self.write(&session, |transaction| {
+            if !transaction.let_go(claim)? {
+                return Ok(Settled::Expired);
+            }
+            let charges = transaction.find_claimed(claim)?;
+            transaction.take_back(charges)?;
+            if let Some(booking) = claim.booking {
+                transaction.forget_booking(booking)?;
+            }
+            Ok(Settled::Now(Settlement::default()))
+        })
+    }
+
+    fn settle(&self, claim: &Claim, used: &Used) -> Result<Settled, Error> {
         used.check(&claim.rows)?;
+        if claim.pid != std::process::id() {
+            return Ok(Settled::Before);
+        }
         let session = self.session_of(claim)?;
         self.write(&session, |transaction| transaction.settle(claim, used))
     }
 
-    fn accept(&self, claim: &Claim) {
-        // A permit that was inherited through `fork` is the parent's to use.
-        if let (Some(booking), Some(accepted)) = (claim.booking, &claim.accepted)
-            && claim.pid == std::process::id()
-        {
+    fn release(&self, claim: &Claim) -> Result<(), Error> {
+        // What was inherited through `fork` is the parent's to use.
+        if claim.pid != std::process::id() {
+            return Ok(());
+        }
+        if claim.holding.is_some() {
+            let session = self.session_of(claim)?;
+            return self.write(&session, |transaction| transaction.let_go(claim).map(drop));
+        }
+        if let (Some(booking), Some(accepted)) = (claim.booking, &claim.accepted) {
             accepted.push(claim.at, booking.number);
         }
+        Ok(())
     }
 
     fn peek(&self, plan: &Plan<'_>) -> Result<Peek, Error> {
@@ -378,7 +425,9 @@ impl Store for SqliteStore {
             let known = transaction.all_known(plan)?;
             let lines = lines(plan, &known, &transaction.place.database)?;
             let now = transaction.now();
-            match decide(transaction, &lines, now, now)? {
+            let line = transaction.line_before(lines.iter().map(|line| line.id), None)?;
+            let ahead: Vec<_> = line.into_values().collect();
+            match decide_behind(transaction, &ahead, &lines, now, now)? {
                 Verdict::Admit(_) => Ok(Peek::Now),
                 Verdict::Refuse(refusal) => {
                     denial(refusal, &lines, now, &transaction.place.database).map(Peek::Later)
@@ -391,8 +440,8 @@ impl Store for SqliteStore {
         self.read(|transaction| {
             let known = transaction.known(key)?;
             let now = transaction.now();
-            let debt = transaction.debt(known.id)?;
-            Usage::read(transaction, known.id, &known.limit, now).map(|usage| usage.owing(debt))
+            let people = transaction.people(known.id)?;
+            Usage::read(transaction, known.id, &known.limit, now).map(|usage| usage.with(people))
         })
     }
 
@@ -407,88 +456,4 @@ impl Store for SqliteStore {
     fn place(&self) -> &Path {
         &self.place.database
     }
-}
-
-/// Decides a request and charges it, inside a transaction that holds the write lock.
-fn attempt(
-    transaction: &mut Transaction<'_>,
-    session: &Session,
-    plan: &Plan<'_>,
-) -> Result<Attempt, Error> {
-    let owner = session.owner();
-    let now = transaction.now();
-    let known = transaction.all_known(plan)?;
-    let lines = lines(plan, &known, &transaction.place.database)?;
-    let latest = latest(plan.patience, now, transaction.reading);
-    let mut verdict = decide(transaction, &lines, now, latest)?;
-    // Only what is booked can come back, and only those who are not served at once need to look.
-    if verdict != Verdict::Admit(now)
-        && anything_booked(transaction, &lines, now)?
-        && transaction.reclaim(&session.lock_file, owner)?
-    {
-        verdict = decide(transaction, &lines, now, latest)?;
-    }
-    let at = match verdict {
-        Verdict::Admit(at) => at,
-        Verdict::Refuse(refusal) => {
-            return Ok(Attempt::Done(Outcome::Refused {
-                denial: denial(refusal, &lines, now, &transaction.place.database)?,
-                deadline: (plan.patience != Patience::Now).then_some(latest),
-            }));
-        }
-    };
-    let booking = if at == now {
-        None
-    } else {
-        let Some(owner) = owner else {
-            return Ok(Attempt::NeedsOwner);
-        };
-        Some(BookingId {
-            owner,
-            number: session.next_booking(),
-        })
-    };
-    let mut rows = Few::with_capacity(lines.len());
-    for line in &lines {
-        let seq = transaction.charge(line.id, at, line.amount)?;
-        rows.push(Row::new(line, seq));
-    }
-    if let Some(booking) = booking {
-        transaction.book(booking, at, &rows)?;
-        for number in session.accepted.take_used(now) {
-            transaction.forget_booking(BookingId { number, ..booking })?;
-        }
-    }
-    if let Some(turn) = session.sweep_turn() {
-        let next = transaction.sweep(&lines, turn)?;
-        session.swept(next);
-    }
-    Ok(Attempt::Done(Outcome::Admitted {
-        claim: Claim {
-            at,
-            wake_at: transaction.timeline().elapsed_at(at),
-            session: session.number,
-            pid: session.pid,
-            rows,
-            booking,
-            accepted: booking.map(|_| Arc::clone(&session.accepted)),
-        },
-        now,
-    }))
-}
-
-fn anything_booked(
-    transaction: &mut Transaction<'_>,
-    lines: &[Line<'_>],
-    now: Timestamp,
-) -> Result<bool, Error> {
-    for line in lines {
-        if transaction
-            .very_last(line.id)?
-            .is_some_and(|last| last.at > now)
-        {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use quotalite::{Definition, Limit, OnConflict, Rate};
+use quotalite::{Definition, Limit, OnConflict, Overage, Rate};
 
-use crate::subject::{Answer, Defined, Refused, Subject, Takes, Wait, ns};
+use crate::subject::{Answer, Closing, Defined, Refused, Settling, Subject, Takes, Wait, ns};
 
 /// What is wrong with a limiter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,13 +22,29 @@ pub enum Flaw {
     Overtakes,
     /// Counts a charge for a nanosecond too long.
     ClosedWindow,
+    /// Settles, but what was not used stays charged until it leaves the window.
+    FreesNothing,
+    /// Settles by charging the difference at the present, and not at the charge's own instant.
+    CorrectsAtPresent,
+    /// Settles beyond the estimate by the room that there is at the present, and not by what those who
+    /// booked leave of it.
+    GrowsIntoBookings,
 }
 
+/// What was charged to one limit: less than nothing, if a flaw has it so.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     at_ns: i64,
-    amount: u64,
+    amount: i64,
     claim: Option<usize>,
+}
+
+/// What somebody was let through with.
+#[derive(Clone, Debug)]
+struct Granted {
+    at_ns: i64,
+    takes: Takes,
+    is_closed: bool,
 }
 
 #[derive(Debug)]
@@ -44,7 +60,7 @@ pub struct Broken {
     now_ns: i64,
     cleaned_ns: i64,
     books: BTreeMap<String, Book>,
-    accepted: BTreeMap<usize, i64>,
+    granted: BTreeMap<usize, Granted>,
 }
 
 impl Broken {
@@ -54,7 +70,7 @@ impl Broken {
             now_ns: 0,
             cleaned_ns: 0,
             books: BTreeMap::new(),
-            accepted: BTreeMap::new(),
+            granted: BTreeMap::new(),
         }
     }
 
@@ -70,22 +86,40 @@ impl Broken {
         }
     }
 
-    fn is_over(&self, book: &Book, rate: &Rate, at_ns: i64, amount: u64, alone: bool) -> bool {
+    /// The most that is in any window of a rate which a charge at `at_ns` counts in and which ends at
+    /// `from_ns` or later; or only in the one that ends there.
+    fn fullest(&self, book: &Book, rate: &Rate, at_ns: i64, from_ns: i64, alone: bool) -> i64 {
         let reach_ns = ns(rate.window() + book.limit.pad());
-        let mut instants = vec![at_ns];
+        let mut instants = vec![from_ns];
         if !alone {
             let later = book.entries.iter().map(|entry| entry.at_ns);
-            instants
-                .extend(later.filter(|later_ns| (at_ns + 1..at_ns + reach_ns).contains(later_ns)));
+            instants.extend(
+                later.filter(|later_ns| (from_ns + 1..at_ns + reach_ns).contains(later_ns)),
+            );
         }
-        instants.into_iter().any(|instant_ns| {
+        let used = instants.into_iter().map(|instant_ns| {
             let inside = book.entries.iter();
-            let used: u64 = inside
-                .filter(|entry| self.counts(entry, instant_ns, reach_ns))
-                .map(|entry| entry.amount)
-                .sum();
-            used.saturating_add(amount) > rate.capacity()
-        })
+            let inside = inside.filter(|entry| self.counts(entry, instant_ns, reach_ns));
+            inside.map(|entry| entry.amount).sum()
+        });
+        used.max().expect("one instant at least")
+    }
+
+    fn is_over(&self, book: &Book, rate: &Rate, at_ns: i64, amount: u64, alone: bool) -> bool {
+        let used = self.fullest(book, rate, at_ns, at_ns, alone);
+        used.saturating_add_unsigned(amount) > rate.capacity().cast_signed()
+    }
+
+    /// How much more can be charged to a limit at an instant that may be past.
+    fn room(&self, book: &Book, at_ns: i64) -> u64 {
+        let alone = self.flaw == Flaw::GrowsIntoBookings;
+        let from_ns = at_ns.max(self.now_ns);
+        let rates = book.limit.rates().iter();
+        let counting = rates.filter(|rate| from_ns < at_ns + ns(rate.window() + book.limit.pad()));
+        let free = counting.map(|rate| {
+            rate.capacity().cast_signed() - self.fullest(book, rate, at_ns, from_ns, alone)
+        });
+        free.min().unwrap_or(0).max(0).unsigned_abs()
     }
 
     /// The first limit and rate of the request that forbid it at this instant.
@@ -143,9 +177,17 @@ impl Broken {
             let entries = &mut self.books.get_mut(key).expect("checked").entries;
             entries.push(Entry {
                 at_ns,
-                amount: *amount,
+                amount: amount.cast_signed(),
                 claim,
             });
+        }
+        if let Some(claim) = claim {
+            let granted = Granted {
+                at_ns,
+                takes: takes.to_owned(),
+                is_closed: false,
+            };
+            self.granted.insert(claim, granted);
         }
         if self.now_ns - self.cleaned_ns >= ns(Duration::from_secs(10)) {
             self.clean();
@@ -163,6 +205,57 @@ impl Broken {
             let reach_ns = ns(longest.window() + book.limit.pad());
             book.entries
                 .retain(|entry| entry.at_ns + reach_ns > self.now_ns);
+        }
+    }
+
+    /// What is open under this name, and closed from now on.
+    fn take_open(&mut self, claim: usize) -> Option<Granted> {
+        let granted = self
+            .granted
+            .get_mut(&claim)
+            .filter(|granted| !granted.is_closed)?;
+        granted.is_closed = true;
+        Some(granted.clone())
+    }
+
+    fn settle_one(
+        &mut self,
+        claim: usize,
+        at_ns: i64,
+        key: &str,
+        estimated: u64,
+        used: u64,
+    ) -> Settling {
+        let book = &self.books[key];
+        let excess = used.saturating_sub(estimated);
+        let fitting = excess.min(self.room(book, at_ns));
+        let (more, debt) = match book.limit.overage() {
+            Overage::Debt => (fitting, excess - fitting),
+            Overage::Charge => (excess, 0),
+            Overage::Deny => (fitting, 0),
+        };
+        let charged = used.min(estimated) + more;
+        let entries = &mut self.books.get_mut(key).expect("it is there").entries;
+        if self.flaw == Flaw::CorrectsAtPresent {
+            entries.push(Entry {
+                at_ns: self.now_ns,
+                amount: charged.cast_signed() - estimated.cast_signed(),
+                claim: Some(claim),
+            });
+        } else if self.flaw != Flaw::FreesNothing || charged > estimated {
+            for entry in entries
+                .iter_mut()
+                .filter(|entry| entry.claim == Some(claim))
+            {
+                entry.amount = charged.cast_signed();
+            }
+        }
+        Settling {
+            key: key.to_owned(),
+            estimated,
+            used,
+            charged,
+            debt,
         }
     }
 
@@ -206,13 +299,13 @@ impl Subject for Broken {
         })
     }
 
-    fn try_acquire(&mut self, _slot: usize, takes: &Takes) -> Answer {
+    fn try_acquire(&mut self, _slot: usize, takes: &Takes, claim: usize, _holds: bool) -> Answer {
         if let Some(wrong) = self.wrong(takes) {
             return wrong;
         }
         let alone = self.flaw == Flaw::Overtakes;
         let Some((full, ..)) = self.obstacle(takes, self.now_ns, alone) else {
-            return self.charge(takes, self.now_ns, None);
+            return self.charge(takes, self.now_ns, Some(claim));
         };
         let refused = self.refuse(takes, self.earliest(takes));
         if self.flaw == Flaw::ChargesOneByOne {
@@ -234,7 +327,6 @@ impl Subject for Broken {
         };
         match self.earliest(takes) {
             at_ns if at_ns <= deadline_ns.max(self.now_ns) => {
-                self.accepted.insert(claim, at_ns);
                 self.charge(takes, at_ns, Some(claim))
             }
             at_ns => Answer::TooLate {
@@ -250,9 +342,33 @@ impl Subject for Broken {
         }
     }
 
-    fn accept(&mut self, claim: usize) -> i64 {
-        self.accepted[&claim]
+    fn accept(&mut self, claim: usize, _holds: bool) -> i64 {
+        self.granted[&claim].at_ns
     }
+
+    fn settle(&mut self, claim: usize, used: &Takes) -> Closing {
+        let Some(granted) = self.take_open(claim) else {
+            return Closing::Before;
+        };
+        let mut settled = Vec::new();
+        for (key, estimated) in &granted.takes {
+            if let Some((_, used)) = used.iter().find(|(said, _)| said == key) {
+                settled.push(self.settle_one(claim, granted.at_ns, key, *estimated, *used));
+            }
+        }
+        settled.sort_by(|a, b| a.key.cmp(&b.key));
+        Closing::Now(settled)
+    }
+
+    fn cancel(&mut self, claim: usize) -> Closing {
+        if self.take_open(claim).is_none() {
+            return Closing::Before;
+        }
+        self.give_back(claim, false);
+        Closing::Now(Vec::new())
+    }
+
+    fn let_go(&mut self, _claim: usize) {}
 
     fn advance(&mut self, duration: Duration) {
         self.now_ns += ns(duration);

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::sample::select;
-use quotalite::{Limit, MAX_CAPACITY, OnConflict, Rate};
+use quotalite::{Limit, MAX_CAPACITY, OnConflict, Overage, Rate};
 
+use crate::line::Line;
 use crate::model::{Model, Verdict};
 use crate::subject::{Takes, Wait, ns};
 
@@ -26,6 +27,7 @@ pub struct Shape {
     /// Capacities are close to the largest.
     pub is_huge: bool,
     pub pad: usize,
+    pub overage: Overage,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +42,23 @@ pub enum Amount {
 /// Limits by number, taken modulo those that there are; the first mention of a limit counts.
 #[derive(Clone, Debug)]
 pub struct Ask(pub Vec<(usize, Amount)>);
+
+/// What was used of one limit of a permit.
+#[derive(Clone, Copy, Debug)]
+pub enum Spent {
+    /// Nothing is said of it.
+    Unsaid,
+    Nothing,
+    /// Sixteenths of the estimate.
+    Share(u64),
+    More(u64),
+    Times(u64),
+    /// What is charged and what can be added to that, and this much.
+    Room {
+        more: u64,
+    },
+    Most,
+}
 
 #[derive(Clone, Copy, Debug)]
 pub enum Patience {
@@ -80,7 +99,8 @@ pub enum Wall {
     Unset,
 }
 
-/// What becomes of the bookings of a limiter that is closed.
+/// What becomes of the bookings of a limiter that is closed, and of its permits, which are not given back
+/// when they are dropped.
 #[derive(Clone, Copy, Debug)]
 pub enum Fate {
     /// Their holders keep them, and the limiter lives on in them.
@@ -146,6 +166,33 @@ pub enum Op {
         fate: Fate,
         wind_up: bool,
     },
+    /// As `Try`, and the permit stays open.
+    TryAndHold {
+        slot: usize,
+        ask: Ask,
+    },
+    /// As `Accept`, and the permit stays open.
+    AcceptAndHold {
+        booking: usize,
+    },
+    /// By the limits of the permit in turn; it is dropped then, unless its holder keeps it.
+    Settle {
+        permit: usize,
+        spent: Vec<Spent>,
+        keeps: bool,
+    },
+    Cancel {
+        permit: usize,
+        keeps: bool,
+    },
+    LetGo {
+        permit: usize,
+    },
+    ChangeOverage {
+        slot: usize,
+        line: usize,
+        overage: Overage,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -158,14 +205,24 @@ pub struct History {
 fn shape() -> impl Strategy<Value = Shape> {
     let rates = prop::collection::vec((0..WINDOWS_MS.len(), 1_u64..=6), 1..=3);
     let is_huge = prop::bool::weighted(0.15);
-    (rates, prop::bool::weighted(0.8), is_huge, 0..PADS_NS.len()).prop_map(
-        |(rates, grows, is_huge, pad)| Shape {
+    let grows = prop::bool::weighted(0.8);
+    (rates, grows, is_huge, 0..PADS_NS.len(), overage()).prop_map(
+        |(rates, grows, is_huge, pad, overage)| Shape {
             rates,
             grows,
             is_huge,
             pad,
+            overage,
         },
     )
+}
+
+fn overage() -> impl Strategy<Value = Overage> {
+    prop_oneof![
+        8 => Just(Overage::Debt),
+        1 => Just(Overage::Charge),
+        1 => Just(Overage::Deny),
+    ]
 }
 
 fn ask() -> impl Strategy<Value = Ask> {
@@ -176,6 +233,20 @@ fn ask() -> impl Strategy<Value = Ask> {
         1 => Just(Amount::TooMuch),
     ];
     prop::collection::vec((0_usize..16, amount), 1..=3).prop_map(Ask)
+}
+
+fn spent() -> impl Strategy<Value = Vec<Spent>> {
+    let one = prop_oneof![
+        2 => Just(Spent::Unsaid),
+        4 => Just(Spent::Nothing),
+        6 => (1_u64..16).prop_map(Spent::Share),
+        2 => Just(Spent::Share(16)),
+        3 => (1_u64..=2).prop_map(Spent::More),
+        2 => (2_u64..=30).prop_map(Spent::Times),
+        6 => (0_u64..=1).prop_map(|more| Spent::Room { more }),
+        1 => Just(Spent::Most),
+    ];
+    prop::collection::vec(one, 1..=3)
 }
 
 fn patience() -> impl Strategy<Value = Patience> {
@@ -264,12 +335,24 @@ fn op() -> impl Strategy<Value = Op> {
         ),
         4 => (0_usize..8).prop_map(|booking| Op::Accept { booking }),
         5 => (slot.clone(), ask()).prop_map(|(slot, ask)| Op::Peek { slot, ask }),
-        8 => (slot.clone(), line).prop_map(|(slot, line)| Op::Usage { slot, line }),
+        8 => (slot.clone(), line.clone()).prop_map(|(slot, line)| Op::Usage { slot, line }),
         24 => pace().prop_map(Op::Advance),
         8 => slot.clone().prop_map(|slot| Op::Retry { slot }),
         1 => (-100_000_i64..=100_000).prop_map(|ms| Op::SetWall { ms }),
-        4 => (slot, fate()).prop_map(|(slot, fate)| Op::Close { slot, fate }),
+        4 => (slot.clone(), fate()).prop_map(|(slot, fate)| Op::Close { slot, fate }),
         2 => reboot(),
+        16 => (slot.clone(), ask()).prop_map(|(slot, ask)| Op::TryAndHold { slot, ask }),
+        8 => (0_usize..8).prop_map(|booking| Op::AcceptAndHold { booking }),
+        20 => (0_usize..8, spent(), prop::bool::weighted(0.3)).prop_map(
+            |(permit, spent, keeps)| Op::Settle { permit, spent, keeps }
+        ),
+        3 => (0_usize..8, prop::bool::weighted(0.3)).prop_map(
+            |(permit, keeps)| Op::Cancel { permit, keeps }
+        ),
+        3 => (0_usize..8).prop_map(|permit| Op::LetGo { permit }),
+        1 => (slot, line, overage()).prop_map(
+            |(slot, line, overage)| Op::ChangeOverage { slot, line, overage }
+        ),
     ]
 }
 
@@ -297,7 +380,7 @@ impl Shape {
         let longest = rates.last().expect("there is one").0;
         let room_ns = (longest_ns - ns(longest)).unsigned_abs();
         let pad = Duration::from_nanos(PADS_NS[self.pad].min(room_ns));
-        let mut builder = Limit::new(key).pad(pad);
+        let mut builder = Limit::new(key).pad(pad).overage(self.overage);
         let mut former = 0;
         for (window, capacity) in rates {
             let capacity = if self.grows {
@@ -337,6 +420,35 @@ impl Ask {
             }
         }
         takes
+    }
+}
+
+/// The same limit, but for what it does about permits that used more.
+pub fn with_overage(limit: &Limit, overage: Overage) -> Limit {
+    let builder = Limit::new(limit.key()).pad(limit.pad()).overage(overage);
+    let rates = limit.rates().iter();
+    let builder = rates.fold(builder, |builder, rate| {
+        builder.rate(rate.capacity(), rate.window())
+    });
+    builder.build().expect("a limit that can be")
+}
+
+impl Spent {
+    /// Says what was used of a limit of which a permit for `at_ns` was charged this much.
+    pub fn amount(self, estimated: u64, line: &Line, at_ns: i64, now_ns: i64) -> Option<u64> {
+        let used = match self {
+            Self::Unsaid => return None,
+            Self::Nothing => 0,
+            Self::Share(16) => estimated,
+            // The estimate of a huge limit is huge.
+            Self::Share(sixteenths) if estimated > 1 << 40 => estimated / 16 * sixteenths,
+            Self::Share(sixteenths) => (estimated * sixteenths).div_ceil(16),
+            Self::More(units) => estimated + units,
+            Self::Times(times) => estimated.saturating_mul(times),
+            Self::Room { more } => estimated + line.room(at_ns, now_ns) + more,
+            Self::Most => MAX_CAPACITY,
+        };
+        Some(used.min(MAX_CAPACITY))
     }
 }
 

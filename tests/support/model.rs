@@ -1,85 +1,18 @@
 //! What limits are, said as plainly as can be: lists of charges, and sums over them.
 //!
 //! There are no running totals here and no calendar: every question is answered by trying all instants
-//! at which the answer could change. It is slow, and it was written before the code it judges was read.
+//! at which the answer could change. It is slow, and it was written before the code it judges was read,
+//! all but settling.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use quotalite::{Definition, Limit, OnConflict, Rate};
+use quotalite::{Definition, Limit, OnConflict};
 
-use crate::subject::{Answer, Defined, RateStanding, Refused, Row, Standing, Takes, ns};
-
-/// Amounts add up to more than 64 bits hold when a limit is replaced by a smaller one.
-type Sum = i128;
+use crate::line::{Charge, Line, Sum};
+use crate::subject::{Answer, Defined, RateStanding, Refused, Row, Settling, Standing, Takes};
 
 /// The running totals of a ledger count modulo this.
 const TOTALS_WRAP_AT: Sum = 1 << 62;
-
-/// One charge of one limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Charge {
-    pub at_ns: i64,
-    pub amount: u64,
-    /// The opening of a limiter that booked it ahead of its instant.
-    pub booked_by: Option<usize>,
-    /// Whether it will be used, once its instant comes.
-    pub accepted: bool,
-    /// The request that it belongs to.
-    pub claim: usize,
-}
-
-/// A limit and everything that was ever charged to it.
-#[derive(Clone, Debug)]
-pub struct Line {
-    pub limit: Limit,
-    pub charges: Vec<Charge>,
-    /// A definition that was replaced may have left more in a window than the new one allows.
-    pub was_replaced: bool,
-}
-
-impl Line {
-    fn reach_ns(&self, rate: &Rate) -> i64 {
-        ns(rate.window()) + ns(self.limit.pad())
-    }
-
-    pub fn longest_reach_ns(&self) -> i64 {
-        let reaches = self.limit.rates().iter().map(|rate| self.reach_ns(rate));
-        reaches.max().expect("a limit has a rate")
-    }
-
-    /// The sum of the charges that count at `instant_ns` in a window of this reach.
-    fn used(&self, instant_ns: i64, reach_ns: i64) -> Sum {
-        let counting = self
-            .charges
-            .iter()
-            .filter(|charge| instant_ns - reach_ns < charge.at_ns && charge.at_ns <= instant_ns);
-        counting.map(|charge| Sum::from(charge.amount)).sum()
-    }
-
-    /// The most that any window holds in which a charge at `at_ns` would count.
-    fn fullest(&self, at_ns: i64, reach_ns: i64) -> Sum {
-        let later = self.charges.iter().map(|charge| charge.at_ns);
-        let instants = later.filter(|&later_ns| at_ns < later_ns && later_ns < at_ns + reach_ns);
-        std::iter::once(at_ns)
-            .chain(instants)
-            .map(|instant_ns| self.used(instant_ns, reach_ns))
-            .max()
-            .expect("at least the instant itself")
-    }
-
-    fn rate_admits(&self, rate: &Rate, at_ns: i64, amount: u64) -> bool {
-        self.fullest(at_ns, self.reach_ns(rate)) + Sum::from(amount) <= Sum::from(rate.capacity())
-    }
-
-    fn admits(&self, at_ns: i64, amount: u64) -> bool {
-        let mut rates = self.limit.rates().iter();
-        rates.all(|rate| self.rate_admits(rate, at_ns, amount))
-    }
-
-    fn has_charges_after(&self, now_ns: i64) -> bool {
-        self.charges.iter().any(|charge| charge.at_ns > now_ns)
-    }
-}
 
 /// What a request must be answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,11 +45,7 @@ pub struct Model {
 impl Model {
     pub fn define(&mut self, limit: &Limit, conflict: OnConflict) -> Defined {
         let Some(line) = self.lines.get_mut(limit.key()) else {
-            let line = Line {
-                limit: limit.clone(),
-                charges: Vec::new(),
-                was_replaced: false,
-            };
+            let line = Line::new(limit.clone());
             self.lines.insert(limit.key().to_owned(), line);
             return Defined::Done(Definition::Created);
         };
@@ -130,7 +59,8 @@ impl Model {
             },
             OnConflict::Adopt => Defined::Done(Definition::Adopted(line.limit.clone())),
             OnConflict::Replace => {
-                line.was_replaced = true;
+                line.was_replaced |=
+                    line.limit.rates() != limit.rates() || line.limit.pad() != limit.pad();
                 let former = std::mem::replace(&mut line.limit, limit.clone());
                 Defined::Done(Definition::Replaced(former))
             }
@@ -210,6 +140,7 @@ impl Model {
                 booked_by,
                 accepted: false,
                 claim,
+                growth: None,
             });
         }
         Verdict::Admitted { at_ns }
@@ -230,6 +161,24 @@ impl Model {
         for charge in self.lines.values_mut().flat_map(|line| &mut line.charges) {
             charge.accepted |= charge.claim == claim;
         }
+    }
+
+    /// Corrects what a request was charged to what was used.
+    pub fn settle(&mut self, claim: usize, used: &Takes) -> Vec<Settling> {
+        let now_ns = self.now_ns;
+        let settled = self
+            .lines
+            .iter_mut()
+            .filter_map(|(key, line)| {
+                let (_, used) = used.iter().find(|(said, _)| said == key)?;
+                Some(line.settle(claim, *used, now_ns))
+            })
+            .collect();
+        // Whoever says what was used has used it, and does not get it back by dying.
+        for charge in self.lines.values_mut().flat_map(|line| &mut line.charges) {
+            charge.booked_by = charge.booked_by.filter(|_| charge.claim != claim);
+        }
+        settled
     }
 
     /// Takes back everything that a request was charged.
@@ -267,6 +216,7 @@ impl Model {
             at_ns: self.now_ns,
             available: rates.iter().map(|rate| rate.available).min()?,
             rates,
+            debt: line.debt(),
         })
     }
 
@@ -420,7 +370,7 @@ impl Model {
             let rows = ledgers.get(key).unwrap_or(&none);
             check_totals(rows)
                 .and_then(|()| line.check_charges(rows, self.now_ns))
-                .and_then(|()| line.check_windows(rows))
+                .and_then(|()| line.check_law())
                 .map_err(|what| format!("`{key}`: {what}: {rows:?}"))?;
         }
         Ok(())
@@ -488,79 +438,5 @@ impl Line {
             Some(charge) => Err(format!("there is no row of {charge:?}")),
             None => Ok(()),
         }
-    }
-
-    fn check_windows(&self, rows: &[Row]) -> Result<(), String> {
-        if self.was_replaced {
-            return Ok(());
-        }
-        for rate in self.limit.rates() {
-            let reach_ns = self.reach_ns(rate);
-            for last in rows {
-                let inside = rows
-                    .iter()
-                    .filter(|row| last.at_ns - reach_ns < row.at_ns && row.at_ns <= last.at_ns);
-                let used: Sum = inside.map(|row| Sum::from(row.amount)).sum();
-                if used > Sum::from(rate.capacity()) {
-                    return Err(format!(
-                        "{used} in a window of {rate} that ends at {last:?}"
-                    ));
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What callers did, in true time: the time that a witness outside the machine would write down.
-#[derive(Clone, Debug, Default)]
-pub struct Witness {
-    pub now_ns: i64,
-    seen: Vec<(String, Charge)>,
-}
-
-impl Witness {
-    pub fn saw(&mut self, key: &str, charge: Charge) {
-        self.seen.push((key.to_owned(), charge));
-    }
-
-    pub fn forget(&mut self, claim: usize) {
-        self.seen.retain(|(_, charge)| charge.claim != claim);
-    }
-
-    pub fn forget_everything(&mut self) {
-        self.seen.clear();
-    }
-
-    /// No window of true time holds more than its capacity.
-    pub fn check(&self, model: &Model) -> Result<(), String> {
-        for (key, line) in &model.lines {
-            if line.was_replaced {
-                continue;
-            }
-            let seen = Line {
-                limit: line.limit.clone(),
-                charges: self
-                    .seen
-                    .iter()
-                    .filter(|(of, _)| of == key)
-                    .map(|(_, charge)| *charge)
-                    .collect(),
-                was_replaced: false,
-            };
-            for rate in seen.limit.rates() {
-                for charge in &seen.charges {
-                    let used = seen.used(charge.at_ns, seen.reach_ns(rate));
-                    if used > Sum::from(rate.capacity()) {
-                        return Err(format!(
-                            "in true time, `{key}` ({rate}) saw {used} in the window that ends with \
-                             {charge:?}: {:?}",
-                            seen.charges
-                        ));
-                    }
-                }
-            }
-        }
-        Ok(())
     }
 }

@@ -1,28 +1,26 @@
 //! The player of a history: each step goes to a subject and to the model, and they have to agree.
 
+#[path = "held.rs"]
+mod held;
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::time::Duration;
 
 use quotalite::{Definition, Limit, OnConflict};
 
-use crate::history::{Fate, History, KEYS, Op, Patience, Shape, Wall};
-use crate::model::{Charge, Line, Model, Verdict, Witness};
+use self::held::{Held, pick};
+use crate::history::{Fate, History, KEYS, Op, Patience, Shape, Wall, with_overage};
+use crate::line::{Charge, Growth, Line};
+use crate::model::{Model, Verdict};
 use crate::subject::{Answer, Defined, Row, Standing, Subject, Takes, Wait, ns, wall};
+use crate::witness::Witness;
 
 const SECOND_NS: i64 = 1_000_000_000;
 /// What `ManualClock::new` shows.
 const FIRST_WALL_NS: i64 = 1_700_000_000 * SECOND_NS;
 /// How often the file is compared with the model, in steps.
 const SCAN_EVERY: usize = 10;
-
-/// A booking that somebody holds.
-#[derive(Clone, Copy, Debug)]
-struct Held {
-    claim: usize,
-    opening: usize,
-    at_ns: i64,
-}
 
 /// Plays a history to a subject and to the model, and tells the first difference.
 struct Player<'a> {
@@ -33,7 +31,8 @@ struct Player<'a> {
     slots: Vec<Option<usize>>,
     openings: usize,
     claims: usize,
-    held: Vec<Held>,
+    bookings: Vec<Held>,
+    permits: Vec<Held>,
     last_denial: Option<(Takes, i64)>,
     /// The last instant at which something was written. A file may remember one that is up to a second
     /// earlier; what was only read or refused, it does not remember.
@@ -63,7 +62,8 @@ pub fn play(subject: &mut dyn Subject, slots: usize, history: &History) -> Check
         slots: vec![None; slots],
         openings: 0,
         claims: 0,
-        held: Vec::new(),
+        bookings: Vec::new(),
+        permits: Vec::new(),
         last_denial: None,
         written_ns: 0,
         most_ahead_ns: 0,
@@ -107,7 +107,8 @@ impl Player<'_> {
                 Some(line) => self.define_as(*slot, &line.limit.clone(), *conflict),
                 None => Ok(()),
             },
-            Op::Try { slot, ask } => self.try_acquire(*slot, &ask.takes(&self.model)),
+            Op::Try { slot, ask } => self.try_acquire(*slot, &ask.takes(&self.model), false),
+            Op::TryAndHold { slot, ask } => self.try_acquire(*slot, &ask.takes(&self.model), true),
             Op::Book {
                 slot,
                 ask,
@@ -117,13 +118,34 @@ impl Player<'_> {
                 booking,
                 by_dropping,
             } => {
-                if let Some(held) = self.pick(*booking) {
-                    self.give_back(held, *by_dropping);
+                if let Some(held) = pick(&mut self.bookings, *booking) {
+                    self.give_back(&held, *by_dropping);
                 }
                 Ok(())
             }
-            Op::Accept { booking } => match self.pick(*booking) {
-                Some(held) => self.accept(held),
+            Op::Accept { booking } => self.accept_one(*booking, false),
+            Op::AcceptAndHold { booking } => self.accept_one(*booking, true),
+            Op::Settle {
+                permit,
+                spent,
+                keeps,
+            } => self.settle(*permit, spent, *keeps),
+            Op::Cancel { permit, keeps } => self.cancel(*permit, *keeps),
+            Op::LetGo { permit } => {
+                if let Some(held) = pick(&mut self.permits, *permit) {
+                    self.let_go(&held);
+                }
+                Ok(())
+            }
+            Op::ChangeOverage {
+                slot,
+                line,
+                overage,
+            } => match self.model.lines.get(KEYS[line % KEYS.len()]) {
+                Some(line) => {
+                    let limit = with_overage(&line.limit, *overage);
+                    self.define_as(*slot, &limit, OnConflict::Replace)
+                }
                 None => Ok(()),
             },
             Op::Peek { slot, ask } => self.peek(*slot, &ask.takes(&self.model)),
@@ -191,12 +213,16 @@ impl Player<'_> {
         }
     }
 
-    fn try_acquire(&mut self, slot: usize, takes: &Takes) -> Check {
+    fn try_acquire(&mut self, slot: usize, takes: &Takes, holds: bool) -> Check {
         let slot = self.open(slot);
         let claim = self.next_claim();
-        let answer = self.subject.try_acquire(slot, takes);
+        let answer = self.subject.try_acquire(slot, takes, claim, holds);
         let verdict = self.model.try_acquire(takes, claim);
         self.judge(&verdict, &answer, takes)?;
+        if holds && let Verdict::Admitted { at_ns } = verdict {
+            let opening = self.slots[slot].expect("it is open");
+            self.permits.push(Held::new(claim, opening, at_ns, takes));
+        }
         self.tell_witness(takes, &verdict, claim)
     }
 
@@ -215,11 +241,7 @@ impl Player<'_> {
         let verdict = self.model.book(opening, takes, deadline_ns, claim);
         self.judge(&verdict, &answer, takes)?;
         if let Verdict::Admitted { at_ns } = verdict {
-            self.held.push(Held {
-                claim,
-                opening,
-                at_ns,
-            });
+            self.bookings.push(Held::new(claim, opening, at_ns, takes));
         }
         self.tell_witness(takes, &verdict, claim)
     }
@@ -247,7 +269,7 @@ impl Player<'_> {
         for at_ns in [retry_at_ns - 1, retry_at_ns] {
             if at_ns >= self.model.now_ns {
                 self.advance(at_ns - self.model.now_ns);
-                self.try_acquire(slot, &takes)?;
+                self.try_acquire(slot, &takes, false)?;
             }
         }
         Ok(())
@@ -265,57 +287,6 @@ impl Player<'_> {
         same(&must_be, &told)
     }
 
-    fn pick(&mut self, booking: usize) -> Option<Held> {
-        let position = booking.checked_rem(self.held.len())?;
-        Some(self.held.remove(position))
-    }
-
-    fn give_back(&mut self, held: Held, by_dropping: bool) {
-        self.subject.give_back(held.claim, by_dropping);
-        self.model.give_back(held.claim);
-        self.witness.forget(held.claim);
-        self.bury_if_nothing_is_left(held.opening);
-    }
-
-    fn accept(&mut self, held: Held) -> Check {
-        let at_ns = self.subject.accept(held.claim);
-        self.model.accept(held.claim);
-        self.bury_if_nothing_is_left(held.opening);
-        same(&held.at_ns, &at_ns)
-    }
-
-    fn close(&mut self, slot: usize, fate: Fate) -> Check {
-        let Some(opening) = self.slots[slot].filter(|_| self.subject.is_durable()) else {
-            return Ok(());
-        };
-        let (of_this, of_others): (Vec<Held>, Vec<Held>) =
-            self.held.iter().partition(|held| held.opening == opening);
-        match fate {
-            Fate::Held => {}
-            Fate::Orphaned => {
-                self.held = of_others;
-                of_this.into_iter().try_for_each(|held| self.accept(held))?;
-            }
-            Fate::Dropped => {
-                self.held = of_others;
-                for held in of_this {
-                    self.give_back(held, true);
-                }
-            }
-        }
-        self.subject.close(slot);
-        self.slots[slot] = None;
-        self.bury_if_nothing_is_left(opening);
-        Ok(())
-    }
-
-    fn bury_if_nothing_is_left(&mut self, opening: usize) {
-        let is_open = self.slots.contains(&Some(opening));
-        if !is_open && self.held.iter().all(|held| held.opening != opening) {
-            self.model.alive.remove(&opening);
-        }
-    }
-
     fn reboot(
         &mut self,
         uptime_ms: u64,
@@ -327,20 +298,7 @@ impl Player<'_> {
         if !self.subject.is_durable() {
             return Ok(());
         }
-        // A machine that stops takes all bookings with it, so those that are held are orphaned.
-        let fate = match fate {
-            Fate::Held | Fate::Orphaned => Fate::Orphaned,
-            Fate::Dropped => Fate::Dropped,
-        };
-        for held in std::mem::take(&mut self.held) {
-            match fate {
-                Fate::Dropped => self.give_back(held, false),
-                _ => self.accept(held)?,
-            }
-        }
-        for slot in 0..self.slots.len() {
-            self.close(slot, fate)?;
-        }
+        self.stop(fate)?;
         self.scan()?;
         if wind_up {
             self.subject.wind_up_totals();
@@ -400,16 +358,26 @@ impl Player<'_> {
         let until_ns = self.model.now_ns + stride_ns;
         self.subject
             .advance(Duration::from_nanos(stride_ns.unsigned_abs()));
-        // Whoever has booked and lives goes ahead when the instant comes.
+        // Whoever has booked and lives goes ahead when the instant comes, and so did whoever has said
+        // before what it used.
         for (key, line) in &self.model.lines {
             for charge in &line.charges {
                 let comes = self.model.now_ns < charge.at_ns && charge.at_ns <= until_ns;
                 let goes_ahead = charge
                     .booked_by
-                    .is_some_and(|opening| self.model.alive.contains(&opening));
+                    .is_none_or(|opening| self.model.alive.contains(&opening));
                 if comes && goes_ahead {
                     let at_ns = self.witness.now_ns + charge.at_ns - self.model.now_ns;
-                    self.witness.saw(key, Charge { at_ns, ..*charge });
+                    // All windows that hold it end after it has grown.
+                    let growth = charge.growth.map(|growth| Growth { at_ns, ..growth });
+                    self.witness.saw(
+                        key,
+                        Charge {
+                            at_ns,
+                            growth,
+                            ..*charge
+                        },
+                    );
                 }
             }
         }
@@ -441,6 +409,7 @@ impl Player<'_> {
                 booked_by: None,
                 accepted: false,
                 claim,
+                growth: None,
             };
             self.witness.saw(key, charge);
         }

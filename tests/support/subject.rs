@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use quotalite::{
-    Booking, Decision, Definition, Denial, Error, Limit, Limiter, ManualClock, OnConflict, Peek,
-    Rate, Request, Timestamp,
+    Booking, Decision, Definition, Denial, Error, Limit, Limiter, ManualClock, Obstacle,
+    OnConflict, Peek, Permit, Rate, Request, Settled, Timestamp,
 };
 
 use crate::support::{Scratch, open_raw, scratch};
@@ -72,6 +72,27 @@ pub struct Standing {
     pub at_ns: i64,
     pub available: u64,
     pub rates: Vec<RateStanding>,
+    pub debt: u64,
+}
+
+/// How one charge of a permit was settled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settling {
+    pub key: String,
+    pub estimated: u64,
+    pub used: u64,
+    pub charged: u64,
+    pub debt: u64,
+}
+
+/// What a subject says to whoever closes a permit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Closing {
+    /// By key; nothing if it was cancelled.
+    Now(Vec<Settling>),
+    Before,
+    /// An error that no history should see.
+    Failed(String),
 }
 
 /// How long a caller would stand in line.
@@ -95,13 +116,20 @@ pub struct Row {
 /// One or more limiters that share limits; each has a slot.
 pub trait Subject {
     fn define(&mut self, slot: usize, limit: &Limit, conflict: OnConflict) -> Defined;
-    fn try_acquire(&mut self, slot: usize, takes: &Takes) -> Answer;
+    /// Keeps the permit, if it is to be held, under the name `claim`.
+    fn try_acquire(&mut self, slot: usize, takes: &Takes, claim: usize, holds: bool) -> Answer;
     /// Books, and keeps the booking under the name `claim`.
     fn book(&mut self, slot: usize, takes: &Takes, wait: Wait, claim: usize) -> Answer;
     /// Drops the booking, or cancels it, which is to be the same.
     fn give_back(&mut self, claim: usize, by_dropping: bool);
-    /// Lets go of the booking without giving it back; tells its instant.
-    fn accept(&mut self, claim: usize) -> i64;
+    /// Makes the booking a permit, and drops that unless it is to be held; tells its instant.
+    fn accept(&mut self, claim: usize, holds: bool) -> i64;
+    /// Settles the permit with what was used, and still holds it.
+    fn settle(&mut self, claim: usize, used: &Takes) -> Closing;
+    /// Cancels the permit, and still holds it.
+    fn cancel(&mut self, claim: usize) -> Closing;
+    /// Drops the permit.
+    fn let_go(&mut self, claim: usize);
     fn advance(&mut self, duration: Duration);
 
     /// `None` if the subject cannot say; so with the rest of the questions.
@@ -141,6 +169,7 @@ pub struct Real {
     pub clock: ManualClock,
     limiters: Vec<Option<Limiter>>,
     bookings: BTreeMap<usize, Booking>,
+    permits: BTreeMap<usize, Permit>,
 }
 
 impl Real {
@@ -151,6 +180,7 @@ impl Real {
             limiters: vec![Some(Limiter::in_memory_with(clock.clone()))],
             clock,
             bookings: BTreeMap::new(),
+            permits: BTreeMap::new(),
         }
     }
 
@@ -161,6 +191,7 @@ impl Real {
             clock: ManualClock::new(),
             limiters: (0..slots).map(|_| None).collect(),
             bookings: BTreeMap::new(),
+            permits: BTreeMap::new(),
         }
     }
 
@@ -181,12 +212,18 @@ impl Subject for Real {
         }
     }
 
-    fn try_acquire(&mut self, slot: usize, takes: &Takes) -> Answer {
+    fn try_acquire(&mut self, slot: usize, takes: &Takes, claim: usize, holds: bool) -> Answer {
         match self.limiter(slot).try_acquire(&request(takes)) {
-            Ok(Decision::Granted(permit)) => Answer::Admitted {
-                at_ns: permit.at().as_nanos(),
-                waits_ns: ns(permit.waited()),
-            },
+            Ok(Decision::Granted(permit)) => {
+                let answer = Answer::Admitted {
+                    at_ns: permit.at().as_nanos(),
+                    waits_ns: ns(permit.waited()),
+                };
+                if holds {
+                    self.permits.insert(claim, permit);
+                }
+                answer
+            }
             Ok(Decision::Denied(denial)) => Answer::Refused(refused(&denial)),
             Err(error) => answer(error),
         }
@@ -229,9 +266,27 @@ impl Subject for Real {
         }
     }
 
-    fn accept(&mut self, claim: usize) -> i64 {
+    fn accept(&mut self, claim: usize, holds: bool) -> i64 {
         let booking = self.bookings.remove(&claim).expect("the booking is held");
-        booking.accept().at().as_nanos()
+        let permit = booking.accept();
+        let at_ns = permit.at().as_nanos();
+        if holds {
+            self.permits.insert(claim, permit);
+        }
+        at_ns
+    }
+
+    fn settle(&mut self, claim: usize, used: &Takes) -> Closing {
+        let used = used.iter().map(|(key, amount)| (key, *amount));
+        closing(self.permits[&claim].settle(used))
+    }
+
+    fn cancel(&mut self, claim: usize) -> Closing {
+        closing(self.permits[&claim].cancel())
+    }
+
+    fn let_go(&mut self, claim: usize) {
+        self.permits.remove(&claim).expect("the permit is held");
     }
 
     fn advance(&mut self, duration: Duration) {
@@ -266,6 +321,7 @@ impl Subject for Real {
             at_ns: usage.at().as_nanos(),
             available: usage.available(),
             rates: rates.collect(),
+            debt: usage.debt(),
         }))
     }
 
@@ -348,10 +404,17 @@ fn request(takes: &Takes) -> Request {
 fn refused(denial: &Denial) -> Refused {
     Refused {
         key: denial.key().to_owned(),
-        rate: denial.rate(),
+        rate: rate_of(denial.obstacle()),
         amount: denial.amount(),
         now_ns: denial.now().as_nanos(),
-        retry_at_ns: denial.retry_at().as_nanos(),
+        retry_at_ns: denial.retry_at().expect("no slots").as_nanos(),
+    }
+}
+
+fn rate_of(obstacle: Obstacle) -> Rate {
+    match obstacle {
+        Obstacle::Rate(rate) => rate,
+        obstacle => panic!("the limits of histories have rates, not {obstacle}"),
     }
 }
 
@@ -364,11 +427,36 @@ fn answer(error: Error) -> Answer {
             deadline_ns: deadline.as_nanos(),
         },
         Error::NeverFits {
-            key, amount, rate, ..
-        } => Answer::NeverFits { key, amount, rate },
+            key,
+            amount,
+            obstacle,
+            ..
+        } => Answer::NeverFits {
+            key,
+            amount,
+            rate: rate_of(obstacle),
+        },
         Error::UnknownLimit { key, .. } => Answer::Unknown { key },
         error => Answer::Failed(error.to_string()),
     }
+}
+
+fn closing(settled: Result<Settled, Error>) -> Closing {
+    let settlement = match settled {
+        Ok(Settled::Now(settlement)) => settlement,
+        Ok(Settled::Before) => return Closing::Before,
+        other => return Closing::Failed(format!("{other:?}")),
+    };
+    let settling = settlement.amounts().iter().map(|amount| Settling {
+        key: amount.key().to_owned(),
+        estimated: amount.estimated(),
+        used: amount.used(),
+        charged: amount.charged(),
+        debt: amount.debt(),
+    });
+    let mut settled: Vec<Settling> = settling.collect();
+    settled.sort_by(|a, b| a.key.cmp(&b.key));
+    Closing::Now(settled)
 }
 
 /// A duration in nanoseconds.

@@ -8,7 +8,7 @@ use rusqlite::OptionalExtension;
 use super::transaction::Transaction;
 use crate::calendar::LimitId;
 use crate::error::Error;
-use crate::limit::{Limit, LimitBuilder};
+use crate::limit::Limit;
 use crate::plan::Plan;
 use crate::settlement::Overage;
 use crate::store::{Definition, Few, Known, OnConflict};
@@ -58,6 +58,21 @@ impl Transaction<'_> {
         plan.takes().map(|(key, _)| self.known(key)).collect()
     }
 
+    /// The definition of a limit, if there is one.
+    pub(super) fn known_by_id(&mut self, id: LimitId) -> Result<Option<Arc<Known>>, Error> {
+        if let Some(known) = self.link.memo.limit_by_id(id) {
+            return Ok(Some(Arc::clone(known)));
+        }
+        let known = self
+            .read_definition_from(id)?
+            .filter(|known| known.id == id);
+        Ok(known.map(|known| {
+            let known = Arc::new(known);
+            self.link.memo.remember_limit_by_id(&known);
+            known
+        }))
+    }
+
     fn find(&mut self, key: &str) -> Result<Option<Arc<Known>>, Error> {
         if let Some(known) = self.link.memo.limit(key) {
             return Ok(Some(Arc::clone(known)));
@@ -72,7 +87,8 @@ impl Transaction<'_> {
 }
 
 const INSERT_DEFINITION: &str =
-    "INSERT INTO limit_definition (key, unit, pad_ns, overage) VALUES (?1, ?2, ?3, ?4)";
+    "INSERT INTO limit_definition (key, unit, pad_ns, overage, slots, timeout_ns)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
 
 impl Transaction<'_> {
     fn insert_definition(&mut self, limit: &Limit) -> Result<LimitId, Error> {
@@ -80,16 +96,22 @@ impl Transaction<'_> {
             .connection
             .prepare_cached(INSERT_DEFINITION)
             .and_then(|mut s| {
-                let overage = limit.overage().as_str();
-                s.insert((limit.key(), limit.unit(), limit.pad_ns(), overage))
+                s.insert((
+                    limit.key(),
+                    limit.unit(),
+                    limit.pad_ns(),
+                    limit.overage().as_str(),
+                    limit.slot_count().map(u64::cast_signed),
+                    limit.timeout_ns(),
+                ))
             })
             .map(LimitId)
             .map_err(|error| self.sqlite(error))
     }
 }
 
-const UPDATE_DEFINITION: &str =
-    "UPDATE limit_definition SET unit = ?2, pad_ns = ?3, overage = ?4 WHERE limit_id = ?1";
+const UPDATE_DEFINITION: &str = "UPDATE limit_definition
+    SET unit = ?2, pad_ns = ?3, overage = ?4, slots = ?5, timeout_ns = ?6 WHERE limit_id = ?1";
 const DELETE_RATES: &str = "DELETE FROM rate WHERE limit_id = ?1";
 
 impl Transaction<'_> {
@@ -98,8 +120,14 @@ impl Transaction<'_> {
         connection
             .prepare_cached(UPDATE_DEFINITION)
             .and_then(|mut s| {
-                let overage = limit.overage().as_str();
-                s.execute((id.0, limit.unit(), limit.pad_ns(), overage))
+                s.execute((
+                    id.0,
+                    limit.unit(),
+                    limit.pad_ns(),
+                    limit.overage().as_str(),
+                    limit.slot_count().map(u64::cast_signed),
+                    limit.timeout_ns(),
+                ))
             })
             .and_then(|_| connection.prepare_cached(DELETE_RATES))
             .and_then(|mut s| s.execute([id.0]))
@@ -124,7 +152,8 @@ impl Transaction<'_> {
 }
 
 const READ_DEFINITION: &str =
-    "SELECT limit_id, key, unit, pad_ns, overage FROM limit_definition WHERE key = ?1";
+    "SELECT limit_id, key, unit, pad_ns, overage, slots, timeout_ns FROM limit_definition
+    WHERE key = ?1";
 
 impl Transaction<'_> {
     fn read_definition(&self, key: &str) -> Result<Option<Known>, Error> {
@@ -133,13 +162,14 @@ impl Transaction<'_> {
             .prepare_cached(READ_DEFINITION)
             .and_then(|mut s| s.query_row([key], Head::read).optional())
             .map_err(|error| self.sqlite(error))?
-            .map(|head| self.complete(head))
+            .map(|head| self.complete(&head))
             .transpose()
     }
 }
 
 const READ_ALL_DEFINITIONS: &str =
-    "SELECT limit_id, key, unit, pad_ns, overage FROM limit_definition ORDER BY key";
+    "SELECT limit_id, key, unit, pad_ns, overage, slots, timeout_ns FROM limit_definition
+    ORDER BY key";
 
 impl Transaction<'_> {
     /// All definitions, by key.
@@ -150,12 +180,12 @@ impl Transaction<'_> {
             .prepare_cached(READ_ALL_DEFINITIONS)
             .and_then(|mut s| s.query_map([], Head::read)?.collect())
             .map_err(|error| self.sqlite(error))?;
-        heads.into_iter().map(|head| self.complete(head)).collect()
+        heads.iter().map(|head| self.complete(head)).collect()
     }
 }
 
 const READ_DEFINITION_FROM: &str =
-    "SELECT limit_id, key, unit, pad_ns, overage FROM limit_definition
+    "SELECT limit_id, key, unit, pad_ns, overage, slots, timeout_ns FROM limit_definition
     WHERE limit_id >= ?1 ORDER BY limit_id LIMIT 1";
 
 impl Transaction<'_> {
@@ -166,7 +196,7 @@ impl Transaction<'_> {
             .prepare_cached(READ_DEFINITION_FROM)
             .and_then(|mut s| s.query_row([id.0], Head::read).optional())
             .map_err(|error| self.sqlite(error))?
-            .map(|head| self.complete(head))
+            .map(|head| self.complete(&head))
             .transpose()
     }
 }
@@ -178,6 +208,8 @@ struct Head {
     unit: Option<String>,
     pad_ns: i64,
     overage: String,
+    slots: Option<i64>,
+    timeout_ns: Option<i64>,
 }
 
 impl Head {
@@ -188,7 +220,41 @@ impl Head {
             unit: row.get(2)?,
             pad_ns: row.get(3)?,
             overage: row.get(4)?,
+            slots: row.get(5)?,
+            timeout_ns: row.get(6)?,
         })
+    }
+}
+
+impl Head {
+    /// Checks everything as if a caller had given it: the file may have been edited.
+    fn build(&self, rates: &[(i64, i64)]) -> Result<Limit, String> {
+        let negative = || "a number is negative".to_owned();
+        let nanos = |ns: i64| u64::try_from(ns).map(Duration::from_nanos);
+        let mut builder = match self.slots {
+            Some(count) => {
+                let count = u64::try_from(count).map_err(|_| negative())?;
+                Limit::slots(self.key.as_str(), count)
+            }
+            None => Limit::new(self.key.as_str()),
+        };
+        for (capacity, window_ns) in rates {
+            let capacity = u64::try_from(*capacity).map_err(|_| negative())?;
+            let window = nanos(*window_ns).map_err(|_| negative())?;
+            builder = builder.rate(capacity, window);
+        }
+        let overage = Overage::parse(&self.overage)
+            .ok_or_else(|| format!("there is no overage `{}`", self.overage))?;
+        builder = builder
+            .pad(nanos(self.pad_ns).map_err(|_| negative())?)
+            .overage(overage);
+        if let Some(unit) = &self.unit {
+            builder = builder.unit(unit);
+        }
+        if let Some(timeout_ns) = self.timeout_ns {
+            builder = builder.timeout(nanos(timeout_ns).map_err(|_| negative())?);
+        }
+        builder.build().map_err(|error| error.to_string())
     }
 }
 
@@ -196,8 +262,8 @@ const READ_RATES: &str =
     "SELECT capacity, window_ns FROM rate WHERE limit_id = ?1 ORDER BY window_ns";
 
 impl Transaction<'_> {
-    /// Adds the rates, and checks everything as if a caller had given it: the file may have been edited.
-    fn complete(&self, head: Head) -> Result<Known, Error> {
+    /// Adds the rates.
+    fn complete(&self, head: &Head) -> Result<Known, Error> {
         let rates: Vec<(i64, i64)> = self
             .link
             .connection
@@ -207,33 +273,10 @@ impl Transaction<'_> {
                     .collect()
             })
             .map_err(|error| self.sqlite(error))?;
-        let builder = rates.iter().try_fold(
-            Limit::new(head.key.as_str()),
-            |builder: LimitBuilder, &(capacity, window_ns)| {
-                Some(builder.rate(u64::try_from(capacity).ok()?, nanos(window_ns)?))
-            },
-        );
-        let limit = builder
-            .zip(nanos(head.pad_ns))
-            .ok_or_else(|| "a number is negative".to_owned())
-            .and_then(|(builder, pad)| {
-                let overage = Overage::parse(&head.overage)
-                    .ok_or_else(|| format!("there is no overage `{}`", head.overage))?;
-                let builder = builder.pad(pad).overage(overage);
-                Ok(match head.unit {
-                    Some(unit) => builder.unit(unit),
-                    None => builder,
-                })
-            })
-            .and_then(|builder| builder.build().map_err(|error| error.to_string()))
-            .map_err(|what| {
-                self.place
-                    .damaged(format!("the definition of `{}` is wrong: {what}", head.key))
-            })?;
+        let limit = head.build(&rates).map_err(|what| {
+            self.place
+                .damaged(format!("the definition of `{}` is wrong: {what}", head.key))
+        })?;
         Ok(Known { id: head.id, limit })
     }
-}
-
-fn nanos(ns: i64) -> Option<Duration> {
-    u64::try_from(ns).ok().map(Duration::from_nanos)
 }

@@ -180,6 +180,7 @@ impl Transaction<'_> {
             return self.take_back(vec![charge]);
         }
         self.wrote();
+        self.freed(charge.limit);
         self.link.memo.changed(charge.limit);
         let Taken { limit, at, seq, .. } = charge;
         self.link
@@ -217,6 +218,7 @@ impl Transaction<'_> {
                 .filter(|next| next.limit == charge.limit)
                 .map_or(END_OF_TIME, |next| (next.at, next.seq));
             self.wrote();
+            self.freed(charge.limit);
             self.link.memo.changed(charge.limit);
             self.link
                 .connection

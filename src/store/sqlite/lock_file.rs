@@ -12,6 +12,8 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::wakes::Wakes;
+
 #[derive(Debug)]
 pub(super) struct LockFile {
     /// `None` once it was closed in a forked child.
@@ -60,6 +62,15 @@ impl LockFile {
         self.inode
     }
 
+    /// The page on which those who wait in line are woken.
+    ///
+    /// It is mapped from a descriptor of its own: a mapping keeps what it was made from open, and with it a
+    /// forked child would keep its parent's locks.
+    pub(super) fn wakes(&self) -> Wakes {
+        let again = self.with_file(open_again);
+        Wakes::of(again.ok().as_ref())
+    }
+
     /// Closes this process's descriptor. A forked child does that with the one that it inherited: as
     /// long as any copy is open, the kernel keeps the parent's locks.
     pub(super) fn close(&self) {
@@ -89,6 +100,19 @@ impl LockFile {
             std::thread::sleep(Duration::from_micros(fastrand::u64(100..2_000)));
         }
     }
+}
+
+/// The same file, opened once more.
+#[cfg(target_os = "linux")]
+fn open_again(file: &File) -> io::Result<File> {
+    use std::os::fd::AsRawFd;
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    OpenOptions::new().read(true).write(true).open(path)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open_again(file: &File) -> io::Result<File> {
+    file.try_clone()
 }
 
 /// Holds the lock for opening and migrating.

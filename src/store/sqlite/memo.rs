@@ -30,8 +30,12 @@ pub(super) struct Memo {
     /// The data version of the file as of which the rest holds; `None` if nothing does.
     pub(super) version: Option<u32>,
     pub(super) clock: Option<ClockRow>,
+    /// Whether the line is empty, if that is known.
+    pub(super) nobody_waits: Option<bool>,
     /// Holds for as long as `clock.definitions` stays the same, whoever writes.
     limits: HashMap<Arc<str>, Arc<Known>>,
+    /// The same by id, as far as they were asked for by it.
+    limits_by_id: HashMap<LimitId, Arc<Known>>,
     ledgers: BTreeMap<LimitId, LedgerMemo>,
 }
 
@@ -93,11 +97,13 @@ impl Memo {
     /// Forgets what depends on nobody else having written.
     pub(super) fn forget_ledgers(&mut self) {
         self.version = None;
+        self.nobody_waits = None;
         self.ledgers.clear();
     }
 
     pub(super) fn forget_limits(&mut self) {
         self.limits.clear();
+        self.limits_by_id.clear();
     }
 
     /// Forgets everything.
@@ -109,6 +115,17 @@ impl Memo {
 
     pub(super) fn limit(&self, key: &str) -> Option<&Arc<Known>> {
         self.limits.get(key)
+    }
+
+    pub(super) fn limit_by_id(&self, id: LimitId) -> Option<&Arc<Known>> {
+        self.limits_by_id.get(&id)
+    }
+
+    pub(super) fn remember_limit_by_id(&mut self, known: &Arc<Known>) {
+        if self.limits_by_id.len() >= MOST {
+            self.limits_by_id.clear();
+        }
+        self.limits_by_id.insert(known.id, Arc::clone(known));
     }
 
     pub(super) fn remember_limit(&mut self, known: &Arc<Known>) {

@@ -97,6 +97,8 @@ impl Transaction<'_> {
                 self.tell_reclaimed(owner.id, &booked)?;
                 self.take_back(booked)?;
             }
+            came_back |= self.release_all_of(owner.id)?;
+            came_back |= self.remove_from_line(owner.id)?;
             self.forget_bookings(owner.id)?;
             self.delete_owner(owner.id)?;
         }

@@ -17,6 +17,7 @@ use super::record::{note_opened, remove_orphans};
 use super::schema::{is_busy, migrate};
 use super::sweep::SWEEP_EVERY;
 use super::transaction::Access;
+use super::wakes::Wakes;
 use crate::calendar::LimitId;
 use crate::error::Error;
 
@@ -27,6 +28,7 @@ pub(super) struct Session {
     pub(super) pid: u32,
     pub(super) lock_file: Arc<LockFile>,
     pub(super) watch: Watch,
+    pub(super) wakes: Wakes,
     pools: Arc<Pools>,
     /// How many calls are under way.
     calls: AtomicUsize,
@@ -125,6 +127,7 @@ impl Session {
             number: NUMBERS.fetch_add(1, Ordering::Relaxed),
             pid: std::process::id(),
             pools: Arc::new(pools),
+            wakes: lock_file.wakes(),
             lock_file: Arc::new(lock_file),
             watch,
             calls: AtomicUsize::new(0),

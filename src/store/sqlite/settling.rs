@@ -1,16 +1,18 @@
 //! Correcting what was charged to what was used.
 
-use rusqlite::OptionalExtension;
-
 use super::transaction::Transaction;
 use crate::calendar::LimitId;
 use crate::error::Error;
-use crate::settlement::{Estimate, Settlement, Used, correction};
+use crate::settlement::{Estimate, Settled, Settlement, Used, correction};
 use crate::store::Claim;
+use crate::usage::People;
 
 impl Transaction<'_> {
     /// Corrects the charges of a claim.
-    pub(super) fn settle(&mut self, claim: &Claim, used: &Used) -> Result<Settlement, Error> {
+    pub(super) fn settle(&mut self, claim: &Claim, used: &Used) -> Result<Settled, Error> {
+        if !self.let_go(claim)? {
+            return Ok(Settled::Expired);
+        }
         let charges = self.find_claimed(claim)?;
         let mut settlement = Settlement::default();
         for row in &claim.rows {
@@ -34,13 +36,17 @@ impl Transaction<'_> {
             self.owe(row.limit, correction.debt)?;
             settlement.add(row, used, correction);
         }
-        Ok(settlement)
+        // Whoever says what was used has used it: nothing of it comes back when its process dies. And where
+        // the charge was removed, the next one for that instant must not be taken for it.
+        if let Some(booking) = claim.booking {
+            self.forget_booking(booking)?;
+        }
+        Ok(Settled::Now(settlement))
     }
 }
 
 const OWE: &str = "INSERT INTO debt (limit_id, amount, since_ns) VALUES (?1, ?2, ?3)
     ON CONFLICT (limit_id) DO UPDATE SET amount = min(amount + ?2, 9007199254740992)";
-const READ_DEBT: &str = "SELECT amount FROM debt WHERE limit_id = ?1";
 
 impl Transaction<'_> {
     fn owe(&mut self, limit: LimitId, debt: i64) -> Result<(), Error> {
@@ -55,14 +61,30 @@ impl Transaction<'_> {
             .map(drop)
             .map_err(|error| self.sqlite(error))
     }
+}
 
-    pub(super) fn debt(&self, limit: LimitId) -> Result<i64, Error> {
-        let debt: Option<i64> = self
-            .link
+const PEOPLE: &str = "SELECT
+    (SELECT count(*) FROM slot
+        WHERE limit_id = ?1 AND (expires_ns IS NULL OR expires_ns > ?2)),
+    (SELECT count(*) FROM ticket_take WHERE limit_id = ?1),
+    (SELECT amount FROM debt WHERE limit_id = ?1)";
+
+impl Transaction<'_> {
+    /// Who has to do with a limit, besides its charges.
+    pub(super) fn people(&self, limit: LimitId) -> Result<People, Error> {
+        let count = |count: i64| u64::try_from(count).unwrap_or(0);
+        self.link
             .connection
-            .prepare_cached(READ_DEBT)
-            .and_then(|mut s| s.query_row([limit.0], |row| row.get(0)).optional())
-            .map_err(|error| self.sqlite(error))?;
-        Ok(debt.unwrap_or(0).max(0))
+            .prepare_cached(PEOPLE)
+            .and_then(|mut s| {
+                s.query_row((limit.0, self.now().as_nanos()), |row| {
+                    Ok(People {
+                        permits: count(row.get(0)?),
+                        waiting: count(row.get(1)?),
+                        debt: count(row.get::<_, Option<i64>>(2)?.unwrap_or(0)),
+                    })
+                })
+            })
+            .map_err(|error| self.sqlite(error))
     }
 }

@@ -31,6 +31,7 @@ impl Transaction<'_> {
             }
             None => LimitId(0),
         };
+        self.remove_expired()?;
         self.return_pages()?;
         Ok(next)
     }

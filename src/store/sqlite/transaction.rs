@@ -9,8 +9,10 @@ use super::file_control::data_version;
 use super::memo::{ClockRow, Memo};
 use super::place::{Place, Watch};
 use super::schema::is_busy;
+use crate::calendar::LimitId;
 use crate::clock::{BootId, Change, Clock, Present, Reading, Timeline, Timestamp};
 use crate::error::Error;
+use crate::store::Few;
 
 /// Whether a transaction may write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub(super) struct Transaction<'l> {
     stored: ClockRow,
     /// Whether there is anything to commit.
     wrote: bool,
+    /// The limits of which something came free that somebody may wait for.
+    freed: Few<LimitId>,
 }
 
 /// A connection with a transaction on it, which ends with this.
@@ -105,6 +109,7 @@ impl<'l> Transaction<'l> {
             access,
             stored,
             wrote: false,
+            freed: Few::new(),
         })
     }
 
@@ -138,8 +143,25 @@ impl<'l> Transaction<'l> {
         self.link.memo.forget_limits();
     }
 
-    /// Commits what was written; if nothing was, ends without a trace.
-    pub(super) fn finish(mut self) -> Result<(), Error> {
+    /// Says that something of a limit came free.
+    pub(super) fn freed(&mut self, limit: LimitId) {
+        if !self.freed.contains(&limit) {
+            self.freed.push(limit);
+        }
+    }
+
+    /// Commits what was written; if nothing was, ends without a trace. Returns the tickets whose turn it is now.
+    pub(super) fn finish(mut self) -> Result<Few<i64>, Error> {
+        let freed = std::mem::take(&mut self.freed);
+        let turns = if freed.is_empty() {
+            Few::new()
+        } else {
+            self.next_in_line(&freed)?
+        };
+        self.commit().map(|()| turns)
+    }
+
+    fn commit(&mut self) -> Result<(), Error> {
         let store_clock = match self.present.change {
             Change::None => false,
             Change::Refreshed => self.wrote,

@@ -1,0 +1,214 @@
+//! One attempt at an acquisition, inside a transaction that holds the write lock.
+
+use std::sync::Arc;
+
+use super::session::Session;
+use super::transaction::Transaction;
+use crate::calendar::Line;
+use crate::clock::Timestamp;
+use crate::decision::{Verdict, decide};
+use crate::error::{Error, RequestError};
+use crate::line::{decide_behind, is_of_slots, rates_admit};
+use crate::plan::{Patience, Plan};
+use crate::store::{BookingId, Claim, Few, Outcome, Queued, Row, TicketId, denial, latest, lines};
+
+/// What one attempt at an acquisition came to.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every attempt is the large one"
+)]
+pub(super) enum Attempt {
+    Done(Outcome),
+    /// The request has to be booked, has to wait or takes slots, and this process is not an owner yet.
+    /// Nothing was charged.
+    NeedsOwner,
+}
+
+/// Decides a request, and charges it or goes to the end of the line if it has to wait; with a ticket, it keeps
+/// its place there.
+pub(super) fn attempt(
+    transaction: &mut Transaction<'_>,
+    session: &Session,
+    plan: &Plan<'_>,
+    ticket: Option<TicketId>,
+) -> Result<Attempt, Error> {
+    let owner = session.owner();
+    let now = transaction.now();
+    let known = transaction.all_known(plan)?;
+    let lines = lines(plan, &known, &transaction.place.database)?;
+    let has_slots = lines.iter().any(is_of_slots);
+    if has_slots && plan.patience.books() {
+        let key = plan.takes().zip(&lines).find(|(_, line)| is_of_slots(line));
+        let key = key.map_or("", |((key, _), _)| key).to_owned();
+        return Err(RequestError::NotBookable { key }.into());
+    }
+    let latest = latest(plan.patience, now, transaction.reading);
+    let mut verdict = decide_in_line(transaction, &lines, plan, ticket, latest)?;
+    if verdict != Verdict::Admit(now)
+        && may_come_back(transaction, &lines, &verdict)?
+        && transaction.reclaim(&session.lock_file, owner)?
+    {
+        verdict = decide_in_line(transaction, &lines, plan, ticket, latest)?;
+    }
+    match verdict {
+        Verdict::Admit(at) => {
+            if owner.is_none() && (at > now || has_slots) {
+                return Ok(Attempt::NeedsOwner);
+            }
+            if let Some(ticket) = ticket {
+                transaction.leave_line(ticket)?;
+            }
+            let claim = charge(transaction, session, &lines, owner, at)?;
+            Ok(Attempt::Done(Outcome::Admitted { claim, now }))
+        }
+        Verdict::Refuse(refusal) => {
+            if plan.patience.waits() && latest > now && (has_slots || refusal.is_of_the_line()) {
+                let rates = rates_admit(transaction, &lines, now)?;
+                if rates.is_none_or(|(at, _)| at <= latest) {
+                    let Some(owner) = owner else {
+                        return Ok(Attempt::NeedsOwner);
+                    };
+                    let place = &transaction.place.database;
+                    let denial = denial(refusal, &lines, now, place)?;
+                    let again_at = rates.map_or(latest, |(at, _)| at);
+                    let ticket = stand_in_line(transaction, &lines, owner, ticket, latest)?;
+                    let again_at = again_or_expiry(transaction, &lines, again_at)?;
+                    return Ok(Attempt::Done(Outcome::Queued(Queued {
+                        denial,
+                        ticket,
+                        session: session.number,
+                        pid: session.pid,
+                        // Before the commit: whoever frees something after it will see the ticket.
+                        seen: session.wakes.seen(ticket.number),
+                        again_at: (again_at < Timestamp::from_nanos(i64::MAX))
+                            .then(|| transaction.timeline().elapsed_at(again_at)),
+                    })));
+                }
+            }
+            if let Some(ticket) = ticket {
+                transaction.leave_line(ticket)?;
+            }
+            let place = &transaction.place.database;
+            Ok(Attempt::Done(Outcome::Refused {
+                denial: denial(refusal, &lines, now, place)?,
+                deadline: (plan.patience != Patience::Now).then_some(latest),
+            }))
+        }
+    }
+}
+
+fn decide_in_line(
+    transaction: &mut Transaction<'_>,
+    lines: &[Line<'_>],
+    plan: &Plan<'_>,
+    ticket: Option<TicketId>,
+    latest: Timestamp,
+) -> Result<Verdict, Error> {
+    let now = transaction.now();
+    if plan.patience.books() || transaction.nobody_waits()? {
+        return decide(transaction, lines, now, latest);
+    }
+    let line = transaction.line_before(lines.iter().map(|line| line.id), ticket)?;
+    let ahead: Vec<_> = line.into_values().collect();
+    decide_behind(transaction, &ahead, lines, now, latest)
+}
+
+/// Whether what stands in the way could be something that a dead process left behind: only bookings, slots
+/// and tickets come back, and only those who are not served at once need to look.
+fn may_come_back(
+    transaction: &mut Transaction<'_>,
+    lines: &[Line<'_>],
+    verdict: &Verdict,
+) -> Result<bool, Error> {
+    if let Verdict::Refuse(refusal) = verdict
+        && refusal.is_of_the_line()
+    {
+        return Ok(true);
+    }
+    let now = transaction.now();
+    for line in lines {
+        if transaction
+            .very_last(line.id)?
+            .is_some_and(|last| last.at > now)
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Takes everything that a request asks for.
+fn charge(
+    transaction: &mut Transaction<'_>,
+    session: &Session,
+    lines: &[Line<'_>],
+    owner: Option<i64>,
+    at: Timestamp,
+) -> Result<Claim, Error> {
+    let now = transaction.now();
+    let mut slots = lines.iter().filter(|line| is_of_slots(line));
+    let holding = match owner {
+        Some(owner) if slots.clone().next().is_some() => Some(transaction.hold(owner, &mut slots)?),
+        _ => None,
+    };
+    let mut rows = Few::with_capacity(lines.len());
+    for line in lines.iter().filter(|line| !is_of_slots(line)) {
+        let seq = transaction.charge(line.id, at, line.amount)?;
+        rows.push(Row::new(line, seq));
+    }
+    let booking = owner.filter(|_| at > now).map(|owner| BookingId {
+        owner,
+        number: session.next_booking(),
+    });
+    if let Some(booking) = booking {
+        transaction.book(booking, at, &rows)?;
+        for number in session.accepted.take_used(now) {
+            transaction.forget_booking(BookingId { number, ..booking })?;
+        }
+    }
+    if let Some(turn) = session.sweep_turn() {
+        let next = transaction.sweep(lines, turn)?;
+        session.swept(next);
+    }
+    Ok(Claim {
+        at,
+        wake_at: transaction.timeline().elapsed_at(at),
+        session: session.number,
+        pid: session.pid,
+        rows,
+        booking,
+        accepted: booking.map(|_| Arc::clone(&session.accepted)),
+        holding,
+    })
+}
+
+/// Waits by a ticket, the former one if it is still in line.
+fn stand_in_line(
+    transaction: &mut Transaction<'_>,
+    lines: &[Line<'_>],
+    owner: i64,
+    ticket: Option<TicketId>,
+    latest: Timestamp,
+) -> Result<TicketId, Error> {
+    match ticket {
+        Some(ticket) if transaction.is_in_line(ticket)? => {
+            transaction.goes_on_waiting(ticket)?;
+            Ok(ticket)
+        }
+        _ => transaction.queue(owner, lines, latest),
+    }
+}
+
+/// When to come again without being called: when the rates admit, or a slot comes back by itself.
+fn again_or_expiry(
+    transaction: &Transaction<'_>,
+    lines: &[Line<'_>],
+    mut again_at: Timestamp,
+) -> Result<Timestamp, Error> {
+    for line in lines.iter().filter(|line| is_of_slots(line)) {
+        if let Some(expires) = transaction.next_expiry(line.id)? {
+            again_at = again_at.min(expires);
+        }
+    }
+    Ok(again_at)
+}
