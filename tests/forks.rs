@@ -96,9 +96,8 @@ fn a_child_forked_after_the_files_were_lost_does_not_keep_its_parents_bookings_a
 fn fork_with_two_limiters() {
     let one = Limiter::open(path("FILE")).unwrap();
     let other = Limiter::open(path("FILE")).unwrap();
-    let _in_hand: Vec<_> = (0..20)
-        .map(|_| (one.book("slow").unwrap(), other.book("slow").unwrap()))
-        .collect();
+    let _mine = one.book("slow").unwrap();
+    let _in_hand: Vec<_> = (0..20).map(|_| other.book("slow").unwrap()).collect();
     match fork() {
         ForkResult::Child => {
             assert!(!one.try_acquire("slow").unwrap().is_granted());
