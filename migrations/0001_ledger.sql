@@ -40,8 +40,9 @@ CREATE TABLE charge (
     PRIMARY KEY (limit_id, at_ns, seq)
 ) STRICT, WITHOUT ROWID;
 
--- Which charges an owner has booked ahead of their instant. A row whose instant has come says nothing any
--- more, and is removed in passing.
+-- Which charges an owner has booked ahead of their instant. Whoever cancels or settles a booking finds its
+-- charges here, also after its instant. What is used and will not be corrected any more is removed when the
+-- same owner books anew, and all of an owner's rows once it is dead.
 CREATE TABLE booking (
     owner_id   INTEGER NOT NULL,
     booking_id INTEGER NOT NULL,

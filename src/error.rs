@@ -99,8 +99,9 @@ pub enum Error {
         /// The file that is no longer the one that was opened.
         file: PathBuf,
     },
-    /// This process was forked while another thread was in the middle of a call. What that thread had
-    /// open can neither be used nor closed here; use the limiter before other threads do, or not after
+    /// This process was forked while another thread was in the middle of a call, or a connection was being
+    /// opened. What that thread had open can neither be used nor closed here, and it may have held locks of
+    /// SQLite that all files share: this answer stays, for every file. Use the limiter before other threads do, or not after
     /// `fork`.
     #[error("{} was in use by another thread when this process was forked", .file.display())]
     Forked {

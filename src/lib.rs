@@ -1,8 +1,8 @@
 //! Exact rate limits that unrelated processes on one machine share through one SQLite file.
 //!
 //! A request for several limits (10 a second and 300 a minute, 90 000 tokens a minute) is admitted whole
-//! or not at all, in one `BEGIN IMMEDIATE` transaction over timestamp tables. There is no daemon and no
-//! background work, nothing is forgotten across restarts, and nothing is lost when a process dies.
+//! or not at all, in one `BEGIN IMMEDIATE` transaction over timestamp tables. There is no daemon, and
+//! nothing runs while nobody calls; nothing is forgotten across restarts, and nothing is lost when a process dies.
 //!
 //! ```
 //! # let directory = tempfile::tempdir().unwrap();
@@ -44,8 +44,9 @@
 //! file is replaced on Windows.
 //!
 //! A limiter may be used after `fork`, in parent and child: the child opens the file anew with its first
-//! call, unless another thread was in the middle of a call ([`Error::Forked`]). Until that call, or its
-//! `exec`, it keeps its parent's bookings alive.
+//! call, unless another thread was in the middle of a call or a connection was being opened
+//! ([`Error::Forked`], then and from then on). Until that call, or its `exec`, it keeps its parent's bookings
+//! alive.
 //!
 //! Two copies of SQLite in one process must not open the same file: POSIX locks belong to the process, and
 //! one copy would drop those of the other. If your program links SQLite by another way than

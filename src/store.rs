@@ -22,7 +22,7 @@ use crate::usage::Usage;
 
 pub(crate) use memory::MemoryStore;
 pub use sqlite::Durability;
-pub(crate) use sqlite::{Options, SqliteStore};
+pub(crate) use sqlite::{Accepted, Options, SqliteStore};
 
 /// A place that keeps limits and their ledgers.
 ///
@@ -40,8 +40,8 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
     /// All definitions, by key.
     fn limits(&self) -> Result<Vec<Limit>, Error>;
 
-    /// Decides a request and charges or books it, or lets it wait in line, or writes nothing. Who has waited shows
-    /// what it was told when it began to.
+    /// Decides a request and charges or books it, or lets it wait in line, or charges nothing. Who has waited
+    /// shows what it was told when it began to.
     fn acquire(&self, plan: &Plan<'_>, waited: Option<&Queued>) -> Result<Outcome, Error>;
 
     /// Sleeps until it may be somebody's turn.
@@ -119,7 +119,7 @@ pub(crate) enum Outcome {
     Admitted { claim: Claim, now: Timestamp },
     /// It waits in line, and has to come again.
     Queued(Queued),
-    /// Nothing was written. `deadline` is the last instant that the caller allowed, if that was not now.
+    /// Nothing was charged. `deadline` is the last instant that the caller allowed, if that was not now.
     Refused {
         denial: Denial,
         deadline: Option<Timestamp>,
@@ -161,6 +161,8 @@ pub(crate) struct Claim {
     pub(crate) rows: Few<Row>,
     /// Who booked the rows; nobody if they were charged at once.
     pub(crate) booking: Option<BookingId>,
+    /// Where to say that the booking is used.
+    pub(crate) accepted: Option<Arc<Accepted>>,
     /// What the file knows of the permit, if it holds slots or has an id.
     pub(crate) registered: Option<Box<Registered>>,
 }

@@ -133,10 +133,10 @@ fn a_frozen_writer_holds_up_no_call_that_opens_the_file_anew() {
     let limiter = open_with_mail(&scratch, 300 * MILLISECOND);
     let lock_file = scratch.path().join("limits.db-lock");
     std::fs::remove_file(&lock_file).unwrap();
-    assert!(matches!(
-        limiter.try_acquire("mail"),
-        Err(Error::Moved { .. })
-    ));
+    // What was looked at a moment ago is not looked at again.
+    eventually("the removal is noticed", || {
+        matches!(limiter.try_acquire("mail"), Err(Error::Moved { .. }))
+    });
     let writer = frozen_writer(&scratch);
     let asked = Instant::now();
     let result = limiter.acquire_within("mail", 100 * MILLISECOND);
@@ -255,4 +255,41 @@ fn processes_that_are_stopped_at_any_moment_go_on_and_lose_nothing() {
     let report = audit(&scratch.file(), &acknowledged);
     report.assert_clean();
     assert_eq!(report.charges, acknowledged.len());
+}
+
+/// A process that opens the file holds a lock meanwhile, and can be stopped in the middle of it.
+#[test]
+fn who_can_wait_for_a_tenth_of_a_second_waits_no_longer_for_somebody_who_opens_the_file() {
+    use nix::fcntl::{FcntlArg, fcntl};
+    use nix::libc;
+    let scratch = scratch();
+    let limiter = open_with_mail(&scratch, 5 * SECOND);
+    let now = limiter.now().unwrap();
+    let status = std::process::Command::new("rm")
+        .args(["limits.db-wal", "limits.db-shm"])
+        .current_dir(scratch.path())
+        .status();
+    assert!(status.unwrap().success());
+    let lost = limiter.try_acquire("mail");
+    assert!(matches!(lost, Err(Error::Moved { .. })), "{lost:?}");
+    let lock_file = std::fs::File::options()
+        .write(true)
+        .open(scratch.path().join("limits.db-lock"))
+        .unwrap();
+    let guard = libc::flock {
+        l_type: libc::F_WRLCK.try_into().unwrap(),
+        l_whence: libc::SEEK_SET.try_into().unwrap(),
+        l_start: 0,
+        l_len: 1,
+        l_pid: 0,
+    };
+    fcntl(&lock_file, FcntlArg::F_OFD_SETLK(&guard)).unwrap();
+    let asked = Instant::now();
+    let result = limiter.acquire_until("mail", now.checked_add(100 * MILLISECOND).unwrap());
+    assert!(matches!(result, Err(Error::Busy { .. })), "{result:?}");
+    assert!(asked.elapsed() < SECOND, "{:?}", asked.elapsed());
+    drop(lock_file);
+    let limit = Limit::new("mail").per_second(1);
+    assert!(limiter.define(limit).is_ok());
+    assert!(limiter.try_acquire("mail").unwrap().is_granted());
 }

@@ -121,3 +121,28 @@ fn threads_that_look_do_not_tie_their_process_to_the_lost_files() {
         done.store(true, Ordering::SeqCst);
     });
 }
+
+#[test]
+fn two_limiters_of_a_process_alone_keep_what_either_was_granted() {
+    let scratch = scratch();
+    drop(open_with_mail(&scratch.file()));
+    let (one, idle) = (
+        open_with_mail(&scratch.file()),
+        open_with_mail(&scratch.file()),
+    );
+    // Real time: by the stamps of the files it tells whether somebody else can have written.
+    thread::sleep(Duration::from_millis(100));
+    for _ in 0..5 {
+        assert!(one.try_acquire("mail").unwrap().is_granted());
+    }
+    let sidecars = ["limits.db-wal", "limits.db-shm"];
+    let status = Command::new("rm")
+        .args(sidecars)
+        .current_dir(scratch.path())
+        .status();
+    assert!(status.unwrap().success());
+    assert!(matches!(one.try_acquire("mail"), Err(Error::Moved { .. })));
+    assert!(one.try_acquire("mail").unwrap().is_granted());
+    drop(idle);
+    assert_eq!(scratch.sqlite::<i64>("SELECT count(*) FROM charge"), 6);
+}

@@ -9,6 +9,8 @@ use quotalite::{
 };
 use support::{Scratch, scratch};
 
+const NANO: Duration = Duration::from_nanos(1);
+
 fn on_both(story: impl Fn(&Limiter, &ManualClock)) {
     let clock = ManualClock::new();
     story(&Limiter::in_memory_with(clock.clone()), &clock);
@@ -117,9 +119,9 @@ fn a_detached_permit_outlives_its_limiter_until_its_timeout() {
     let limiter = open(&scratch, &clock);
     clock.advance(MINUTE);
     assert!(!limiter.try_acquire("slots").unwrap().is_granted());
-    clock.advance(HOUR - MINUTE - Duration::from_nanos(1));
+    clock.advance((59 * MINUTE).saturating_sub(NANO));
     assert!(!limiter.try_acquire("slots").unwrap().is_granted());
-    clock.advance(Duration::from_nanos(1));
+    clock.advance(NANO);
     assert!(limiter.try_acquire("slots").unwrap().is_granted());
     assert_eq!(
         limiter.settle(&id, [("tokens", 1)]).unwrap(),
@@ -140,7 +142,7 @@ fn a_detached_permit_can_be_renewed_and_settled() {
             limiter.renew(&id, 2 * SECOND).unwrap(),
             now.checked_add(2 * SECOND)
         );
-        clock.advance(2 * SECOND - Duration::from_nanos(1));
+        clock.advance((2 * SECOND).saturating_sub(NANO));
         assert_eq!(free(limiter), (0, 40));
         assert!(
             limiter

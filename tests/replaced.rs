@@ -207,6 +207,34 @@ fn bookings_in_hand_stand_while_their_process_opens_the_file_anew() {
     }
 }
 
+/// With the row of an owner its id is lost, and given out again, while the owner lives.
+#[test]
+fn whoever_books_after_an_owner_was_lost_with_the_wal_becomes_another_owner() {
+    let (files, limiter) = with_mail();
+    limiter.define(Limit::new("slow").per_second(1)).unwrap();
+    drop(limiter);
+    let lost: Vec<Limiter> = (0..3)
+        .map(|_| Limiter::open(&files.database).unwrap())
+        .collect();
+    let in_hand: Vec<Booking> = lost
+        .iter()
+        .flat_map(|limiter| [limiter.book("slow").unwrap(), limiter.book("slow").unwrap()])
+        .collect();
+    files.remove_sidecars();
+    let newcomers: Vec<Limiter> = (0..2)
+        .map(|_| Limiter::open(&files.database).unwrap())
+        .collect();
+    for limiter in newcomers.iter().chain(&lost[..1]) {
+        if let Err(error) = limiter.usage("slow") {
+            assert_moved::<()>(Err(error));
+        }
+        let _used = limiter.book("slow").unwrap().accept();
+        let _used = limiter.book("slow").unwrap().accept();
+    }
+    drop(in_hand);
+    audit(&files.database, &[]).assert_clean();
+}
+
 #[test]
 fn a_database_renamed_over_the_file_takes_its_place_whole() {
     let (files, limiter) = with_mail();

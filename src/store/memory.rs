@@ -534,6 +534,7 @@ impl State {
             pid: std::process::id(),
             rows: permit.map(|permit| permit.rows.clone()).unwrap_or_default(),
             booking: None,
+            accepted: None,
             registered: Some(Box::new(Registered {
                 number,
                 id: permit.and_then(|permit| permit.id.clone()),
@@ -727,6 +728,7 @@ impl State {
             pid: std::process::id(),
             rows,
             booking: None,
+            accepted: None,
             registered,
         }
     }

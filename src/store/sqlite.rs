@@ -11,6 +11,7 @@ mod memo;
 mod owners;
 mod permits;
 mod place;
+mod record;
 mod schema;
 mod session;
 mod settling;
@@ -23,23 +24,24 @@ mod wake_page;
 mod wakes;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub(crate) use bookings::Accepted;
 pub use connection::Durability;
 
 use self::acquire::{Attempt, attempt};
 use self::connection::waiting_until;
-use self::lock_file::LockFile;
-use self::place::{Place, Watch};
-use self::session::{LONGEST_OPEN, Opening, Session};
+use self::place::Place;
+use self::session::{LONGEST_OPEN, Opening, Session, lock_until};
 use self::transaction::{Access, Transaction};
 use self::wakes::{LONGEST_POLL, SHORTEST_POLL};
 use super::{
     Claim, Definition, Holder, OnConflict, Outcome, Queued, Registered, Store, Which, denial, lines,
 };
-use crate::clock::{Clock, Timestamp};
+use crate::clock::{Clock, Timestamp, elapsed_at};
 use crate::decision::{Peek, Verdict};
 use crate::error::Error;
 use crate::limit::Limit;
@@ -71,6 +73,8 @@ pub(crate) struct SqliteStore {
     place: Place,
     /// The process that opened this.
     pid: u32,
+    /// What was last added to the time since boot to give an instant.
+    offset_ns: AtomicI64,
     state: Mutex<State>,
 }
 
@@ -78,11 +82,10 @@ pub(crate) struct SqliteStore {
 struct State {
     /// `None` after the file was found to have moved, until the next call opens what stands there.
     session: Option<Arc<Session>>,
-    /// What stood at the path in the session that was left last.
-    left: Option<Watch>,
-    /// The lock files of sessions that were left: what their owners had booked is still waited for, and
-    /// nobody may take it for a dead process's as long as this limiter lives.
-    retired: Vec<Arc<LockFile>>,
+    /// The sessions that were left. They are closed when the file is opened anew, all of this process
+    /// together. Those of owners stay as long as this limiter lives: what they had booked is still waited
+    /// for, and nobody may take it for a dead process's.
+    left: Vec<Arc<Session>>,
 }
 
 impl SqliteStore {
@@ -99,17 +102,16 @@ impl SqliteStore {
         let opening = Opening {
             create: options.create,
             deadline: Instant::now() + options.busy_deadline.max(LONGEST_OPEN),
-            left: None,
         };
         let session = Session::open(&place, &options, opening)?;
         let store = Self {
             options,
             place,
             pid: std::process::id(),
+            offset_ns: AtomicI64::new(i64::MIN),
             state: Mutex::new(State {
                 session: Some(Arc::clone(&session)),
-                left: None,
-                retired: Vec::new(),
+                left: Vec::new(),
             }),
         };
         // The first transaction in a file, and the first one of a boot, ties its instants to the clock.
@@ -124,18 +126,16 @@ impl SqliteStore {
     /// this one was forked from.
     fn session(&self, deadline: Instant) -> Result<Arc<Session>, Error> {
         let mut state = self.lock_state_until(deadline)?;
-        if let Some(session) = &state.session {
-            if session.is_ours() {
-                return Ok(Arc::clone(session));
-            }
-            if !Session::close_inherited() {
-                return Err(self.place.forked());
-            }
-            for lock_file in state.retired.drain(..) {
-                lock_file.close();
-            }
-            state.session = None;
+        if let Some(session) = &state.session
+            && session.is_ours()
+        {
+            return Ok(Arc::clone(session));
         }
+        // Also when there is no session: those that were left are inherited as well.
+        if !Session::close_inherited() {
+            return Err(self.place.forked());
+        }
+        state.session = None;
         // Never creates: a file that was removed comes back when somebody opens it on purpose.
         if !self.place.database.exists() {
             return Err(self.place.moved());
@@ -143,9 +143,14 @@ impl SqliteStore {
         let opening = Opening {
             create: false,
             deadline,
-            left: state.left.as_ref(),
         };
         let session = Session::open(&self.place, &self.options, opening)?;
+        state
+            .left
+            .retain(|left| left.is_ours() && left.owner().is_some());
+        for left in &state.left {
+            left.close();
+        }
         state.session = Some(Arc::clone(&session));
         Ok(session)
     }
@@ -154,23 +159,19 @@ impl SqliteStore {
     /// because there was one when this process was forked, and here there is none.
     fn lock_state_until(&self, deadline: Instant) -> Result<MutexGuard<'_, State>, Error> {
         let asked = Instant::now();
-        loop {
-            match self.state.try_lock() {
-                Ok(state) => return Ok(state),
-                Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
-                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
-                    thread::sleep(Duration::from_micros(50));
-                }
-                Err(TryLockError::WouldBlock) if self.pid != std::process::id() => {
-                    return Err(self.place.forked());
-                }
-                Err(TryLockError::WouldBlock) => {
-                    return Err(Error::Busy {
-                        file: self.place.database.clone(),
-                        waited: asked.elapsed(),
-                    });
-                }
+        lock_until(&self.state, deadline).ok_or_else(|| {
+            if self.pid == std::process::id() {
+                self.busy(asked)
+            } else {
+                self.place.forked()
             }
+        })
+    }
+
+    fn busy(&self, asked: Instant) -> Error {
+        Error::Busy {
+            file: self.place.database.clone(),
+            waited: asked.elapsed(),
         }
     }
 
@@ -181,11 +182,8 @@ impl SqliteStore {
         };
         let open = state.session.as_ref();
         if open.is_some_and(|open| open.number == session.number) {
-            state.session = None;
-            state.left = Some(session.watch.clone());
-            if session.owner().is_some() {
-                state.retired.push(Arc::clone(&session.lock_file));
-            }
+            let left = state.session.take();
+            state.left.extend(left);
         }
     }
 
@@ -209,15 +207,20 @@ impl SqliteStore {
                         let opened = &session.watch;
                         let mut transaction =
                             Transaction::begin(&mut link, access, place, opened, clock, asked)?;
-                        session.saw(transaction.timeline());
+                        let offset_ns = transaction.timeline().offset_ns;
+                        self.offset_ns.store(offset_ns, Ordering::Relaxed);
                         let value = act(&mut transaction)?;
                         for ticket in transaction.finish()? {
                             session.wakes.wake(ticket);
                         }
                         Ok(value)
                     });
-                    if result.is_ok() && access == Access::Write && session.is_wal_due() {
-                        link.keep_wal_short(&self.place);
+                    if access == Access::Write {
+                        if result.is_err() {
+                            session.accepted.put_back();
+                        } else if session.is_wal_due() {
+                            link.keep_wal_short(&self.place);
+                        }
                     }
                     is_stuck = link.stuck;
                     result
@@ -249,10 +252,8 @@ impl SqliteStore {
 
     /// Makes this process an owner, if it is none yet.
     fn become_owner(&self, session: &Session, deadline: Instant) -> Result<(), Error> {
-        let _entering = session
-            .entering
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let asked = Instant::now();
+        let _entering = lock_until(&session.entering, deadline).ok_or_else(|| self.busy(asked))?;
         if session.owner().is_some() {
             return Ok(());
         }
@@ -267,8 +268,8 @@ impl SqliteStore {
         match (&result, entered) {
             (Ok(()), Some(id)) => session.set_owner(id),
             (Err(_), Some(id)) => {
-                // Nobody has seen the row; should this fail, the byte stays locked and the id of the
-                // next owner is reported as damaged rather than shared.
+                // Nobody has seen the row. Should this fail, the byte stays locked, and others take the
+                // next id.
                 let _ = session.lock_file.unlock_owner(id);
             }
             (_, None) => {}
@@ -329,8 +330,8 @@ impl SqliteStore {
 
     /// What the clock shows at an instant, by the last transaction of this process.
     fn elapsed_at(&self, at: Timestamp) -> Option<Duration> {
-        let state = self.state.try_lock().ok()?;
-        state.session.as_ref()?.elapsed_at(at)
+        let offset_ns = self.offset_ns.load(Ordering::Relaxed);
+        (offset_ns != i64::MIN).then(|| elapsed_at(at, offset_ns))
     }
 }
 
@@ -474,9 +475,11 @@ impl Store for SqliteStore {
     }
 
     fn release(&self, claim: &Claim) -> Result<(), Error> {
-        if let Some(registered) = &claim.registered
-            && claim.pid == std::process::id()
-        {
+        // What was inherited through `fork` is the parent's to use.
+        if claim.pid != std::process::id() {
+            return Ok(());
+        }
+        if let Some(registered) = &claim.registered {
             if registered.holder != Holder::Claim {
                 return Ok(());
             }
@@ -489,13 +492,8 @@ impl Store for SqliteStore {
                 Ok(())
             });
         }
-        // A hint: what is not heard of here is struck out when its owner has ended.
-        if let Some(booking) = claim.booking
-            && let Ok(state) = self.state.try_lock()
-            && let Some(session) = &state.session
-            && session.number == claim.session
-        {
-            session.accepted(claim.at, booking.number);
+        if let (Some(booking), Some(accepted)) = (claim.booking, &claim.accepted) {
+            accepted.push(claim.at, booking.number);
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! One attempt at an acquisition, inside a transaction that holds the write lock.
 
+use std::sync::Arc;
+
 use super::session::Session;
 use super::transaction::Transaction;
 use crate::calendar::Line;
@@ -22,7 +24,7 @@ use crate::store::{
 pub(super) enum Attempt {
     Done(Outcome),
     /// The request has to be booked, has to wait or takes slots, and this process is not an owner yet.
-    /// Nothing was written.
+    /// Nothing was charged.
     NeedsOwner,
 }
 
@@ -203,7 +205,7 @@ fn charge(
     });
     if let Some(booking) = booking {
         transaction.book(booking, at, &rows)?;
-        for number in session.used_bookings(now) {
+        for number in session.accepted.take_used(now) {
             transaction.forget_booking(BookingId { number, ..booking })?;
         }
     }
@@ -218,6 +220,7 @@ fn charge(
         pid: session.pid,
         rows,
         booking,
+        accepted: booking.map(|_| Arc::clone(&session.accepted)),
         registered,
     })
 }

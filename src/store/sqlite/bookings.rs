@@ -1,12 +1,17 @@
 //! Bookings: who has charged what ahead of its instant.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::collections::binary_heap::PeekMut;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use rusqlite::CachedStatement;
 
 use super::ledger::{Taken, taken};
 use super::transaction::Transaction;
 use crate::clock::Timestamp;
 use crate::error::Error;
-use crate::store::{BookingId, Claim, Row};
+use crate::store::{BookingId, Claim, Few, Row};
 
 const INSERT: &str = "INSERT INTO booking (owner_id, booking_id, limit_id, at_ns, seq)
     VALUES (?1, ?2, ?3, ?4, ?5)";
@@ -108,5 +113,51 @@ impl Transaction<'_> {
                 .map_err(|error| self.sqlite(error))?;
         }
         Ok(())
+    }
+}
+
+/// The bookings of one session that will be used at their instants, to be struck out after that.
+#[derive(Debug, Default)]
+pub(crate) struct Accepted(Mutex<Numbers>);
+
+#[derive(Debug, Default)]
+struct Numbers {
+    /// The earliest first.
+    waiting: BinaryHeap<Reverse<(Timestamp, i64)>>,
+    /// What the transaction that is under way, or the last one, has struck out.
+    taken: Few<(Timestamp, i64)>,
+}
+
+/// How many bookings that were used are forgotten with each new one, at most.
+const MOST_USED: usize = 64;
+
+impl Accepted {
+    pub(super) fn push(&self, at: Timestamp, number: i64) {
+        self.lock().waiting.push(Reverse((at, number)));
+    }
+
+    /// The numbers of bookings whose instants have come, not too many at a time.
+    pub(super) fn take_used(&self, now: Timestamp) -> Few<i64> {
+        let mut numbers = self.lock();
+        let Numbers { waiting, taken } = &mut *numbers;
+        taken.clear();
+        while taken.len() < MOST_USED
+            && let Some(next) = waiting.peek_mut()
+            && next.0.0 <= now
+        {
+            taken.push(PeekMut::pop(next).0);
+        }
+        taken.iter().map(|(_, number)| *number).collect()
+    }
+
+    /// Says that the transaction has failed which was to strike them out.
+    pub(super) fn put_back(&self) {
+        let mut numbers = self.lock();
+        let Numbers { waiting, taken } = &mut *numbers;
+        waiting.extend(taken.drain(..).map(Reverse));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Numbers> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,9 +1,11 @@
 //! Connections to the file: how they are set up, pooled, and how they wait for locks.
 
 use std::cell::Cell;
+use std::panic::catch_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{fmt, io, thread};
 
 use r2d2::ManageConnection;
 use r2d2_sqlite::SqliteConnectionManager;
@@ -14,6 +16,7 @@ use scheduled_thread_pool::ScheduledThreadPool;
 use super::memo::Memo;
 use super::place::{Place, Watch};
 use super::schema::PAGE_BYTES;
+use super::session::UnderWay;
 use crate::error::Error;
 
 /// How safe a charge is when the power fails.
@@ -57,13 +60,17 @@ impl Link {
     }
 
     /// Makes a long WAL start anew.
-    pub(super) fn keep_wal_short(&self, place: &Place) {
+    pub(super) fn keep_wal_short(&mut self, place: &Place) {
         let length = place.wal.metadata().map_or(0, |wal| wal.len());
         if length <= WAL_BYTES_LONG {
             return;
         }
         let deadline = Instant::now() + WAL_PATIENCE;
         loop {
+            // What belongs to other files by now is not to be touched.
+            if !self.watch.as_mut().is_some_and(Watch::look) {
+                return;
+            }
             let blocked = waiting_until(deadline, || {
                 self.connection
                     .query_row("PRAGMA wal_checkpoint(RESTART)", [], |row| {
@@ -89,6 +96,12 @@ const WAL_BYTES_LONG: u64 = 6 << 20;
 
 /// How long a caller waits for the others to let the WAL start anew. Another one will try again.
 const WAL_PATIENCE: Duration = Duration::from_millis(50);
+
+/// How long a caller that needed a new connection waits until its pool is at rest again.
+const MAKING_PATIENCE: Duration = Duration::from_millis(20);
+
+/// How long a thread takes at most, as a rule, to find that it has no more to do.
+const LYING_DOWN: Duration = Duration::from_micros(100);
 
 /// What the pages of a connection's cache may take, in KiB.
 const CACHE_KIB: i64 = 4 << 10;
@@ -162,11 +175,82 @@ fn wait_for_lock(attempt: i32) -> bool {
 /// A connection that waits to be pooled.
 type Spare = Arc<Mutex<Option<Link>>>;
 
+/// What a pool does not tell of the connections that it makes.
+#[derive(Debug, Default)]
+struct Making {
+    /// How many were begun, and how many of them are over.
+    begun: AtomicUsize,
+    over: AtomicUsize,
+    /// Why the last one could not be made, if it could not.
+    error: Mutex<Option<rusqlite::Error>>,
+}
+
+impl Making {
+    fn set_error(&self, error: Option<rusqlite::Error>) {
+        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = error;
+    }
+
+    fn take_error(&self) -> Option<rusqlite::Error> {
+        self.error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
+    fn begun(&self) -> usize {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    /// Waits a moment for connections that are being made, also those that nobody needs any more, and for
+    /// their thread to lie down.
+    fn settle(&self) {
+        let deadline = Instant::now() + MAKING_PATIENCE;
+        while self.over.load(Ordering::SeqCst) != self.begun() && Instant::now() < deadline {
+            thread::yield_now();
+        }
+        thread::sleep(LYING_DOWN);
+    }
+}
+
+/// Says that a connection is being made, until it is dropped.
+struct Made {
+    making: Arc<Making>,
+    _under_way: UnderWay,
+}
+
+impl Made {
+    fn begin(making: &Arc<Making>) -> Self {
+        making.begun.fetch_add(1, Ordering::SeqCst);
+        Self {
+            making: Arc::clone(making),
+            _under_way: UnderWay::new(),
+        }
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        self.making.over.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A pool reports only that it has no connection; this keeps the reason.
+#[derive(Debug)]
+struct KeepError(Arc<Making>);
+
+impl r2d2::HandleError<rusqlite::Error> for KeepError {
+    fn handle_error(&self, error: rusqlite::Error) {
+        self.0.set_error(Some(error));
+    }
+}
+
 /// Makes the connections of one role for a pool.
 #[derive(Debug)]
 pub(super) struct LinkManager {
     sqlite: SqliteConnectionManager,
     spare: Spare,
+    making: Arc<Making>,
+    threads: Threads,
 }
 
 fn take_spare(spare: &Spare) -> Option<Link> {
@@ -179,10 +263,18 @@ impl ManageConnection for LinkManager {
     type Error = rusqlite::Error;
 
     fn connect(&self) -> rusqlite::Result<Box<Link>> {
-        match take_spare(&self.spare) {
+        // r2d2 calls this on a thread of its own, outside of any call, and locks the pool after that. With
+        // one thread, a job that stands behind is done once that is over.
+        let made = Made::begin(&self.making);
+        let link = match take_spare(&self.spare) {
             Some(link) => Ok(Box::new(link)),
             None => self.sqlite.connect().map(Link::new).map(Box::new),
+        };
+        if link.is_ok() {
+            self.making.set_error(None);
         }
+        self.threads.0.execute(move || drop(made));
+        link
     }
 
     fn is_valid(&self, _: &mut Box<Link>) -> rusqlite::Result<()> {
@@ -203,39 +295,38 @@ pub(super) type Pooled = r2d2::PooledConnection<LinkManager>;
 /// connection that writes, and several that read beside it. DESIGN.md has the measurement.
 #[derive(Debug)]
 pub(super) struct Pools {
-    writer: r2d2::Pool<LinkManager>,
-    readers: r2d2::Pool<LinkManager>,
+    writer: Pool,
+    readers: Pool,
     /// The connection that opened the file, for whoever writes first.
     first: Spare,
-    last_error: Arc<LastError>,
+    threads: Threads,
 }
 
-/// A pool reports only that it has no connection; this keeps the reason.
-#[derive(Debug, Default)]
-struct LastError(Mutex<Option<rusqlite::Error>>);
+/// The thread on which r2d2 opens connections.
+#[derive(Clone)]
+struct Threads(Arc<ScheduledThreadPool>);
 
-impl LastError {
-    fn take(&self) -> Option<rusqlite::Error> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+impl fmt::Debug for Threads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Threads")
     }
 }
 
 #[derive(Debug)]
-struct KeepError(Arc<LastError>);
-
-impl r2d2::HandleError<rusqlite::Error> for KeepError {
-    fn handle_error(&self, error: rusqlite::Error) {
-        let mut last = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *last = Some(error);
-    }
+struct Pool {
+    links: r2d2::Pool<LinkManager>,
+    making: Arc<Making>,
 }
 
 impl Pools {
-    pub(super) fn new(place: &Place, setup: &Setup, first: Connection) -> Self {
-        let last_error = Arc::new(LastError::default());
+    pub(super) fn new(place: &Place, setup: &Setup, first: Connection) -> io::Result<Self> {
         // r2d2 opens connections on a thread of this pool, which sleeps for the rest of its life: with
         // no idle timeout and no lifetime, r2d2 schedules nothing else.
-        let threads = Arc::new(ScheduledThreadPool::new(1));
+        //
+        // It panics where the system makes no more threads, and has no other way to say so.
+        let threads = catch_unwind(|| ScheduledThreadPool::new(1))
+            .map(|threads| Threads(Arc::new(threads)))
+            .map_err(|_| io::Error::other("the system makes no more threads"))?;
         let pool = |size: u32, spare: Spare, read_only: bool| {
             let durability = setup.durability;
             let sqlite = SqliteConnectionManager::file(&place.database)
@@ -245,23 +336,30 @@ impl Pools {
                     waiting_until(deadline, || prepare(connection, durability))?;
                     connection.pragma_update(None, "query_only", read_only)
                 });
-            r2d2::Pool::builder()
+            let making = Arc::new(Making::default());
+            let links = r2d2::Pool::builder()
                 .max_size(size)
                 .min_idle(Some(0))
                 .idle_timeout(None)
                 .max_lifetime(None)
                 .test_on_check_out(false)
-                .thread_pool(Arc::clone(&threads))
-                .error_handler(Box::new(KeepError(Arc::clone(&last_error))))
-                .build_unchecked(LinkManager { sqlite, spare })
+                .thread_pool(Arc::clone(&threads.0))
+                .error_handler(Box::new(KeepError(Arc::clone(&making))))
+                .build_unchecked(LinkManager {
+                    sqlite,
+                    spare,
+                    making: Arc::clone(&making),
+                    threads: threads.clone(),
+                });
+            Pool { links, making }
         };
         let first: Spare = Arc::new(Mutex::new(Some(Link::new(first))));
-        Self {
+        Ok(Self {
             writer: pool(1, Arc::clone(&first), false),
             readers: pool(setup.reader_count, Spare::default(), true),
             first,
-            last_error,
-        }
+            threads,
+        })
     }
 
     pub(super) fn writer(
@@ -270,7 +368,7 @@ impl Pools {
         watch: &Watch,
         deadline: Instant,
     ) -> Result<Pooled, Error> {
-        self.get(&self.writer, place, watch, deadline)
+        self.writer.get(place, watch, deadline)
     }
 
     pub(super) fn reader(
@@ -279,26 +377,26 @@ impl Pools {
         watch: &Watch,
         deadline: Instant,
     ) -> Result<Pooled, Error> {
-        self.get(&self.readers, place, watch, deadline)
+        self.readers.get(place, watch, deadline)
     }
 
     /// Whether the last connection may copy the WAL into the database when it closes, as far as the one
     /// that writes knows.
-    fn allow_checkpoint(&self, opened: &Watch) -> bool {
+    pub(super) fn may_checkpoint(&self, opened: &Watch) -> bool {
         let allows = |link: &mut Link| {
             let watch = link.watch.get_or_insert_with(|| opened.clone());
             watch.allows_checkpoint()
         };
-        match self.writer.try_get() {
+        match self.writer.links.try_get() {
             Some(mut link) => allows(&mut link),
             None => opened.clone().allows_checkpoint(),
         }
     }
 
     /// Closes all connections that nobody uses. The last one of all processes copies the WAL into the
-    /// database, if it still may.
-    pub(super) fn close(&self, opened: &Watch) {
-        if self.allow_checkpoint(opened) {
+    /// database, if it may.
+    pub(super) fn close(&self, may_checkpoint: bool) {
+        if may_checkpoint {
             self.close_each(|_| {});
         } else {
             self.close_without_checkpoint();
@@ -316,27 +414,35 @@ impl Pools {
         });
     }
 
+    /// Closes what was inherited through `fork`. These pools are never to be touched again after that, nor
+    /// dropped.
+    ///
+    /// Their thread is not in this process, but `parking_lot` still has it in its list of sleeping threads,
+    /// as a node in memory that a new thread will be given: the list would end in a circle. Waking it
+    /// takes it out, and may leave it a lock that it never gives back.
+    pub(super) fn close_inherited(self: &Arc<Self>) {
+        self.close_without_checkpoint();
+        self.threads.0.execute(|| ());
+        std::mem::forget(Arc::clone(self));
+    }
+
     fn close_each(&self, prepare: impl Fn(&Link)) {
         if let Some(link) = take_spare(&self.first) {
             prepare(&link);
         }
         for pool in [&self.writer, &self.readers] {
-            while let Some(mut link) = pool.try_get() {
+            while let Some(mut link) = pool.links.try_get() {
                 prepare(&link);
                 // The pool drops what is stuck instead of keeping it.
                 link.stuck = true;
             }
         }
     }
+}
 
-    fn get(
-        &self,
-        pool: &r2d2::Pool<LinkManager>,
-        place: &Place,
-        watch: &Watch,
-        deadline: Instant,
-    ) -> Result<Pooled, Error> {
-        if let Some(link) = pool.try_get() {
+impl Pool {
+    fn get(&self, place: &Place, watch: &Watch, deadline: Instant) -> Result<Pooled, Error> {
+        if let Some(link) = self.links.try_get() {
             return Ok(link);
         }
         // A new connection must not open another file; and r2d2 would try until the deadline.
@@ -344,9 +450,17 @@ impl Pools {
             return Err(place.moved());
         }
         let start = Instant::now();
-        match pool.get_timeout(deadline.saturating_duration_since(start)) {
+        let begun = self.making.begun();
+        let link = self
+            .links
+            .get_timeout(deadline.saturating_duration_since(start));
+        // So that a child which is forked after this call finds nobody in the middle of anything.
+        if self.making.begun() != begun {
+            self.making.settle();
+        }
+        match link {
             Ok(link) => Ok(link),
-            Err(_) => match self.last_error.take() {
+            Err(_) => match self.making.take_error() {
                 Some(error) => Err(place.sqlite(error)),
                 None => Err(Error::Busy {
                     file: place.database.clone(),

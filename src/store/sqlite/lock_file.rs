@@ -3,7 +3,8 @@
 //! On Linux it holds open file description locks (`fcntl_locking(2)`): the kernel frees them when
 //! their holder ends, however it ends, and shows them across pid namespaces; nothing else opens this
 //! file, and unlike POSIX locks they do not vanish when some other descriptor of the file is closed.
-//! Byte 0 guards opening and migrating; byte N is held by the owner N for as long as it lives.
+//! Byte 0 guards opening and migrating; byte N is held by the owner N for as long as it lives. What the
+//! bytes hold is another matter: see `record`.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -62,8 +63,12 @@ impl LockFile {
     }
 
     /// The page on which those who wait in line are woken.
+    ///
+    /// It is mapped from a descriptor of its own: a mapping keeps what it was made from open, and with it a
+    /// forked child would keep its parent's locks.
     pub(super) fn wakes(&self) -> Wakes {
-        self.with(|file| Wakes::of(file.as_ref()))
+        let again = self.with_file(open_again);
+        Wakes::of(again.ok().as_ref())
     }
 
     /// Closes this process's descriptor. A forked child does that with the one that it inherited: as
@@ -97,6 +102,19 @@ impl LockFile {
     }
 }
 
+/// The same file, opened once more.
+#[cfg(target_os = "linux")]
+fn open_again(file: &File) -> io::Result<File> {
+    use std::os::fd::AsRawFd;
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    OpenOptions::new().read(true).write(true).open(path)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open_again(file: &File) -> io::Result<File> {
+    file.try_clone()
+}
+
 /// Holds the lock for opening and migrating.
 #[derive(Debug)]
 pub(super) struct OpenGuard<'f> {
@@ -115,6 +133,7 @@ impl Drop for OpenGuard<'_> {
 mod linux {
     use std::fs::File;
     use std::io;
+    use std::os::unix::fs::FileExt;
 
     use nix::errno::Errno;
     use nix::fcntl::{FcntlArg, fcntl};
@@ -140,6 +159,17 @@ mod linux {
 
         pub(in super::super) fn unlock_owner(&self, id: i64) -> io::Result<()> {
             self.with_file(|file| set(file, id, Kind::None).map(drop))
+        }
+
+        /// What stands in the file, as far as it is of any interest.
+        pub(in super::super) fn read(&self) -> io::Result<String> {
+            let mut bytes = [0; 1_024];
+            let length = self.with_file(|file| file.read_at(&mut bytes, 0))?;
+            Ok(String::from_utf8_lossy(&bytes[..length]).into_owned())
+        }
+
+        pub(in super::super) fn write(&self, text: &str) -> io::Result<()> {
+            self.with_file(|file| file.write_all_at(text.as_bytes(), 0))
         }
 
         /// Whether some other open lock file holds the byte of the owner `id`.

@@ -8,36 +8,40 @@ use super::lock_file::LockFile;
 use super::transaction::{Transaction, print_boot};
 use crate::error::Error;
 
+/// How many ids are tried for a new owner, at most.
+const MOST_IDS: usize = 1_000;
+
 const INSERT_OWNER: &str =
     "INSERT INTO owner (pid, boot_id, lock_inode, since_ns) VALUES (?1, ?2, ?3, ?4)";
 
 impl Transaction<'_> {
     /// Enters this process as an owner and takes the lock that says that it lives, before anybody else
     /// can see the row. The caller lets go of the lock if the transaction fails.
+    ///
+    /// Where a row was lost with its file, its id is given out again while its owner lives and holds the
+    /// byte. The next id is free then, or the one after: none is given out twice in one transaction.
     pub(super) fn insert_owner(&mut self, lock_file: &LockFile) -> Result<i64, Error> {
-        let row = (
-            std::process::id(),
-            print_boot(self.timeline().boot),
-            lock_file.inode(),
-            self.now().as_nanos(),
-        );
-        let id = self
-            .link
-            .connection
-            .prepare_cached(INSERT_OWNER)
-            .and_then(|mut statement| statement.insert(row))
-            .map_err(|error| self.sqlite(error))?;
+        let (pid, boot) = (std::process::id(), print_boot(self.timeline().boot));
+        let (lock_inode, since_ns) = (lock_file.inode(), self.now().as_nanos());
         self.wrote();
-        if !lock_file
-            .lock_owner(id)
-            .map_err(|source| self.place.failed("locking the byte of an owner", source))?
-        {
-            // Only a process that is no longer in the table can hold it: the table was edited.
-            return Err(self.place.damaged(format!(
-                "owner {id} is held by a process that it does not know"
-            )));
+        for _ in 0..MOST_IDS {
+            let id = self
+                .link
+                .connection
+                .prepare_cached(INSERT_OWNER)
+                .and_then(|mut statement| statement.insert((pid, &boot, lock_inode, since_ns)))
+                .map_err(|error| self.sqlite(error))?;
+            let is_mine = lock_file
+                .lock_owner(id)
+                .map_err(|source| self.place.failed("locking the byte of an owner", source))?;
+            if is_mine {
+                return Ok(id);
+            }
+            self.delete_owner(id)?;
         }
-        Ok(id)
+        Err(self.place.damaged(format!(
+            "{MOST_IDS} owners in a row are held by processes that it does not know"
+        )))
     }
 }
 
@@ -48,7 +52,6 @@ struct Owner {
 }
 
 const READ_OWNERS: &str = "SELECT owner_id, boot_id, lock_inode FROM owner";
-const DELETE_OWNER: &str = "DELETE FROM owner WHERE owner_id = ?1";
 
 impl Transaction<'_> {
     /// Gives back what dead owners have booked and cannot have used. True if anything came back.
@@ -97,18 +100,25 @@ impl Transaction<'_> {
             came_back |= self.abandon_all_of(owner.id, reached)?;
             came_back |= self.remove_from_line(owner.id)?;
             self.forget_bookings(owner.id)?;
-            self.link
-                .connection
-                .prepare_cached(DELETE_OWNER)
-                .and_then(|mut statement| statement.execute([owner.id]))
-                .map_err(|error| self.sqlite(error))?;
-            self.wrote();
+            self.delete_owner(owner.id)?;
         }
         Ok(came_back)
     }
 }
 
+const DELETE_OWNER: &str = "DELETE FROM owner WHERE owner_id = ?1";
+
 impl Transaction<'_> {
+    fn delete_owner(&mut self, id: i64) -> Result<(), Error> {
+        self.wrote();
+        self.link
+            .connection
+            .prepare_cached(DELETE_OWNER)
+            .and_then(|mut statement| statement.execute([id]))
+            .map(drop)
+            .map_err(|error| self.sqlite(error))
+    }
+
     fn tell_reclaimed(&self, owner: i64, booked: &[Taken]) -> Result<(), Error> {
         if !tracing::enabled!(tracing::Level::INFO) {
             return Ok(());

@@ -194,6 +194,7 @@ impl Transaction<'_> {
             pid: session.pid,
             rows,
             booking: None,
+            accepted: None,
             registered: Some(Box::new(Registered {
                 number: found.number,
                 id: Some(id.into()),

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 #[cfg(unix)]
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::error::Error;
 
@@ -219,7 +219,7 @@ const COARSE_NS: i128 = 2_500_000_000;
 
 /// How long it relies on its last look. To open the file takes five times as long.
 #[cfg(unix)]
-const FRESH_NS: i128 = 200_000;
+const FRESH: Duration = Duration::from_micros(200);
 
 #[cfg(unix)]
 impl Watch {
@@ -254,24 +254,10 @@ impl Watch {
         self.files[3].1.1.cast_signed() == inode
     }
 
-    /// Removes the sidecars that this watch knows if another database stands at the path now: SQLite
-    /// would replay the former one's WAL into it.
-    pub(super) fn remove_orphans(&self, place: &Place) -> Result<(), Error> {
-        let [database, sidecars @ .., _lock] = &self.files;
-        let same = |(path, id): &(PathBuf, FileId)| file_id(path).is_ok_and(|found| found == *id);
-        if same(database) {
-            return Ok(());
-        }
-        for sidecar in sidecars.iter().filter(|sidecar| same(sidecar)) {
-            std::fs::remove_file(&sidecar.0)
-                .map_err(|source| place.failed("removing the WAL of a former file", source))?;
-        }
-        Ok(())
-    }
-
     /// Whether all files still are those that were opened.
     pub(super) fn holds(&mut self) -> bool {
-        (0..FRESH_NS).contains(&(wall_ns() - self.held_ns)) || self.look()
+        let is_fresh = |held_at: Instant| held_at.elapsed() < FRESH;
+        self.held_at.is_some_and(is_fresh) || self.look()
     }
 
     /// The same, by a look at what stands there now.
@@ -380,11 +366,6 @@ impl Watch {
 
     pub(super) fn has_lock_file(&self, _inode: i64) -> bool {
         true
-    }
-
-    #[expect(clippy::unnecessary_wraps, reason = "on Unix this can fail")]
-    pub(super) fn remove_orphans(&self, _place: &Place) -> Result<(), Error> {
-        Ok(())
     }
 
     pub(super) fn holds(&mut self) -> bool {

@@ -32,8 +32,8 @@ pub(super) fn check_sqlite(version_number: i32, version: &str) -> Result<(), Err
 
 /// Puts the file into WAL mode and brings its schema up to date. The caller holds the open guard.
 ///
-/// A file that is not ours, or too new, is only read; and so is one that is up to date, whose write lock
-/// somebody else may hold.
+/// No statement writes to a file that is not ours or too new; nor to one that is up to date, whose write lock
+/// somebody else may hold. SQLite itself copies a WAL into it that others have left.
 pub(super) fn migrate(connection: &Connection, place: &Place) -> Result<(), Error> {
     let failed = |error| place.sqlite(error);
     let version = version(connection, place)?;

@@ -1,27 +1,25 @@
 //! The time from opening a file to closing it, in one process.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
-use std::collections::binary_heap::PeekMut;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 
 use super::Options;
+use super::bookings::Accepted;
 use super::connection::{Pooled, Pools, Setup, flags, prepare, waiting_until};
 use super::file_control::has_moved;
 use super::lock_file::LockFile;
 use super::place::{Place, Watch};
+use super::record::{note_opened, remove_orphans};
 use super::schema::{is_busy, migrate};
 use super::sweep::SWEEP_EVERY;
 use super::transaction::Access;
 use super::wakes::Wakes;
 use crate::calendar::LimitId;
-use crate::clock::{Timeline, Timestamp, elapsed_at};
 use crate::error::Error;
-use crate::store::Few;
 
 #[derive(Debug)]
 pub(super) struct Session {
@@ -36,15 +34,12 @@ pub(super) struct Session {
     calls: AtomicUsize,
     /// Whether its files were found to be lost, so that no further call may use it.
     is_lost: AtomicBool,
-    /// What was last added to the time since boot to give an instant.
-    offset_ns: AtomicI64,
     /// The owner that this process is, once it has booked something; 0 before.
     owner: AtomicI64,
     /// Held by the thread that makes this process an owner.
     pub(super) entering: Mutex<()>,
     bookings: AtomicI64,
-    /// The bookings that will be used at their instants, the earliest first.
-    accepted: Mutex<BinaryHeap<Reverse<(Timestamp, i64)>>>,
+    pub(super) accepted: Arc<Accepted>,
     charged: AtomicU32,
     written: AtomicU32,
     /// The limit that was last swept in passing.
@@ -53,15 +48,14 @@ pub(super) struct Session {
 
 /// How a session is opened.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Opening<'o> {
+pub(super) struct Opening {
     pub(super) create: bool,
     pub(super) deadline: Instant,
-    /// What stood at the path when the former session was opened, if that had to be left.
-    pub(super) left: Option<&'o Watch>,
 }
 
-/// All sessions of this process and, in a forked child, those that it inherited.
-static SESSIONS: Mutex<Vec<Weak<Session>>> = Mutex::new(Vec::new());
+/// All sessions of this process, by number; in a child that was forked and has not closed them yet,
+/// those of its parent. One leaves the list only once it is closed.
+static SESSIONS: Mutex<Vec<(u64, Weak<Session>)>> = Mutex::new(Vec::new());
 
 impl Session {
     /// Opens the file, makes it if it is not there and that is wanted, and migrates it. All of this
@@ -70,7 +64,7 @@ impl Session {
     pub(super) fn open(
         place: &Place,
         options: &Options,
-        opening: Opening<'_>,
+        opening: Opening,
     ) -> Result<Arc<Self>, Error> {
         static NUMBERS: AtomicU64 = AtomicU64::new(1);
         let asked = Instant::now();
@@ -82,19 +76,28 @@ impl Session {
             let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
             return Err(place.failed("opening it", missing));
         }
+        // From here until the session is in the list, a child that is forked could not close what is open.
+        let _under_way = UnderWay::new();
         let lock_file = LockFile::open(&place.lock, options.mode)
             .map_err(|source| place.failed("opening its lock file", source))?;
-        let guard = lock_file
-            .guard_open(opening.deadline)
-            .map_err(|source| place.failed("locking its lock file", source))?
-            .ok_or_else(busy)?;
+        let guard = loop {
+            let guard = lock_file
+                .guard_open(opening.deadline)
+                .map_err(|source| place.failed("locking its lock file", source))?
+                .ok_or_else(busy)?;
+            if Self::close_lost(place) {
+                break guard;
+            }
+            // Other processes need not wait for the calls of this one.
+            drop(guard);
+            if Instant::now() >= opening.deadline {
+                return Err(busy());
+            }
+            thread::sleep(NAP);
+        };
+        remove_orphans(&lock_file, place)?;
         if opening.create {
             place.create(options.mode)?;
-        }
-        let _under_way = UnderWay::new();
-        Self::close_lost(place, opening.deadline)?;
-        if let Some(left) = opening.left {
-            left.remove_orphans(place)?;
         }
         let setup = Setup {
             durability: options.durability,
@@ -116,68 +119,73 @@ impl Session {
         if has_moved(&connection) || !watch.has_lock_file(lock_file.inode()) {
             return Err(place.moved());
         }
+        note_opened(&lock_file, place);
         drop(guard);
+        let pools = Pools::new(place, &setup, connection)
+            .map_err(|source| place.failed("starting a thread for its connections", source))?;
         let session = Arc::new(Self {
             number: NUMBERS.fetch_add(1, Ordering::Relaxed),
             pid: std::process::id(),
-            pools: Arc::new(Pools::new(place, &setup, connection)),
+            pools: Arc::new(pools),
             wakes: lock_file.wakes(),
             lock_file: Arc::new(lock_file),
             watch,
             calls: AtomicUsize::new(0),
             is_lost: AtomicBool::new(false),
-            offset_ns: AtomicI64::new(i64::MIN),
             owner: AtomicI64::new(0),
             entering: Mutex::new(()),
             bookings: AtomicI64::new(0),
-            accepted: Mutex::default(),
+            accepted: Arc::default(),
             charged: AtomicU32::new(0),
             written: AtomicU32::new(0),
             // Processes that live shortly shall not all sweep the same limits.
             swept: AtomicI64::new(fastrand::i64(0..1_000_000)),
         });
-        let mut sessions = SESSIONS.lock().unwrap_or_else(PoisonError::into_inner);
-        sessions.retain(|session| session.strong_count() > 0);
-        sessions.push(Arc::downgrade(&session));
+        lock(&SESSIONS).push((session.number, Arc::downgrade(&session)));
         Ok(session)
     }
 
     /// Closes the sessions of this process that have lost the files at this place, whichever limiter they
-    /// belong to.
+    /// belong to. False if calls on them are under way; no new ones begin.
     ///
     /// Within a process SQLite keeps one shared memory for a database. As long as one old connection is
     /// open, a new one would share the old memory, which no other process sees, but open the new WAL.
-    fn close_lost(place: &Place, deadline: Instant) -> Result<(), Error> {
-        let asked = Instant::now();
-        loop {
-            let lost: Vec<Arc<Self>> = SESSIONS
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .iter()
-                .filter_map(Weak::upgrade)
-                .filter(|session| session.is_ours() && session.watch.is_of(place))
-                .filter(|session| !session.watch.clone().look())
-                .collect();
-            let mut in_use = false;
-            for session in &lost {
-                session.is_lost.store(true, Ordering::SeqCst);
-                if session.calls.load(Ordering::SeqCst) == 0 {
-                    session.pools.close(&session.watch);
-                } else {
-                    in_use = true;
-                }
-            }
-            if !in_use {
-                return Ok(());
-            }
-            if Instant::now() >= deadline {
-                return Err(Error::Busy {
-                    file: place.database.clone(),
-                    waited: asked.elapsed(),
-                });
-            }
-            std::thread::sleep(Duration::from_micros(200));
+    fn close_lost(place: &Place) -> bool {
+        // Kept until the list is no longer locked: a session that is dropped locks it.
+        let all: Vec<Arc<Self>> = lock(&SESSIONS)
+            .iter()
+            .filter_map(|(_, session)| session.upgrade())
+            .collect();
+        let is_lost = |session: &&Arc<Self>| {
+            session.is_ours() && session.watch.is_of(place) && !session.watch.clone().look()
+        };
+        let lost: Vec<&Arc<Self>> = all.iter().filter(is_lost).collect();
+        for session in &lost {
+            session.is_lost.store(true, Ordering::SeqCst);
         }
+        if lost.iter().any(|session| session.is_in_use()) {
+            return false;
+        }
+        // They share a WAL, which whoever of them closes last copies into the database. The one that has
+        // worked last knows whether that may be.
+        let may_checkpoint = lost.iter().any(|session| session.may_checkpoint());
+        for session in lost {
+            session.pools.close(may_checkpoint);
+        }
+        true
+    }
+
+    fn may_checkpoint(&self) -> bool {
+        self.pools.may_checkpoint(&self.watch)
+    }
+
+    /// Closes all connections that nobody uses.
+    pub(super) fn close(&self) {
+        self.pools.close(self.may_checkpoint());
+    }
+
+    fn is_in_use(&self) -> bool {
+        self.calls.load(Ordering::SeqCst) != 0
     }
 
     /// Whether this process opened the session, and did not inherit it through `fork`.
@@ -190,34 +198,41 @@ impl Session {
     /// SQLite counts the locks of a process by file. As long as it counts those of the parent, a new
     /// connection of the child believes them to be its own and asks the kernel for none; so all
     /// inherited connections to the file have to be closed before one is opened. That is harmless (the
-    /// kernel's locks are not inherited) provided that none was in the middle of a transaction, and
-    /// that the child does not take itself for the last user and remove the WAL.
+    /// kernel's locks are not inherited) provided that no thread of the parent was inside SQLite, whatever
+    /// file it had open there, and that the child does not take itself for the last user and remove the WAL.
     pub(super) fn close_inherited() -> bool {
         let pid = std::process::id();
-        let is_child = PID.load(Ordering::SeqCst) != pid;
-        if is_child && UNDER_WAY.load(Ordering::SeqCst) != 0 {
-            return false;
+        // Before the process id: another thread of this child may have closed everything and be opening.
+        let under_way = UNDER_WAY.load(Ordering::SeqCst);
+        match PID.compare_exchange(0, pid, Ordering::SeqCst, Ordering::SeqCst) {
+            // Nothing was ever opened.
+            Ok(_) => return true,
+            Err(last) if last == pid => return true,
+            Err(_) if under_way != 0 => return false,
+            Err(_) => {}
         }
-        let Some(mut sessions) = lock_sessions() else {
+        let Some(mut sessions) = lock_until(&SESSIONS, Instant::now() + LONGEST_LOCK) else {
             return false;
         };
-        let mut all_closed = true;
-        for session in sessions.iter().filter_map(Weak::upgrade) {
-            if session.is_ours() {
-                continue;
-            }
-            if session.calls.load(Ordering::SeqCst) == 0 {
-                session.pools.close_without_checkpoint();
-                session.lock_file.close();
-            } else {
-                all_closed = false;
-            }
+        if PID.load(Ordering::SeqCst) == pid {
+            return true;
         }
-        if all_closed {
-            PID.store(pid, Ordering::SeqCst);
-            sessions.retain(|session| session.upgrade().is_some_and(|session| session.is_ours()));
+        let inherited: Option<Vec<Arc<Self>>> = sessions
+            .iter()
+            .map(|(_, session)| session.upgrade().filter(|session| !session.is_in_use()))
+            .collect();
+        let Some(inherited) = inherited else {
+            return false;
+        };
+        for session in &inherited {
+            session.pools.close_inherited();
+            session.lock_file.close();
         }
-        all_closed
+        sessions.clear();
+        PID.store(pid, Ordering::SeqCst);
+        // Before the sessions, which lock the list when they are dropped.
+        drop(sessions);
+        true
     }
 
     /// Says that a call is under way, until the answer is dropped. `None` if the files are lost.
@@ -239,17 +254,6 @@ impl Session {
         }
     }
 
-    /// Takes note of how instants follow the clock.
-    pub(super) fn saw(&self, timeline: &Timeline) {
-        self.offset_ns.store(timeline.offset_ns, Ordering::Relaxed);
-    }
-
-    /// What the clock shows at an instant, as far as this session knows.
-    pub(super) fn elapsed_at(&self, at: Timestamp) -> Option<Duration> {
-        let offset_ns = self.offset_ns.load(Ordering::Relaxed);
-        (offset_ns != i64::MIN).then(|| elapsed_at(at, offset_ns))
-    }
-
     pub(super) fn owner(&self) -> Option<i64> {
         Some(self.owner.load(Ordering::SeqCst)).filter(|owner| *owner != 0)
     }
@@ -260,25 +264,6 @@ impl Session {
 
     pub(super) fn next_booking(&self) -> i64 {
         self.bookings.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// Takes note of a booking that will be used at its instant.
-    pub(super) fn accepted(&self, at: Timestamp, number: i64) {
-        let mut accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
-        accepted.push(Reverse((at, number)));
-    }
-
-    /// The numbers of accepted bookings whose instants have come, not too many at a time.
-    pub(super) fn used_bookings(&self, now: Timestamp) -> Few<i64> {
-        let mut accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut used = Few::new();
-        while used.len() < MOST_USED
-            && let Some(next) = accepted.peek_mut()
-            && next.0.0 <= now
-        {
-            used.push(PeekMut::pop(next).0.1);
-        }
-        used
     }
 
     /// If it is time to sweep: the limit after which to go on.
@@ -302,14 +287,19 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        let under_way = UNDER_WAY.load(Ordering::SeqCst);
         let _under_way = UnderWay::new();
         if self.is_ours() {
-            self.pools.close(&self.watch);
-        } else if self.calls.load(Ordering::SeqCst) == 0 {
-            self.pools.close_without_checkpoint();
-        } else {
-            // Inherited in the middle of a transaction of another thread: never to be closed.
-            std::mem::forget(Arc::clone(&self.pools));
+            self.close();
+        } else if PID.load(Ordering::SeqCst) != std::process::id() {
+            if under_way != 0 || self.is_in_use() {
+                // It stays in the list as one that could not be closed.
+                return std::mem::forget(Arc::clone(&self.pools));
+            }
+            self.pools.close_inherited();
+        }
+        if let Some(mut sessions) = lock_until(&SESSIONS, Instant::now() + LONGEST_LOCK) {
+            sessions.retain(|(number, _)| *number != self.number);
         }
     }
 }
@@ -317,13 +307,15 @@ impl Drop for Session {
 /// The process that last made sure that nothing inherited is open.
 static PID: AtomicU32 = AtomicU32::new(0);
 
-/// How many threads are opening or closing a session.
+/// How many threads are opening or closing connections outside of calls. A child that is forked meanwhile
+/// can use nothing that it inherits.
 static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
 
-struct UnderWay;
+#[derive(Debug)]
+pub(super) struct UnderWay;
 
 impl UnderWay {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         UNDER_WAY.fetch_add(1, Ordering::SeqCst);
         Self
     }
@@ -335,14 +327,20 @@ impl Drop for UnderWay {
     }
 }
 
-/// The list, unless a thread of the parent held its lock at the moment of the fork, for ever.
-fn lock_sessions() -> Option<MutexGuard<'static, Vec<Weak<Session>>>> {
-    let deadline = Instant::now() + Duration::from_secs(1);
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The lock, unless another thread keeps it for too long: for ever, if that is a thread of the parent that
+/// held it when this process was forked.
+pub(super) fn lock_until<T>(mutex: &Mutex<T>, deadline: Instant) -> Option<MutexGuard<'_, T>> {
     loop {
-        match SESSIONS.try_lock() {
-            Ok(sessions) => return Some(sessions),
+        match mutex.try_lock() {
+            Ok(guard) => return Some(guard),
             Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::yield_now(),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                thread::sleep(Duration::from_micros(50));
+            }
             Err(TryLockError::WouldBlock) => return None,
         }
     }
@@ -358,8 +356,11 @@ impl Drop for Call<'_> {
     }
 }
 
-/// How many bookings that were used are forgotten with each new one, at most.
-const MOST_USED: usize = 64;
+/// How long a thread sleeps before it looks whether calls have ended.
+const NAP: Duration = Duration::from_micros(200);
+
+/// How long the list of sessions can be locked by somebody who lives.
+const LONGEST_LOCK: Duration = Duration::from_secs(1);
 
 /// One writing transaction in this many looks at the length of the WAL.
 const WAL_EVERY: u32 = 64;
