@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::clock::Timestamp;
 use crate::decision::Denial;
 use crate::limit::{Limit, LimitError, MAX_CAPACITY, Obstacle};
-use crate::request::{MAX_ID_BYTES, MAX_TAKES};
+use crate::request::{MAX_BATCH, MAX_ID_BYTES, MAX_TAKES};
 
 /// What can go wrong.
 ///
@@ -196,6 +196,12 @@ pub enum RequestError {
         /// The key of the limit.
         key: String,
     },
+    /// There are more than [`MAX_BATCH`] things to do in one transaction.
+    #[error("a batch does at most {MAX_BATCH} things, this one {count}")]
+    BatchLength {
+        /// How many there are.
+        count: usize,
+    },
     /// It asks for a place in the calendar, where slots have none: nobody knows when a holder ends.
     #[error("slots of `{key}` cannot be booked ahead; `acquire` waits for them")]
     NotBookable {
@@ -230,6 +236,20 @@ pub enum RequestError {
         /// The key of the limit.
         key: String,
     },
+}
+
+impl Error {
+    /// Whether it says something of one request alone, so that others in the same transaction go on.
+    pub(crate) const fn is_of_one(&self) -> bool {
+        matches!(
+            self,
+            Self::Request(_)
+                | Self::UnknownLimit { .. }
+                | Self::NeverFits { .. }
+                | Self::BeyondCalendar { .. }
+                | Self::IdTaken { .. }
+        )
+    }
 }
 
 fn too_late(denial: &Denial, deadline: Timestamp) -> String {

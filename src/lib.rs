@@ -53,6 +53,7 @@
 //! `rusqlite`, inspect the file from another process.
 #![warn(unreachable_pub)]
 
+mod batch;
 mod calendar;
 mod clock;
 mod decision;
@@ -67,6 +68,7 @@ mod settlement;
 mod store;
 mod usage;
 
+pub use batch::Handle;
 pub use clock::{BootId, Clock, ManualClock, SystemClock, Timestamp};
 pub use decision::{Decision, Denial, Peek};
 pub use error::{Error, RequestError};
@@ -76,7 +78,7 @@ pub use limit::{
 };
 pub use limiter::{Builder, Limiter};
 pub use permit::{Booking, Permit, PermitId};
-pub use request::{Ask, MAX_ID_BYTES, MAX_TAKES, Request};
+pub use request::{Ask, MAX_BATCH, MAX_ID_BYTES, MAX_TAKES, Request};
 pub use settlement::{Overage, Settled, SettledAmount, Settlement};
 pub use store::{Definition, Durability, OnConflict};
 pub use usage::{RateUsage, Usage};

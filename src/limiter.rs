@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::batch::{Handle, change_all, check_length};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::decision::{Decision, Denial, Peek};
-use crate::error::Error;
+use crate::error::{Error, RequestError};
 use crate::limit::{Limit, LimitError};
 use crate::permit::{Booking, Permit, clamped_ns, tell_settled};
 use crate::plan::{Latest, Patience, Plan};
@@ -132,9 +133,14 @@ impl Limiter {
     /// request; [`Error::Busy`] says that the lock could not be had within the busy deadline.
     pub fn try_acquire<'a>(&self, ask: impl Into<Ask<'a>>) -> Result<Decision, Error> {
         let plan = Plan::new(ask.into(), Patience::Now)?;
-        Ok(match self.store.acquire(&plan, None)? {
+        let outcome = self.store.acquire(&plan, None)?;
+        self.decided(&plan, outcome)
+    }
+
+    fn decided(&self, plan: &Plan<'_>, outcome: Outcome) -> Result<Decision, Error> {
+        Ok(match outcome {
             Outcome::Admitted { claim, .. } => {
-                tell_granted(&plan, claim.at);
+                tell_granted(plan, claim.at);
                 let store = Arc::clone(&self.store);
                 Decision::Granted(Permit::new(store, claim, Duration::ZERO))
             }
@@ -323,6 +329,101 @@ impl Limiter {
     ) -> Result<Option<Timestamp>, Error> {
         self.store
             .renew(Which::Id(id.as_ref()), clamped_ns(timeout))
+    }
+
+    /// [`try_acquire`](Self::try_acquire) for many requests in one transaction: each is admitted whole or not at
+    /// all, by itself and in their order, as if they came one after the other with nobody in between.
+    ///
+    /// ```
+    /// use quotalite::{Limit, Limiter, Request};
+    ///
+    /// let limiter = Limiter::in_memory()?;
+    /// limiter.define(Limit::new("mail").per_second(3))?;
+    /// let asks = [1, 4, 2].map(|amount| Request::new().take("mail", amount));
+    /// let decisions = limiter.try_acquire_all(&asks)?;
+    /// let granted: Vec<bool> = decisions
+    ///     .iter()
+    ///     .map(|decision| decision.as_ref().is_ok_and(|decision| decision.is_granted()))
+    ///     .collect();
+    /// assert_eq!(granted, [true, false, true]);
+    /// # Ok::<(), quotalite::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// What is wrong with one request is told in its place. [`RequestError::BatchLength`] for more than
+    /// [`MAX_BATCH`] requests, and whatever can happen to the file; then nothing was charged.
+    ///
+    /// [`RequestError::BatchLength`]: crate::RequestError::BatchLength
+    /// [`MAX_BATCH`]: crate::MAX_BATCH
+    pub fn try_acquire_all<'a, A: Into<Ask<'a>>>(
+        &self,
+        asks: impl IntoIterator<Item = A>,
+    ) -> Result<Vec<Result<Decision, Error>>, Error> {
+        let plans: Vec<Result<Plan<'_>, Error>> = asks
+            .into_iter()
+            .map(|ask| Plan::new(ask.into(), Patience::Now))
+            .collect();
+        check_length(plans.len())?;
+        let right: Vec<Plan<'_>> = plans
+            .iter()
+            .filter_map(|plan| plan.as_ref().ok())
+            .copied()
+            .collect();
+        let mut outcomes = self.store.acquire_all(&right)?.into_iter();
+        let decide = |plan: Result<Plan<'_>, Error>| {
+            let plan = plan?;
+            match outcomes.next() {
+                Some(outcome) => self.decided(&plan, outcome?),
+                // A store answers each plan.
+                None => Err(RequestError::Empty.into()),
+            }
+        };
+        Ok(plans.into_iter().map(decide).collect())
+    }
+
+    /// [`settle`](Permit::settle) for many permits in one transaction, each by itself and in their order. Permits
+    /// are given as such, or by their ids.
+    ///
+    /// # Errors
+    /// What is wrong with one settlement is told in its place. Otherwise as
+    /// [`try_acquire_all`](Self::try_acquire_all).
+    pub fn settle_all<'a, H, K, U>(
+        &self,
+        settlements: impl IntoIterator<Item = (H, U)>,
+    ) -> Result<Vec<Result<Settled, Error>>, Error>
+    where
+        H: Into<Handle<'a>>,
+        K: AsRef<str>,
+        U: IntoIterator<Item = (K, u64)>,
+    {
+        let mut wrong = Vec::new();
+        let mut changes = Vec::new();
+        for (position, (handle, used)) in settlements.into_iter().enumerate() {
+            match Used::new(used) {
+                Ok(used) => changes.push((handle.into(), Some(used))),
+                Err(error) => wrong.push((position, error)),
+            }
+        }
+        let mut results = change_all(&*self.store, &changes)?;
+        for (position, error) in wrong {
+            results.insert(position.min(results.len()), Err(error));
+        }
+        Ok(results)
+    }
+
+    /// [`cancel`](Permit::cancel) for many permits in one transaction, each by itself and in their order.
+    ///
+    /// # Errors
+    /// As [`settle_all`](Self::settle_all).
+    pub fn cancel_all<'a, H: Into<Handle<'a>>>(
+        &self,
+        permits: impl IntoIterator<Item = H>,
+    ) -> Result<Vec<Result<Settled, Error>>, Error> {
+        let changes: Vec<(Handle<'a>, Option<Used>)> = permits
+            .into_iter()
+            .map(|handle| (handle.into(), None))
+            .collect();
+        change_all(&*self.store, &changes)
     }
 
     /// Says whether a request would be admitted now, and if not, when. Consumes nothing.

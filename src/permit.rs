@@ -23,14 +23,14 @@ pub struct Permit {
     inner: Mutex<Inner>,
 }
 
-struct Inner {
-    claim: Claim,
-    state: State,
+pub(crate) struct Inner {
+    pub(crate) claim: Claim,
+    pub(crate) state: State,
 }
 
 /// What dropping a permit means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+pub(crate) enum State {
     /// It is a place in line, and is given back.
     Booked,
     /// It was used, and nobody said how much of it.
@@ -208,7 +208,7 @@ impl Permit {
         Ok(settled)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -258,7 +258,7 @@ pub(crate) fn clamped_ns(duration: Duration) -> i64 {
 
 /// Names a permit, in any process.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PermitId(Box<str>);
+pub struct PermitId(pub(crate) Box<str>);
 
 impl PermitId {
     /// A new [ULID](https://github.com/ulid/spec).

@@ -30,6 +30,9 @@ impl<K: Into<String>, const N: usize> From<[(K, u64); N]> for Request {
 /// How many bytes the id of a permit can have.
 pub const MAX_ID_BYTES: usize = 128;
 
+/// How many things one call can do in one transaction.
+pub const MAX_BATCH: usize = 1_024;
+
 /// How many limits one request can name.
 pub const MAX_TAKES: usize = 32;
 

@@ -57,6 +57,12 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
     /// Corrects what `acquire` charged to what was used, and takes back the slots.
     fn settle(&self, which: Which<'_>, used: &Used) -> Result<Settled, Error>;
 
+    /// `acquire`, for each plan by itself and in their order, in one operation. None of them waits.
+    fn acquire_all(&self, plans: &[Plan<'_>]) -> Result<Vec<Result<Outcome, Error>>, Error>;
+
+    /// `settle` or `cancel`, for each permit by itself and in their order, in one operation.
+    fn change_all(&self, changes: &[Change<'_>]) -> Result<Vec<Result<Settled, Error>>, Error>;
+
     /// Gives a permit an id under which any process can settle it.
     fn register(&self, claim: &Claim, id: &str) -> Result<Registered, Error>;
 
@@ -203,6 +209,14 @@ pub(crate) enum Holder {
     Other,
     /// Nobody's any more: it was settled or cancelled.
     Ended,
+}
+
+/// What becomes of a permit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Change<'a> {
+    pub(crate) which: Which<'a>,
+    /// What was used; it is cancelled if that is not said.
+    pub(crate) used: Option<&'a Used>,
 }
 
 /// Which permit is meant.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use self::accounts::{Accounts, Held};
 use super::{
-    Claim, Definition, Few, Holder, Known, OnConflict, Outcome, PermitNumber, Queued,
+    Change, Claim, Definition, Few, Holder, Known, OnConflict, Outcome, PermitNumber, Queued,
     REMEMBERED_NS, Registered, Row, SlotTake, Store, TicketId, Which, denial, expiry, latest,
     lines,
 };
@@ -292,6 +292,18 @@ impl Store for MemoryStore {
         });
         self.changed(&mut state);
         settled
+    }
+
+    fn acquire_all(&self, plans: &[Plan<'_>]) -> Result<Vec<Result<Outcome, Error>>, Error> {
+        Ok(plans.iter().map(|plan| self.acquire(plan, None)).collect())
+    }
+
+    fn change_all(&self, changes: &[Change<'_>]) -> Result<Vec<Result<Settled, Error>>, Error> {
+        let change = |change: &Change<'_>| match change.used {
+            Some(used) => self.settle(change.which, used),
+            None => self.cancel(change.which),
+        };
+        Ok(changes.iter().map(change).collect())
     }
 
     fn register(&self, claim: &Claim, id: &str) -> Result<Registered, Error> {

@@ -39,7 +39,8 @@ use self::session::{LONGEST_OPEN, Opening, Session, lock_until};
 use self::transaction::{Access, Transaction};
 use self::wakes::{LONGEST_POLL, SHORTEST_POLL};
 use super::{
-    Claim, Definition, Holder, OnConflict, Outcome, Queued, Registered, Store, Which, denial, lines,
+    Change, Claim, Definition, Holder, OnConflict, Outcome, Queued, Registered, Store, Which,
+    denial, lines,
 };
 use crate::clock::{Clock, Timestamp, elapsed_at};
 use crate::decision::{Peek, Verdict};
@@ -416,6 +417,67 @@ impl Store for SqliteStore {
         self.change(which, |transaction, claim| {
             used.check(&claim.rows)?;
             transaction.settle(claim, used)
+        })
+    }
+
+    fn acquire_all(&self, plans: &[Plan<'_>]) -> Result<Vec<Result<Outcome, Error>>, Error> {
+        let deadline = self.busy_deadline();
+        let session = self.session(deadline)?;
+        loop {
+            // If one of them needs an owner, all of them are undone and begin again with one.
+            let outcomes = self.transact(&session, Access::Write, deadline, |transaction| {
+                let mut outcomes = Vec::with_capacity(plans.len());
+                for plan in plans {
+                    let attempted = transaction
+                        .as_a_whole(|transaction| attempt(transaction, &session, plan, None));
+                    match attempted {
+                        Ok(Attempt::Done(outcome)) => outcomes.push(Ok(outcome)),
+                        Ok(Attempt::NeedsOwner) => {
+                            transaction.undo();
+                            return Ok(None);
+                        }
+                        Err(error) if error.is_of_one() => outcomes.push(Err(error)),
+                        Err(error) => return Err(error),
+                    }
+                }
+                Ok(Some(outcomes))
+            })?;
+            match outcomes {
+                Some(outcomes) => return Ok(outcomes),
+                None => self.become_owner(&session, deadline)?,
+            }
+        }
+    }
+
+    fn change_all(&self, changes: &[Change<'_>]) -> Result<Vec<Result<Settled, Error>>, Error> {
+        let session = self.session(self.busy_deadline())?;
+        let change =
+            |transaction: &mut Transaction<'_>, claim: &Claim, used: Option<&Used>| match used {
+                Some(used) => {
+                    used.check(&claim.rows)?;
+                    transaction.settle(claim, used)
+                }
+                None => transaction.cancel(claim),
+            };
+        self.write(&session, |transaction| {
+            let mut all = Vec::with_capacity(changes.len());
+            for Change { which, used } in changes {
+                let changed = transaction.as_a_whole(|transaction| match which {
+                    Which::Claim(claim) if claim.pid != session.pid => Ok(Settled::Before),
+                    Which::Claim(claim) if claim.session != session.number => {
+                        Err(self.place.moved())
+                    }
+                    Which::Claim(claim) => change(transaction, claim, *used),
+                    Which::Id(id) => transaction.with_permit(id, &session, |transaction, claim| {
+                        change(transaction, claim, *used)
+                    }),
+                });
+                match changed {
+                    Err(error) if !error.is_of_one() => return Err(error),
+                    changed => all.push(changed),
+                }
+            }
+            Ok(all)
         })
     }
 

@@ -36,6 +36,8 @@ pub(super) struct Transaction<'l> {
     stored: ClockRow,
     /// Whether there is anything to commit.
     wrote: bool,
+    /// Whether it is to be rolled back, whatever was written.
+    is_undone: bool,
     /// The limits of which something came free that somebody may wait for.
     freed: Few<LimitId>,
 }
@@ -109,6 +111,7 @@ impl<'l> Transaction<'l> {
             access,
             stored,
             wrote: false,
+            is_undone: false,
             freed: Few::new(),
         })
     }
@@ -143,6 +146,26 @@ impl<'l> Transaction<'l> {
         self.link.memo.forget_limits();
     }
 
+    /// Says that nothing of this is to be committed after all.
+    pub(super) fn undo(&mut self) {
+        self.is_undone = true;
+    }
+
+    /// Does one of several things, each as a whole or not at all by itself.
+    pub(super) fn as_a_whole<T>(
+        &mut self,
+        act: impl FnOnce(&mut Self) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        run(self.link.connection, "SAVEPOINT one").map_err(|error| self.sqlite(error))?;
+        let result = act(self);
+        if result.is_err() {
+            self.link.memo.forget_ledgers();
+            run(self.link.connection, "ROLLBACK TO one").map_err(|error| self.sqlite(error))?;
+        }
+        run(self.link.connection, "RELEASE one").map_err(|error| self.sqlite(error))?;
+        result
+    }
+
     /// Says that something of a limit came free.
     pub(super) fn freed(&mut self, limit: LimitId) {
         if !self.freed.contains(&limit) {
@@ -152,6 +175,11 @@ impl<'l> Transaction<'l> {
 
     /// Commits what was written; if nothing was, ends without a trace. Returns the tickets whose turn it is now.
     pub(super) fn finish(mut self) -> Result<Few<i64>, Error> {
+        if self.is_undone {
+            self.link.memo.forget_ledgers();
+            self.link.end("ROLLBACK", self.place)?;
+            return Ok(Few::new());
+        }
         let freed = std::mem::take(&mut self.freed);
         let turns = if freed.is_empty() {
             Few::new()

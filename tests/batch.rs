@@ -1,0 +1,136 @@
+//! Many requests and many permits in one transaction, on both stores.
+mod support;
+
+use quotalite::{
+    Decision, Error, Limit, Limiter, MAX_BATCH, MINUTE, ManualClock, Permit, Request, RequestError,
+    Settled,
+};
+use support::scratch;
+
+fn on_both(story: impl Fn(&Limiter)) {
+    story(&Limiter::in_memory_with(ManualClock::new()));
+    let scratch = scratch();
+    let limiter = Limiter::builder(scratch.file())
+        .clock(ManualClock::new())
+        .open()
+        .unwrap();
+    story(&limiter);
+}
+
+fn define(limiter: &Limiter) {
+    limiter.define(Limit::slots("slots", 3)).unwrap();
+    limiter
+        .define(Limit::new("tokens").rate(100, MINUTE))
+        .unwrap();
+}
+
+fn ask(slots: u64, tokens: u64) -> Request {
+    Request::new().take("slots", slots).take("tokens", tokens)
+}
+
+fn free(limiter: &Limiter) -> (u64, u64) {
+    let free = |key| limiter.usage(key).unwrap().available();
+    (free("slots"), free("tokens"))
+}
+
+#[test]
+fn each_request_is_admitted_by_itself_and_in_order() {
+    on_both(|limiter| {
+        define(limiter);
+        let asks = [
+            ask(1, 50),
+            ask(1, 60),
+            Request::new().take("nobody", 1),
+            Request::new(),
+            ask(4, 1),
+            ask(1, 50),
+            ask(1, 1),
+        ];
+        let decisions = limiter.try_acquire_all(&asks).unwrap();
+        let told: Vec<&str> = decisions
+            .iter()
+            .map(|decision| match decision {
+                Ok(Decision::Granted(_)) => "granted",
+                Ok(Decision::Denied(denial)) => denial.key(),
+                Err(Error::UnknownLimit { .. }) => "unknown",
+                Err(Error::Request(_)) => "wrong",
+                Err(Error::NeverFits { .. }) => "never",
+                Err(error) => panic!("{error}"),
+            })
+            .collect();
+        assert_eq!(
+            told,
+            [
+                "granted", "tokens", "unknown", "wrong", "never", "granted", "tokens"
+            ]
+        );
+        assert_eq!(free(limiter), (1, 0));
+        drop(decisions);
+        assert_eq!(free(limiter), (3, 0));
+    });
+}
+
+#[test]
+fn permits_are_settled_and_cancelled_by_themselves_and_in_order() {
+    on_both(|limiter| {
+        define(limiter);
+        let asks = [ask(1, 10), ask(1, 20), ask(1, 30)];
+        let permits: Vec<Permit> = limiter
+            .try_acquire_all(&asks)
+            .unwrap()
+            .into_iter()
+            .map(|decision| decision.unwrap().granted().unwrap())
+            .collect();
+        let id = permits[1].id().unwrap();
+        assert_eq!(free(limiter), (0, 40));
+        let settled = limiter
+            .settle_all([
+                ((&permits[0]).into(), [("tokens", 1)]),
+                ((&permits[0]).into(), [("tokens", 2)]),
+                ((&permits[2]).into(), [("mail", 2)]),
+                (quotalite::Handle::from(&id), [("tokens", 5)]),
+                ("nobody".into(), [("tokens", 5)]),
+                ((&permits[1]).into(), [("tokens", 9)]),
+            ])
+            .unwrap();
+        assert!(matches!(settled[0], Ok(Settled::Now(_))), "{settled:?}");
+        assert!(matches!(settled[1], Ok(Settled::Before)), "{settled:?}");
+        assert!(
+            matches!(&settled[2], Err(Error::Request(RequestError::NotTaken { key })) if key == "mail"),
+            "{settled:?}"
+        );
+        assert!(matches!(settled[3], Ok(Settled::Now(_))), "{settled:?}");
+        assert!(matches!(settled[4], Ok(Settled::Unknown)), "{settled:?}");
+        assert!(matches!(settled[5], Ok(Settled::Before)), "{settled:?}");
+        assert_eq!(free(limiter), (2, 64));
+        // What was refused in the middle has left its permit open.
+        let cancelled = limiter.cancel_all(&permits).unwrap();
+        let told: Vec<bool> = cancelled
+            .iter()
+            .map(|settled| settled.as_ref().unwrap().settlement().is_some())
+            .collect();
+        assert_eq!(told, [false, false, true]);
+        assert_eq!(free(limiter), (3, 94));
+    });
+}
+
+#[test]
+fn a_batch_has_an_end() {
+    on_both(|limiter| {
+        define(limiter);
+        let asks = vec![ask(1, 1); MAX_BATCH + 1];
+        match limiter.try_acquire_all(&asks) {
+            Err(Error::Request(RequestError::BatchLength { count })) => {
+                assert_eq!(count, MAX_BATCH + 1);
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(free(limiter), (3, 100));
+        assert!(
+            limiter
+                .try_acquire_all(Vec::<&Request>::new())
+                .unwrap()
+                .is_empty()
+        );
+    });
+}
