@@ -462,7 +462,7 @@ impl Store for SqliteStore {
         self.write(&session, |transaction| {
             let mut all = Vec::with_capacity(changes.len());
             for Change { which, used } in changes {
-                let changed = transaction.as_a_whole(|transaction| match which {
+                let settled = transaction.as_a_whole(|transaction| match which {
                     Which::Claim(claim) if claim.pid != session.pid => Ok(Settled::Before),
                     Which::Claim(claim) if claim.session != session.number => {
                         Err(self.place.moved())
@@ -472,9 +472,9 @@ impl Store for SqliteStore {
                         change(transaction, claim, *used)
                     }),
                 });
-                match changed {
+                match settled {
                     Err(error) if !error.is_of_one() => return Err(error),
-                    changed => all.push(changed),
+                    settled => all.push(settled),
                 }
             }
             Ok(all)
