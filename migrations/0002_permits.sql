@@ -14,6 +14,29 @@ CREATE TABLE debt (
     since_ns INTEGER NOT NULL
 ) STRICT;
 
+-- The totals of a ledger from (at_ns, seq) on, up to the next such row, are this much larger than they stand in
+-- `charge`, modulo 2^62: a correction changes a row here instead of every row of the ledger after it.
+CREATE TABLE total_shift (
+    limit_id INTEGER NOT NULL,
+    at_ns    INTEGER NOT NULL,
+    seq      INTEGER NOT NULL,
+    shift    INTEGER NOT NULL,
+    PRIMARY KEY (limit_id, at_ns, seq)
+) STRICT, WITHOUT ROWID;
+
+-- The ledgers with their true totals.
+CREATE VIEW ledger AS
+SELECT c.limit_id, c.at_ns, c.seq, c.amount,
+       (
+           c.total + coalesce(
+               (SELECT s.shift FROM total_shift AS s
+                WHERE s.limit_id = c.limit_id AND (s.at_ns, s.seq) <= (c.at_ns, c.seq)
+                ORDER BY s.at_ns DESC, s.seq DESC LIMIT 1),
+               0
+           )
+       ) & 4611686018427387903 AS total
+FROM charge AS c;
+
 -- Permits that are open and hold slots, or have an id. `permit_id` grows from each to the next: it is the fencing
 -- number. The last row stays when its permit has ended, until the next one has got its number.
 CREATE TABLE permit (
@@ -118,11 +141,11 @@ measured AS (
     SELECT w.*,
            coalesce(
                (
-                   (SELECT c.total FROM charge AS c
+                   (SELECT c.total FROM ledger AS c
                     WHERE c.limit_id = w.limit_id AND c.at_ns <= w.now_ns
                     ORDER BY c.at_ns DESC, c.seq DESC LIMIT 1)
                    -
-                   (SELECT c.total - c.amount FROM charge AS c
+                   (SELECT c.total - c.amount FROM ledger AS c
                     WHERE c.limit_id = w.limit_id
                       AND c.at_ns > w.now_ns - w.reach_ns AND c.at_ns <= w.now_ns
                     ORDER BY c.at_ns, c.seq LIMIT 1)
@@ -134,16 +157,16 @@ measured AS (
                        (
                            b.total
                            -
-                           (SELECT c.total - c.amount FROM charge AS c
+                           (SELECT c.total - c.amount FROM ledger AS c
                             WHERE c.limit_id = b.limit_id AND c.at_ns > b.at_ns - w.reach_ns
                             ORDER BY c.at_ns, c.seq LIMIT 1)
                        ) & 4611686018427387903
                    )
-            FROM charge AS b
+            FROM ledger AS b
             WHERE b.limit_id = w.limit_id
               AND b.at_ns > w.now_ns AND b.at_ns < w.now_ns + w.reach_ns
            ) AS booked_peak,
-           (SELECT c.at_ns FROM charge AS c
+           (SELECT c.at_ns FROM ledger AS c
             WHERE c.limit_id = w.limit_id
               AND c.at_ns > w.now_ns - w.reach_ns AND c.at_ns <= w.now_ns
             ORDER BY c.at_ns LIMIT 1) + w.reach_ns AS release_ns

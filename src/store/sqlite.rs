@@ -15,6 +15,7 @@ mod record;
 mod schema;
 mod session;
 mod settling;
+mod shifts;
 mod slots;
 mod sweep;
 mod tickets;

@@ -152,7 +152,7 @@ fn rates(connection: &Connection, limit_id: i64) -> Vec<(i64, i64)> {
 
 fn ledger(connection: &Connection, limit_id: i64) -> Vec<Row> {
     let mut statement = connection
-        .prepare("SELECT at_ns, amount, total FROM charge WHERE limit_id = ?1 ORDER BY at_ns, seq")
+        .prepare("SELECT at_ns, amount, total FROM ledger WHERE limit_id = ?1 ORDER BY at_ns, seq")
         .unwrap();
     let rows = statement.query_map([limit_id], |row| {
         Ok(Row {

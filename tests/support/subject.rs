@@ -335,7 +335,7 @@ impl Subject for Real {
 
     fn rows(&mut self) -> Option<BTreeMap<String, Vec<Row>>> {
         const ROWS: &str = "SELECT key, at_ns, seq, amount, total, owner_id
-            FROM charge LEFT JOIN limit_definition USING (limit_id)
+            FROM ledger LEFT JOIN limit_definition USING (limit_id)
                 LEFT JOIN booking USING (limit_id, at_ns, seq)
             ORDER BY limit_id, at_ns, seq";
         let connection = open_raw(&self.file.as_ref()?.file());

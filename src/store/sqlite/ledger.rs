@@ -36,12 +36,15 @@ impl Ledgers for Transaction<'_> {
             let rows = statement.query_map((limit.0, at.as_nanos()), charge)?;
             rows.take(wanted).collect()
         };
-        let charges = self
+        let mut charges = self
             .link
             .connection
             .prepare_cached(ALL_AFTER)
             .and_then(read)
             .map_err(|error| self.sqlite(error))?;
+        for charge in &mut charges {
+            *charge = self.corrected(limit, *charge)?;
+        }
         let next = charges.front().copied();
         let complete = charges.len() < wanted;
         self.link.memo.remember_run(limit, at, charges, complete);
@@ -60,16 +63,20 @@ impl Transaction<'_> {
         Ok(last)
     }
 
-    fn seek(&self, sql: &str, limit: LimitId, at: Timestamp) -> Result<Option<Charge>, Error> {
+    fn seek(&mut self, sql: &str, limit: LimitId, at: Timestamp) -> Result<Option<Charge>, Error> {
         let read = |mut statement: CachedStatement<'_>| {
             let mut rows = statement.query((limit.0, at.as_nanos()))?;
             rows.next()?.map(charge).transpose()
         };
-        self.link
+        let found = self
+            .link
             .connection
             .prepare_cached(sql)
             .and_then(read)
-            .map_err(|error| self.sqlite(error))
+            .map_err(|error| self.sqlite(error))?;
+        found
+            .map(|charge| self.corrected(limit, charge))
+            .transpose()
     }
 }
 
@@ -115,54 +122,19 @@ impl Transaction<'_> {
         self.wrote();
         if very_last.is_some_and(|last| last.at > at) {
             self.link.memo.changed(limit);
-            self.shift(limit, (at, seq), END_OF_TIME, -amount)?;
+            self.correct_totals(limit, (at, seq), -amount)?;
         } else {
             self.link.memo.appended(limit, added);
         }
+        let stored = added.total.plus(-self.shift_at(limit, (at, seq))?);
         self.link
             .connection
             .prepare_cached(INSERT)
             .and_then(|mut statement| {
-                statement.execute((limit.0, at.as_nanos(), seq, amount, added.total.0))
+                statement.execute((limit.0, at.as_nanos(), seq, amount, stored.0))
             })
             .map_err(|error| self.sqlite(error))?;
         Ok(seq)
-    }
-}
-
-/// A place in a ledger: an instant and a position in it.
-type Position = (Timestamp, i64);
-
-const END_OF_TIME: Position = (Timestamp::from_nanos(i64::MAX), i64::MAX);
-
-const SHIFT: &str = "UPDATE charge SET total = (total - ?6) & 4611686018427387903
-    WHERE limit_id = ?1 AND at_ns BETWEEN ?2 AND ?4
-        AND (at_ns, seq) > (?2, ?3) AND (at_ns, seq) < (?4, ?5)";
-
-impl Transaction<'_> {
-    /// Takes `less` off the totals between two positions.
-    fn shift(
-        &self,
-        limit: LimitId,
-        after: Position,
-        before: Position,
-        less: i64,
-    ) -> Result<(), Error> {
-        self.link
-            .connection
-            .prepare_cached(SHIFT)
-            .and_then(|mut statement| {
-                statement.execute((
-                    limit.0,
-                    after.0.as_nanos(),
-                    after.1,
-                    before.0.as_nanos(),
-                    before.1,
-                    less,
-                ))
-            })
-            .map(drop)
-            .map_err(|error| self.sqlite(error))
     }
 }
 
@@ -188,7 +160,7 @@ impl Transaction<'_> {
             .prepare_cached(AMEND)
             .and_then(|mut s| s.execute((limit.0, at.as_nanos(), seq, amount)))
             .map_err(|error| self.sqlite(error))?;
-        self.shift(limit, (at, seq), END_OF_TIME, charge.amount - amount)
+        self.correct_totals(limit, (at, seq), charge.amount - amount)
     }
 }
 
@@ -204,19 +176,9 @@ pub(super) struct Taken {
 const DELETE: &str = "DELETE FROM charge WHERE limit_id = ?1 AND at_ns = ?2 AND seq = ?3";
 
 impl Transaction<'_> {
-    /// Removes charges. However many they are, each total after them is corrected once.
-    pub(super) fn take_back(&mut self, mut charges: Vec<Taken>) -> Result<(), Error> {
-        charges.sort_unstable();
-        let mut gone = Total::ZERO;
-        for (position, charge) in charges.iter().enumerate() {
-            if position == 0 || charges[position - 1].limit != charge.limit {
-                gone = Total::ZERO;
-            }
-            gone = gone.plus(charge.amount);
-            let next = charges
-                .get(position + 1)
-                .filter(|next| next.limit == charge.limit)
-                .map_or(END_OF_TIME, |next| (next.at, next.seq));
+    /// Removes charges, and corrects the totals after them.
+    pub(super) fn take_back(&mut self, charges: Vec<Taken>) -> Result<(), Error> {
+        for charge in charges {
             self.wrote();
             self.freed(charge.limit);
             self.link.memo.changed(charge.limit);
@@ -225,7 +187,8 @@ impl Transaction<'_> {
                 .prepare_cached(DELETE)
                 .and_then(|mut s| s.execute((charge.limit.0, charge.at.as_nanos(), charge.seq)))
                 .map_err(|error| self.sqlite(error))?;
-            self.shift(charge.limit, (charge.at, charge.seq), next, gone.0)?;
+            let position = (charge.at, charge.seq);
+            self.correct_totals(charge.limit, position, charge.amount)?;
         }
         Ok(())
     }

@@ -36,6 +36,8 @@ pub(super) struct Memo {
     limits: HashMap<Arc<str>, Arc<Known>>,
     /// The same by id, as far as they were asked for by it.
     limits_by_id: HashMap<LimitId, Arc<Known>>,
+    /// Whether the totals of a ledger are shifted anywhere; holds as long as `limits` does.
+    shifted: HashMap<LimitId, bool>,
     ledgers: BTreeMap<LimitId, LedgerMemo>,
 }
 
@@ -104,6 +106,7 @@ impl Memo {
     pub(super) fn forget_limits(&mut self) {
         self.limits.clear();
         self.limits_by_id.clear();
+        self.shifted.clear();
     }
 
     /// Forgets everything.
@@ -115,6 +118,17 @@ impl Memo {
 
     pub(super) fn limit(&self, key: &str) -> Option<&Arc<Known>> {
         self.limits.get(key)
+    }
+
+    pub(super) fn has_shifts(&self, limit: LimitId) -> Option<bool> {
+        self.shifted.get(&limit).copied()
+    }
+
+    pub(super) fn remember_shifts(&mut self, limit: LimitId, has_shifts: bool) {
+        if self.shifted.len() >= MOST {
+            self.shifted.clear();
+        }
+        self.shifted.insert(limit, has_shifts);
     }
 
     pub(super) fn limit_by_id(&self, id: LimitId) -> Option<&Arc<Known>> {

@@ -65,6 +65,7 @@ impl Transaction<'_> {
         if deleted > 0 {
             self.link.memo.changed(limit);
             self.wrote();
+            self.sweep_shifts(limit)?;
         }
         Ok(())
     }

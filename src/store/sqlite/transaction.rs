@@ -160,6 +160,7 @@ impl<'l> Transaction<'l> {
         let result = act(self);
         if result.is_err() {
             self.link.memo.forget_ledgers();
+            self.link.memo.forget_limits();
             run(self.link.connection, "ROLLBACK TO one").map_err(|error| self.sqlite(error))?;
         }
         run(self.link.connection, "RELEASE one").map_err(|error| self.sqlite(error))?;
@@ -177,6 +178,7 @@ impl<'l> Transaction<'l> {
     pub(super) fn finish(mut self) -> Result<Few<i64>, Error> {
         if self.is_undone {
             self.link.memo.forget_ledgers();
+            self.link.memo.forget_limits();
             self.link.end("ROLLBACK", self.place)?;
             return Ok(Few::new());
         }
