@@ -145,18 +145,23 @@ fn cpu_time() -> Duration {
     Duration::from_micros(time.num_microseconds().unsigned_abs())
 }
 
-/// In the other process: for each line that comes in, waits for a slot, and says when it had it and what CPU time
-/// the wait took.
+/// What the other process is told to do.
+const WAIT_FOR_A_SLOT: &[u8] = b"slot\n";
+const JUST_ANSWER: &[u8] = b"answer\n";
+
+/// In the other process: for each line that comes in, waits for a slot if that is what it says, and says when it
+/// went on and what CPU time the wait took.
 fn wait_for_slots(limiter: &Limiter) {
     let mut out = std::io::stdout();
-    for _ in std::io::stdin().lock().lines() {
+    for line in std::io::stdin().lock().lines() {
+        let came = monotonic();
         let before = cpu_time();
-        let permit = limiter.acquire("slots").unwrap();
-        let at = monotonic();
-        let mut answer = String::new();
+        let permit = (line.unwrap() == "slot").then(|| limiter.acquire("slots").unwrap());
+        let at = if permit.is_some() { monotonic() } else { came };
         let used = cpu_time().saturating_sub(before);
-        writeln!(answer, "{} {}", at.as_nanos(), used.as_nanos()).unwrap();
         drop(permit);
+        let mut answer = String::new();
+        writeln!(answer, "{} {}", at.as_nanos(), used.as_nanos()).unwrap();
         out.write_all(answer.as_bytes()).unwrap();
     }
 }
@@ -188,20 +193,32 @@ impl Waiter {
     /// to its going on, and the CPU time of its wait.
     fn round(&mut self, limiter: &Limiter, hold: Duration) -> (Duration, Duration) {
         let held = limiter.acquire("slots").unwrap();
-        self.ask.write_all(b"\n").unwrap();
+        self.ask.write_all(WAIT_FOR_A_SLOT).unwrap();
         while limiter.usage("slots").unwrap().waiting() == 0 {
             thread::sleep(Duration::from_micros(100));
         }
         thread::sleep(hold);
         let let_go = monotonic();
         drop(held);
+        let (went_on, used) = self.answer();
+        (went_on.saturating_sub(let_go), used)
+    }
+
+    /// How long a line takes through a pipe: what the kernel needs to wake a process.
+    fn round_by_pipe(&mut self, hold: Duration) -> Duration {
+        thread::sleep(hold);
+        let sent = monotonic();
+        self.ask.write_all(JUST_ANSWER).unwrap();
+        self.answer().0.saturating_sub(sent)
+    }
+
+    fn answer(&mut self) -> (Duration, Duration) {
         let mut answer = String::new();
         self.answers.read_line(&mut answer).unwrap();
         let mut numbers = answer
             .split_whitespace()
             .map(|number| Duration::from_nanos(number.parse().unwrap()));
-        let (went_on, used) = (numbers.next().unwrap(), numbers.next().unwrap());
-        (went_on.saturating_sub(let_go), used)
+        (numbers.next().unwrap(), numbers.next().unwrap())
     }
 
     fn end(self) {
@@ -219,18 +236,23 @@ fn wake_ups(_: &mut Criterion) {
     let directory = tempfile::tempdir().unwrap();
     let limiter = open(&directory, "wakes.db");
     let mut waiter = Waiter::start(&directory, "wakes.db");
-    let mut times: Vec<Duration> = (0..ROUNDS)
-        .map(|_| {
-            let hold = Duration::from_micros(fastrand::u64(200..2_000));
-            waiter.round(&limiter, hold).0
-        })
-        .collect();
+    let (mut by_pipe, mut by_slot) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let hold = || Duration::from_micros(fastrand::u64(200..2_000));
+        by_pipe.push(waiter.round_by_pipe(hold()));
+        by_slot.push(waiter.round(&limiter, hold()).0);
+    }
     println!(
-        "let go to going on in another process: median {:?}, p99 {:?}, longest {:?} of {ROUNDS}",
-        percentile(&mut times, 50),
-        percentile(&mut times, 99),
-        percentile(&mut times, 100),
+        "{:<44} {:>12} {:>12} {:>12}",
+        "waking another process, in turns", "median", "p99", "longest"
     );
+    for (name, times) in [
+        ("a line through a pipe", &mut by_pipe),
+        ("a slot: let go to going on", &mut by_slot),
+    ] {
+        let [median, p99, longest] = [50, 99, 100].map(|percent| percentile(times, percent));
+        println!("{name:<44} {median:>12?} {p99:>12?} {longest:>12?}");
+    }
     let (_, used) = waiter.round(&limiter, IDLE);
     let per_second = used.div_f64(IDLE.as_secs_f64());
     println!("CPU time of a process that waits: {per_second:?} a second");
