@@ -236,9 +236,15 @@ fn wake_ups(_: &mut Criterion) {
     let directory = tempfile::tempdir().unwrap();
     let limiter = open(&directory, "wakes.db");
     let mut waiter = Waiter::start(&directory, "wakes.db");
-    let (mut by_pipe, mut by_slot) = (Vec::new(), Vec::new());
+    let mut raw = Raw::open(directory.path(), "raw.db", PLAIN);
+    let (mut cold, mut by_pipe, mut by_slot) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let hold = || Duration::from_micros(fastrand::u64(200..2_000));
+        // A processor that has slept is slow, and going on after a wait takes two transactions in a row.
+        thread::sleep(hold());
+        let start = Instant::now();
+        raw.transaction();
+        cold.push(start.elapsed());
         by_pipe.push(waiter.round_by_pipe(hold()));
         by_slot.push(waiter.round(&limiter, hold()).0);
     }
@@ -247,6 +253,7 @@ fn wake_ups(_: &mut Criterion) {
         "waking another process, in turns", "median", "p99", "longest"
     );
     for (name, times) in [
+        ("a raw transaction after a pause", &mut cold),
         ("a line through a pipe", &mut by_pipe),
         ("a slot: let go to going on", &mut by_slot),
     ] {
