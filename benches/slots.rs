@@ -189,24 +189,24 @@ impl Waiter {
         }
     }
 
-    /// Lets it wait while this process holds the slot for as long as that. Returns how long it took from letting go
+    /// Lets it wait while this process holds the slot for as long as the pause. Returns how long it took from letting go
     /// to its going on, and the CPU time of its wait.
-    fn round(&mut self, limiter: &Limiter, hold: Duration) -> (Duration, Duration) {
+    fn round(&mut self, limiter: &Limiter, pause: Duration) -> (Duration, Duration) {
         let held = limiter.acquire("slots").unwrap();
         self.ask.write_all(WAIT_FOR_A_SLOT).unwrap();
         while limiter.usage("slots").unwrap().waiting() == 0 {
             thread::sleep(Duration::from_micros(100));
         }
-        thread::sleep(hold);
-        let let_go = monotonic();
+        thread::sleep(pause);
+        let released = monotonic();
         drop(held);
-        let (went_on, used) = self.answer();
-        (went_on.saturating_sub(let_go), used)
+        let (resumed, used) = self.answer();
+        (resumed.saturating_sub(released), used)
     }
 
     /// How long a line takes through a pipe: what the kernel needs to wake a process.
-    fn round_by_pipe(&mut self, hold: Duration) -> Duration {
-        thread::sleep(hold);
+    fn round_by_pipe(&mut self, pause: Duration) -> Duration {
+        thread::sleep(pause);
         let sent = monotonic();
         self.ask.write_all(JUST_ANSWER).unwrap();
         self.answer().0.saturating_sub(sent)
@@ -239,14 +239,14 @@ fn wake_ups(_: &mut Criterion) {
     let mut raw = Raw::open(directory.path(), "raw.db", PLAIN);
     let (mut cold, mut by_pipe, mut by_slot) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        let hold = || Duration::from_micros(fastrand::u64(200..2_000));
+        let pause = || Duration::from_micros(fastrand::u64(200..2_000));
         // A processor that has slept is slow, and going on after a wait takes two transactions in a row.
-        thread::sleep(hold());
+        thread::sleep(pause());
         let start = Instant::now();
         raw.transaction();
         cold.push(start.elapsed());
-        by_pipe.push(waiter.round_by_pipe(hold()));
-        by_slot.push(waiter.round(&limiter, hold()).0);
+        by_pipe.push(waiter.round_by_pipe(pause()));
+        by_slot.push(waiter.round(&limiter, pause()).0);
     }
     println!(
         "{:<44} {:>12} {:>12} {:>12}",
