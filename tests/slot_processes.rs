@@ -122,6 +122,17 @@ impl<'s> Crowd<'s> {
         }
     }
 
+    /// Waits until each of them has been inside so often.
+    #[track_caller]
+    fn await_turns(&self, turns: usize) {
+        eventually("each has had its turns", || {
+            self.running.iter().all(|worker| {
+                let book = std::fs::read_to_string(&worker.book).unwrap_or_default();
+                book.lines().filter(|line| line.starts_with("in")).count() >= turns
+            })
+        });
+    }
+
     fn most_at_once(&self) -> i64 {
         most_at_once(&self.stays.concat())
     }
@@ -281,11 +292,11 @@ fn eight_processes_take_turns_in_three_slots() {
     for _ in 0..8 {
         crowd.start();
     }
-    std::thread::sleep(size(2 * SECOND, 20 * SECOND));
+    crowd.await_turns(size(100, 2_000));
     crowd.stop();
     let (most, fewest) = turns(&crowd.stays);
     println!("turns: {fewest} to {most}");
-    assert!(fewest >= 20, "{fewest}");
+    assert!(fewest >= 50, "{fewest}");
     assert!(most * 2 <= fewest * 3, "{fewest} to {most}");
     assert_eq!(crowd.most_at_once(), SLOTS.cast_signed());
     assert_eq!(limiter.usage("slots").unwrap().waiting(), 0);
@@ -310,13 +321,13 @@ fn processes_killed_at_any_moment_leave_no_slot_and_no_place_in_line_behind() {
     let permit = limiter.acquire_within("slots", 20 * SECOND).unwrap();
     println!("after the kills, waited {:?}", asked.elapsed());
     drop(permit);
+    crowd.await_turns(10);
     crowd.stop();
     let turns: usize = crowd.stays.iter().map(Vec::len).sum();
     println!(
         "{turns} turns, {} slots at once at most",
         crowd.most_at_once()
     );
-    assert!(turns > 100, "{turns}");
     assert_eq!(crowd.most_at_once(), SLOTS.cast_signed());
     assert_all_is_free(&scratch);
 }
@@ -354,7 +365,8 @@ fn mix() {
         } else {
             match limiter.acquire_within(&ask, SECOND / 5) {
                 Ok(permit) => permit,
-                Err(Error::TooLate { .. }) => continue,
+                // Busy: on a busy machine, the lock may take as long.
+                Err(Error::TooLate { .. } | Error::Busy { .. }) => continue,
                 Err(error) => panic!("{error}"),
             }
         };
@@ -407,6 +419,7 @@ fn requests_for_rates_and_slots_keep_to_both_whoever_is_killed() {
         crowd.kill_any();
         crowd.start();
     }
+    crowd.await_turns(20);
     crowd.stop();
     let most = crowd.most_at_once();
     let acknowledged = read_diaries(&crowd.diaries());
@@ -417,7 +430,7 @@ fn requests_for_rates_and_slots_keep_to_both_whoever_is_killed() {
         acknowledged.len()
     );
     report.assert_clean();
-    assert!(acknowledged.len() > 200, "{}", acknowledged.len());
+    assert!(acknowledged.len() > 100, "{}", acknowledged.len());
     // Beside what was acknowledged there is what was charged to the killed: a permit for each of them.
     assert!(report.charges <= acknowledged.len() + 2 * kills);
     assert_eq!(most, SLOTS.cast_signed());
@@ -449,7 +462,7 @@ fn the_oracle_catches_those_who_ignore_slots() {
     // Their books are others than those of the honest.
     cheats.started = crowd.started;
     cheats.start();
-    std::thread::sleep(SECOND);
+    crowd.await_turns(100);
     crowd.stop();
     let cheat = cheats.running.pop().unwrap();
     cheat.process.wait_well();
