@@ -5,6 +5,8 @@
 pub mod audit;
 #[cfg(target_os = "linux")]
 pub mod processes;
+#[cfg(target_os = "linux")]
+pub mod stays;
 
 use std::path::{Path, PathBuf};
 

@@ -88,6 +88,11 @@ pub(super) fn attempt(
             Ok(Attempt::Done(Outcome::Admitted { claim, now }))
         }
         Verdict::Refuse(refusal) => {
+            if !plan.patience.books() && !transaction.nobody_waits()? {
+                // Time may have brought the turn of somebody ahead. If nobody told it, it could never be late,
+                // and one that is stopped would be waited for without end.
+                lines.iter().for_each(|line| transaction.freed(line.id));
+            }
             if plan.patience.waits() && latest > now && (has_slots || refusal.is_of_the_line()) {
                 let rates = rates_admit(transaction, &lines, now)?;
                 if rates.is_none_or(|(at, _)| at <= latest) {

@@ -260,11 +260,15 @@ impl Transaction<'_> {
             .map(|position| numbers[position])
             .collect();
         for number in &turns {
-            self.link
+            let changed = self
+                .link
                 .connection
                 .prepare_cached(IS_READY)
                 .and_then(|mut s| s.execute((number, now.as_nanos())))
                 .map_err(|error| self.sqlite(error))?;
+            if changed > 0 {
+                self.wrote();
+            }
         }
         Ok(turns)
     }

@@ -1,0 +1,383 @@
+//! Holders of slots and those who wait for them, when they are stopped, killed at any call of the system, or live
+//! in another pid namespace.
+//!
+//! Real time: it is the kernel that does it to them.
+#![cfg(target_os = "linux")]
+mod support;
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use quotalite::{Error, Limit, Limiter, Permit, Request, SECOND, Settled};
+use support::audit::audit;
+use support::processes::{
+    Diary, Process, argument, await_signal, command, command_under, eventually, number, path, play,
+    read_diaries, signal_by, size, start,
+};
+use support::{Scratch, open_raw, scratch};
+
+#[test]
+#[ignore = "the entry of child processes"]
+fn child() {
+    play(&[
+        ("stay", stay_until_told),
+        ("use in spite of kills", use_in_spite_of_kills),
+    ]);
+}
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+fn open_with_slots(scratch: &Scratch, slots: u64) -> Limiter {
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    limiter.define(Limit::slots("slots", slots)).unwrap();
+    limiter
+}
+
+/// Waits for one of each limit, says so when it has them, and ends when it is told to.
+fn stay_until_told() {
+    let limiter = Limiter::open(path("FILE")).unwrap();
+    let mut ask = Request::new();
+    for key in argument("LIMITS").split(' ') {
+        ask = ask.take(key, 1);
+    }
+    let permit = limiter.acquire(&ask).unwrap();
+    signal_by(&path("INSIDE"));
+    await_signal(&path("GO"));
+    let settled = permit.settle::<&str>([]).unwrap();
+    assert!(matches!(settled, Settled::Now(_)), "{settled:?}");
+}
+
+/// A process that waits for something, and stays inside until it is told to go.
+#[derive(Debug)]
+struct Guest {
+    process: Process,
+    inside: PathBuf,
+    go: PathBuf,
+}
+
+impl Guest {
+    fn start(scratch: &Scratch, name: &str, limits: &str, under: &[&str]) -> Self {
+        let file = scratch.file();
+        let inside = scratch.path().join(format!("{name}-inside"));
+        let go = scratch.path().join(format!("{name}-go"));
+        let arguments = [
+            ("FILE", file.to_str().unwrap()),
+            ("LIMITS", limits),
+            ("INSIDE", inside.to_str().unwrap()),
+            ("GO", go.to_str().unwrap()),
+        ];
+        let command = if under.is_empty() {
+            command("stay", &arguments)
+        } else {
+            command_under(under, "stay", &arguments)
+        };
+        Self {
+            process: start(command),
+            inside,
+            go,
+        }
+    }
+
+    /// One that is inside.
+    fn inside(scratch: &Scratch, name: &str) -> Self {
+        let guest = Self::start(scratch, name, "slots", &[]);
+        await_signal(&guest.inside);
+        guest
+    }
+
+    /// One that waits in line.
+    fn in_line(scratch: &Scratch, limiter: &Limiter, name: &str, limits: &str) -> Self {
+        let before = limiter.usage("slots").unwrap().waiting();
+        let guest = Self::start(scratch, name, limits, &[]);
+        eventually("it waits in line", || {
+            limiter.usage("slots").unwrap().waiting() == before + 1
+        });
+        guest
+    }
+
+    /// Stops it, but not while it holds the lock of the file, which everybody would have to wait for.
+    fn stop(&self, scratch: &Scratch) {
+        let stat = format!("/proc/{}/stat", self.process.id());
+        let raw = open_raw(&scratch.file());
+        raw.busy_timeout(200 * MILLISECOND).unwrap();
+        eventually("it is stopped without the lock", || {
+            self.process.send(Signal::SIGSTOP);
+            eventually("it is stopped", || {
+                let stat = std::fs::read_to_string(&stat).unwrap();
+                stat.rsplit(") ").next().unwrap().starts_with('T')
+            });
+            let is_free = raw.execute_batch("BEGIN IMMEDIATE; ROLLBACK").is_ok();
+            if !is_free {
+                self.go_on();
+            }
+            is_free
+        });
+    }
+
+    fn go_on(&self) {
+        self.process.send(Signal::SIGCONT);
+    }
+
+    fn is_inside(&self) -> bool {
+        self.inside.exists()
+    }
+
+    /// How long it takes until it is inside.
+    #[track_caller]
+    fn await_inside(&self) -> Duration {
+        let asked = Instant::now();
+        await_signal(&self.inside);
+        asked.elapsed()
+    }
+
+    fn leave(self) {
+        signal_by(&self.go);
+        self.process.wait_well();
+    }
+}
+
+/// That nothing is held, and nobody waits.
+fn assert_nothing_left(scratch: &Scratch) {
+    for table in ["slot", "ticket", "ticket_take"] {
+        let left: i64 = scratch.sqlite(&format!("SELECT count(*) FROM {table}"));
+        assert_eq!(left, 0, "{table}");
+    }
+    let open: i64 = scratch.sqlite("SELECT count(*) FROM permit WHERE ended_ns IS NULL");
+    assert_eq!(open, 0);
+    audit(&scratch.file(), &[]).assert_clean();
+}
+
+#[test]
+fn a_stopped_holder_keeps_its_slot_and_goes_on() {
+    let scratch = scratch();
+    let limiter = open_with_slots(&scratch, 1);
+    let holder = Guest::inside(&scratch, "holder");
+    holder.stop(&scratch);
+    for _ in 0..3 {
+        let refused = limiter.acquire_within("slots", 500 * MILLISECOND);
+        assert!(matches!(refused, Err(Error::TooLate { .. })), "{refused:?}");
+        assert!(!limiter.try_acquire("slots").unwrap().is_granted());
+    }
+    holder.go_on();
+    assert!(!limiter.try_acquire("slots").unwrap().is_granted());
+    // It finds its permit as it left it.
+    holder.leave();
+    drop(limiter.try_acquire("slots").unwrap().granted().unwrap());
+    assert_nothing_left(&scratch);
+}
+
+#[test]
+fn a_stopped_waiter_is_passed_over_after_a_second_and_served_once_it_goes_on() {
+    let scratch = scratch();
+    let limiter = open_with_slots(&scratch, 1);
+    let held = limiter.acquire("slots").unwrap();
+    let first = Guest::in_line(&scratch, &limiter, "first", "slots");
+    let second = Guest::in_line(&scratch, &limiter, "second", "slots");
+    first.stop(&scratch);
+    drop(held);
+    let waited = second.await_inside();
+    println!("passed over after {waited:?}");
+    assert!(
+        waited > 500 * MILLISECOND,
+        "it was not waited for: {waited:?}"
+    );
+    assert!(waited < 3 * SECOND, "{waited:?}");
+    // From now on nobody waits for it at all.
+    second.leave();
+    drop(limiter.try_acquire("slots").unwrap().granted().unwrap());
+    let third = Guest::inside(&scratch, "third");
+    first.go_on();
+    let fourth = Guest::in_line(&scratch, &limiter, "fourth", "slots");
+    assert!(!first.is_inside());
+    third.leave();
+    let waited = first.await_inside();
+    println!("served after {waited:?}");
+    assert!(!fourth.is_inside(), "its place was still the first one");
+    first.leave();
+    fourth.await_inside();
+    fourth.leave();
+    assert_nothing_left(&scratch);
+}
+
+/// It can go because time has passed, and not because somebody has freed something.
+#[test]
+fn a_stopped_waiter_whose_turn_came_with_time_is_passed_over_too() {
+    // Whether or not somebody else holds a slot, too.
+    for held in [0, 1] {
+        let scratch = scratch();
+        let limiter = open_with_slots(&scratch, held + 1);
+        limiter.define(Limit::new("mail").per_second(1)).unwrap();
+        let held: Vec<Permit> = (0..held)
+            .map(|_| limiter.acquire("slots").unwrap())
+            .collect();
+        drop(limiter.try_acquire("mail").unwrap().granted().unwrap());
+        let first = Guest::in_line(&scratch, &limiter, "first", "slots mail");
+        first.stop(&scratch);
+        eventually("the rate admits it", || {
+            limiter.usage("mail").unwrap().available() == 1
+        });
+        let asked = Instant::now();
+        let permit = limiter.acquire_within("slots", 10 * SECOND).unwrap();
+        let waited = asked.elapsed();
+        println!("passed over after {waited:?}");
+        assert!(waited < 3 * SECOND, "{waited:?}");
+        drop(permit);
+        drop(limiter.try_acquire("slots").unwrap().granted().unwrap());
+        first.go_on();
+        first.await_inside();
+        first.leave();
+        drop(held);
+        assert_nothing_left(&scratch);
+    }
+}
+
+#[test]
+fn a_waiter_that_is_killed_while_it_is_next_is_skipped() {
+    let scratch = scratch();
+    let limiter = open_with_slots(&scratch, 1);
+    let held = limiter.acquire("slots").unwrap();
+    let first = Guest::in_line(&scratch, &limiter, "first", "slots");
+    let second = Guest::in_line(&scratch, &limiter, "second", "slots");
+    let third = Guest::in_line(&scratch, &limiter, "third", "slots");
+    first.process.kill();
+    drop(held);
+    let waited = second.await_inside();
+    println!("skipped after {waited:?}");
+    assert!(waited < SECOND, "no sooner than one that is stopped");
+    assert!(!third.is_inside());
+    second.leave();
+    third.await_inside();
+    third.leave();
+    assert_nothing_left(&scratch);
+}
+
+#[test]
+fn a_holder_in_another_pid_namespace_keeps_its_slot_until_it_dies() {
+    let unshare = ["unshare", "-p", "-f", "--kill-child", "--mount-proc", "--"];
+    let allowed = Command::new(unshare[0])
+        .args(&unshare[1..])
+        .arg("true")
+        .status();
+    if !allowed.is_ok_and(|status| status.success()) {
+        println!("skipped: this user may not make a pid namespace");
+        return;
+    }
+    let scratch = scratch();
+    let limiter = open_with_slots(&scratch, 1);
+    let holder = Guest::start(&scratch, "holder", "slots", &unshare);
+    await_signal(&holder.inside);
+    let pid: i64 = scratch.sqlite("SELECT pid FROM owner");
+    assert_eq!(pid, 1, "it counts from one there");
+    for _ in 0..3 {
+        let refused = limiter.acquire_within("slots", 100 * MILLISECOND);
+        assert!(matches!(refused, Err(Error::TooLate { .. })), "{refused:?}");
+        assert!(!limiter.try_acquire("slots").unwrap().is_granted());
+    }
+    holder.process.kill();
+    // The kernel ends the namespace a moment after.
+    eventually("the slot comes back", || {
+        limiter.try_acquire("slots").unwrap().is_granted()
+    });
+    assert_nothing_left(&scratch);
+}
+
+/// Everything that one can do with slots: holds them, waits in vain, is woken, settles.
+fn use_in_spite_of_kills() {
+    let limiter = Limiter::open(path("FILE")).unwrap();
+    let mut diary = Diary::open(&path("DIARY"));
+    let ask = |tokens| Request::new().take("mail", 1).take("tokens", tokens);
+    for _ in 0..number("COUNT") {
+        let permit = limiter.acquire(&ask(10).take("slots", 1)).unwrap();
+        let refused = limiter.acquire_within(("slots", 2), 2 * MILLISECOND);
+        assert!(matches!(refused, Err(Error::TooLate { .. })), "{refused:?}");
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| limiter.acquire(("slots", 2)).unwrap());
+            eventually("it waits in line", || {
+                limiter.usage("slots").unwrap().waiting() == 1
+            });
+            permit.settle([("tokens", 3)]).unwrap();
+            diary.note(permit.at(), &ask(3));
+            drop(waiter.join().unwrap());
+        });
+    }
+}
+
+/// Runs a child that `strace` kills at one of its calls, and uses what it leaves. Returns whether it was killed, or
+/// nothing if there is no `strace`.
+fn is_killed_at(calls: &str, when: usize) -> Option<bool> {
+    let scratch = scratch();
+    {
+        let limiter = open_with_slots(&scratch, 2);
+        limiter.define(Limit::new("mail").per_hour(1_000)).unwrap();
+        limiter.define(Limit::new("tokens").per_hour(500)).unwrap();
+    }
+    let (file, diary) = (scratch.file(), scratch.path().join("diary"));
+    let trace = scratch.path().join("trace");
+    let inject = format!("inject={calls}:signal=KILL:when={when}");
+    let mut strace = vec!["strace", "-f", "-o", trace.to_str().unwrap(), "-e", &inject];
+    let of_the_file = ["", "-wal", "-shm", "-lock"].map(|end| format!("{}{end}", file.display()));
+    // A futex belongs to no file.
+    if calls != "futex" {
+        strace.extend(of_the_file.iter().flat_map(|path| ["-P", path]));
+    }
+    let arguments = [
+        ("FILE", file.to_str().unwrap()),
+        ("DIARY", diary.to_str().unwrap()),
+        ("COUNT", "4"),
+    ];
+    let status = match command_under(&strace, "use in spite of kills", &arguments).status() {
+        Err(error) => {
+            println!("skipped: strace cannot be run: {error}");
+            return None;
+        }
+        Ok(status) => status,
+    };
+    let fault = format!("{calls} {when}");
+    // `strace` ends as the child has ended.
+    let killed = status.signal() == Some(9);
+    assert!(status.success() || killed, "{fault}: {status}");
+    let acknowledged = read_diaries([&diary]);
+    audit(&file, &acknowledged).assert_clean();
+    let last: Option<i64> = scratch.sqlite("SELECT max(permit_id) FROM permit");
+    let limiter = Limiter::open(&file).unwrap();
+    let all = Request::new().take("slots", 2).take("mail", 1);
+    let permit = limiter.try_acquire(&all).unwrap().granted();
+    let permit = permit.unwrap_or_else(|| panic!("{fault}: a slot is lost"));
+    assert!(
+        permit.fence() > last.map(i64::unsigned_abs),
+        "{fault}: the fence does not grow"
+    );
+    drop(permit);
+    assert_nothing_left(&scratch);
+    audit(&file, &acknowledged).assert_clean();
+    let charged: i64 = scratch.sqlite("SELECT count(*) FROM charge WHERE limit_id = 2");
+    let told = acknowledged.len() / 2 + 1;
+    assert!(usize::try_from(charged).unwrap() <= told + 1, "{fault}");
+    Some(killed)
+}
+
+#[test]
+fn who_is_killed_at_any_call_of_the_system_leaves_no_slot_and_no_place_in_line_behind() {
+    for (calls, last, step) in [
+        ("fcntl", 120, size(23, 1)),
+        ("pwrite64", 60, size(13, 1)),
+        ("pread64", 20, size(7, 1)),
+        ("futex", 24, size(5, 1)),
+        ("close", 10, size(3, 1)),
+    ] {
+        let mut killed = 0;
+        let mut runs = 0;
+        for when in (1..=last).step_by(step) {
+            match is_killed_at(calls, when) {
+                None => return,
+                Some(it_was) => killed += usize::from(it_was),
+            }
+            runs += 1;
+        }
+        println!("{calls}: killed {killed} times of {runs}");
+        assert!(killed > 0, "{calls}");
+    }
+}
