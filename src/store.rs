@@ -14,8 +14,9 @@ use smallvec::SmallVec;
 use crate::calendar::{LimitId, Line};
 use crate::clock::{Clock, Reading, Timestamp};
 use crate::decision::{Denial, Peek, Refusal};
-use crate::error::Error;
+use crate::error::{Error, RequestError};
 use crate::limit::Limit;
+use crate::line::is_of_slots;
 use crate::plan::{Latest, Patience, Plan, print_takes};
 use crate::settlement::{Settled, Used};
 use crate::usage::Usage;
@@ -323,6 +324,17 @@ pub(crate) fn lines<'k>(
         });
     }
     Ok(lines)
+}
+
+/// Refuses to book slots ahead.
+pub(crate) fn check_bookable(plan: &Plan<'_>, lines: &[Line<'_>]) -> Result<(), RequestError> {
+    let slots = lines.iter().find(|line| is_of_slots(line));
+    match slots.filter(|_| plan.patience.books()) {
+        Some(line) => Err(RequestError::NotBookable {
+            key: line.limit.key().to_owned(),
+        }),
+        None => Ok(()),
+    }
 }
 
 /// When the slots of these lines come back although they are still held, if ever.

@@ -2,20 +2,9 @@
 mod support;
 
 use quotalite::{
-    Decision, Error, Limit, Limiter, MAX_BATCH, MINUTE, ManualClock, Permit, Request, RequestError,
-    Settled,
+    Decision, Error, Limit, Limiter, MAX_BATCH, MINUTE, Permit, Request, RequestError, Settled,
 };
-use support::scratch;
-
-fn on_both(story: impl Fn(&Limiter)) {
-    story(&Limiter::in_memory_with(ManualClock::new()));
-    let scratch = scratch();
-    let limiter = Limiter::builder(scratch.file())
-        .clock(ManualClock::new())
-        .open()
-        .unwrap();
-    story(&limiter);
-}
+use support::in_both_stores;
 
 fn define(limiter: &Limiter) {
     limiter.define(Limit::slots("slots", 3)).unwrap();
@@ -35,7 +24,7 @@ fn free(limiter: &Limiter) -> (u64, u64) {
 
 #[test]
 fn each_request_is_admitted_by_itself_and_in_order() {
-    on_both(|limiter| {
+    in_both_stores(|limiter, _| {
         define(limiter);
         let asks = [
             ask(1, 50),
@@ -72,7 +61,7 @@ fn each_request_is_admitted_by_itself_and_in_order() {
 
 #[test]
 fn permits_are_settled_and_cancelled_by_themselves_and_in_order() {
-    on_both(|limiter| {
+    in_both_stores(|limiter, _| {
         define(limiter);
         let asks = [ask(1, 10), ask(1, 20), ask(1, 30)];
         let permits: Vec<Permit> = limiter
@@ -116,7 +105,7 @@ fn permits_are_settled_and_cancelled_by_themselves_and_in_order() {
 
 #[test]
 fn a_batch_has_an_end() {
-    on_both(|limiter| {
+    in_both_stores(|limiter, _| {
         define(limiter);
         let asks = vec![ask(1, 1); MAX_BATCH + 1];
         match limiter.try_acquire_all(&asks) {

@@ -10,27 +10,9 @@ use quotalite::{
     Clock, Definition, Error, HOUR, Limit, Limiter, MINUTE, ManualClock, OnConflict, Peek, Request,
     SECOND, Timestamp,
 };
-use support::{Scratch, open_raw, scratch};
+use support::{in_both_stores, on_file, open_raw};
 
 const MS: Duration = Duration::from_millis(1);
-
-/// The same story for both stores.
-fn in_both_stores(story: impl Fn(&Limiter, &ManualClock)) {
-    let clock = ManualClock::new();
-    story(&Limiter::in_memory_with(clock.clone()), &clock);
-    let (_scratch, limiter, clock) = on_file();
-    story(&limiter, &clock);
-}
-
-fn on_file() -> (Scratch, Limiter, ManualClock) {
-    let scratch = scratch();
-    let clock = ManualClock::new();
-    let limiter = Limiter::builder(scratch.file())
-        .clock(clock.clone())
-        .open()
-        .unwrap();
-    (scratch, limiter, clock)
-}
 
 #[test]
 fn a_request_is_charged_whole_or_not_at_all() {

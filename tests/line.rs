@@ -5,22 +5,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use quotalite::{
-    Error, Limit, Limiter, MINUTE, ManualClock, Permit, Request, RequestError, SECOND,
-};
-use support::scratch;
-
-fn on_both(story: impl Fn(&Limiter, &ManualClock)) {
-    let clock = ManualClock::new();
-    story(&Limiter::in_memory_with(clock.clone()), &clock);
-    let clock = ManualClock::new();
-    let scratch = scratch();
-    let limiter = Limiter::builder(scratch.file())
-        .clock(clock.clone())
-        .open()
-        .unwrap();
-    story(&limiter, &clock);
-}
+use quotalite::{Error, Limit, Limiter, MINUTE, Permit, Request, RequestError, SECOND};
+use support::in_both_stores;
 
 type Answer = Result<Permit, Error>;
 
@@ -64,7 +50,7 @@ fn slots(count: u64) -> Request {
 
 #[test]
 fn who_comes_first_is_served_first() {
-    on_both(|limiter, clock| {
+    in_both_stores(|limiter, clock| {
         limiter.define(Limit::slots("slots", 1)).unwrap();
         let mut held = limiter.acquire("slots").unwrap();
         let line: Vec<_> = (0..4)
@@ -89,7 +75,7 @@ fn who_comes_first_is_served_first() {
 
 #[test]
 fn a_large_request_is_not_starved_by_small_ones() {
-    on_both(|limiter, _| {
+    in_both_stores(|limiter, _| {
         limiter.define(Limit::slots("slots", 3)).unwrap();
         let (one, two) = (
             limiter.acquire("slots").unwrap(),
@@ -113,7 +99,7 @@ fn a_large_request_is_not_starved_by_small_ones() {
 
 #[test]
 fn several_go_at_once_when_there_is_room_for_several() {
-    on_both(|limiter, _| {
+    in_both_stores(|limiter, _| {
         limiter.define(Limit::slots("slots", 4)).unwrap();
         let held = limiter.acquire(&slots(4)).unwrap();
         let line: Vec<_> = [1, 2, 1, 1]
@@ -133,7 +119,7 @@ fn several_go_at_once_when_there_is_room_for_several() {
 
 #[test]
 fn who_waits_is_charged_nothing() {
-    on_both(|limiter, clock| {
+    in_both_stores(|limiter, clock| {
         limiter.define(Limit::slots("slots", 1)).unwrap();
         limiter.define(Limit::new("mail").rate(2, MINUTE)).unwrap();
         let ask = || slots(1).take("mail", 1);
@@ -159,7 +145,7 @@ fn who_waits_is_charged_nothing() {
 
 #[test]
 fn who_asks_for_rates_alone_does_not_overtake_who_waits_for_them_with_slots() {
-    on_both(|limiter, clock| {
+    in_both_stores(|limiter, clock| {
         limiter.define(Limit::slots("slots", 1)).unwrap();
         limiter.define(Limit::new("mail").rate(1, MINUTE)).unwrap();
         drop(limiter.acquire("mail").unwrap());
@@ -178,7 +164,7 @@ fn who_asks_for_rates_alone_does_not_overtake_who_waits_for_them_with_slots() {
 /// The quota of one tenant is used up for long; the slots that it shares with others are free meanwhile.
 #[test]
 fn nobody_stands_still_for_a_limit_that_those_ahead_cannot_use() {
-    on_both(|limiter, _| {
+    in_both_stores(|limiter, _| {
         limiter.define(Limit::slots("slots", 1)).unwrap();
         limiter.define(Limit::new("tenant:a").per_day(1)).unwrap();
         limiter.define(Limit::new("tenant:b").per_day(9)).unwrap();
@@ -199,7 +185,7 @@ fn nobody_stands_still_for_a_limit_that_those_ahead_cannot_use() {
 
 #[test]
 fn a_deadline_ends_the_wait_and_lets_the_next_one_go() {
-    on_both(|limiter, clock| {
+    in_both_stores(|limiter, clock| {
         limiter.define(Limit::slots("slots", 2)).unwrap();
         let held = limiter.acquire("slots").unwrap();
         let large = wait(limiter, "slots", |limiter| {
@@ -223,7 +209,7 @@ fn a_deadline_ends_the_wait_and_lets_the_next_one_go() {
 
 #[test]
 fn what_the_rates_admit_only_after_the_deadline_is_refused_at_once() {
-    on_both(|limiter, _| {
+    in_both_stores(|limiter, _| {
         limiter.define(Limit::slots("slots", 1)).unwrap();
         limiter.define(Limit::new("mail").rate(1, MINUTE)).unwrap();
         let ask = slots(1).take("mail", 1);
@@ -239,7 +225,7 @@ fn what_the_rates_admit_only_after_the_deadline_is_refused_at_once() {
 
 #[test]
 fn a_slot_that_times_out_goes_to_the_next_in_line() {
-    on_both(|limiter, clock| {
+    in_both_stores(|limiter, clock| {
         limiter
             .define(Limit::slots("slots", 1).timeout(SECOND))
             .unwrap();
@@ -253,7 +239,7 @@ fn a_slot_that_times_out_goes_to_the_next_in_line() {
 
 #[test]
 fn a_settlement_lets_those_in_line_go() {
-    on_both(|limiter, _| {
+    in_both_stores(|limiter, _| {
         limiter.define(Limit::slots("slots", 2)).unwrap();
         limiter
             .define(Limit::new("tokens").rate(100, MINUTE))
@@ -271,7 +257,7 @@ fn a_settlement_lets_those_in_line_go() {
 
 #[test]
 fn slots_cannot_be_booked_ahead() {
-    on_both(|limiter, _| {
+    in_both_stores(|limiter, _| {
         limiter.define(Limit::slots("slots", 1)).unwrap();
         match limiter.book("slots") {
             Err(Error::Request(RequestError::NotBookable { key })) => assert_eq!(key, "slots"),

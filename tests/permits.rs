@@ -7,23 +7,9 @@ use quotalite::{
     Error, HOUR, Limit, Limiter, MINUTE, ManualClock, Permit, Request, RequestError, SECOND,
     Settled,
 };
-use support::{Scratch, scratch};
+use support::{Scratch, in_both_stores, on_file};
 
 const NANO: Duration = Duration::from_nanos(1);
-
-fn on_both(story: impl Fn(&Limiter, &ManualClock)) {
-    let clock = ManualClock::new();
-    story(&Limiter::in_memory_with(clock.clone()), &clock);
-    let (_scratch, limiter, clock) = on_file();
-    story(&limiter, &clock);
-}
-
-fn on_file() -> (Scratch, Limiter, ManualClock) {
-    let scratch = scratch();
-    let clock = ManualClock::new();
-    let limiter = open(&scratch, &clock);
-    (scratch, limiter, clock)
-}
 
 fn open(scratch: &Scratch, clock: &ManualClock) -> Limiter {
     Limiter::builder(scratch.file())
@@ -54,7 +40,7 @@ fn free(limiter: &Limiter) -> (u64, u64) {
 
 #[test]
 fn anybody_can_settle_or_cancel_a_permit_by_its_id_once() {
-    on_both(|limiter, clock| {
+    in_both_stores(|limiter, clock| {
         define(limiter);
         let permit = get(limiter, &ask());
         let id = permit.id().unwrap();
@@ -131,7 +117,7 @@ fn a_detached_permit_outlives_its_limiter_until_its_timeout() {
 
 #[test]
 fn a_detached_permit_can_be_renewed_and_settled() {
-    on_both(|limiter, clock| {
+    in_both_stores(|limiter, clock| {
         define(limiter);
         let permit = get(limiter, &ask());
         let id = permit.detach(SECOND).unwrap();
@@ -158,7 +144,7 @@ fn a_detached_permit_can_be_renewed_and_settled() {
 
 #[test]
 fn renewing_keeps_a_slot_beyond_its_timeout() {
-    on_both(|limiter, clock| {
+    in_both_stores(|limiter, clock| {
         limiter
             .define(Limit::slots("slots", 1).timeout(SECOND))
             .unwrap();
@@ -179,7 +165,7 @@ fn renewing_keeps_a_slot_beyond_its_timeout() {
 
 #[test]
 fn the_same_id_and_request_are_charged_once() {
-    on_both(|limiter, clock| {
+    in_both_stores(|limiter, clock| {
         define(limiter);
         let named = || ask().id("job 17");
         let permit = get(limiter, &named());
@@ -203,7 +189,7 @@ fn the_same_id_and_request_are_charged_once() {
 
 #[test]
 fn an_id_stands_for_one_request() {
-    on_both(|limiter, _| {
+    in_both_stores(|limiter, _| {
         define(limiter);
         let permit = get(limiter, &ask().id("job"));
         for other in [
@@ -231,7 +217,7 @@ fn an_id_stands_for_one_request() {
 
 #[test]
 fn what_was_cancelled_under_an_id_is_charged_anew() {
-    on_both(|limiter, _| {
+    in_both_stores(|limiter, _| {
         define(limiter);
         get(limiter, &ask().id("job")).cancel().unwrap();
         assert_eq!(free(limiter), (1, 100));
@@ -244,7 +230,7 @@ fn what_was_cancelled_under_an_id_is_charged_anew() {
 
 #[test]
 fn a_permit_that_was_dropped_is_taken_up_again_under_its_id() {
-    on_both(|limiter, clock| {
+    in_both_stores(|limiter, clock| {
         define(limiter);
         let first = get(limiter, &ask().id("job"));
         let at = first.at();
@@ -265,7 +251,7 @@ fn a_permit_that_was_dropped_is_taken_up_again_under_its_id() {
 
 #[test]
 fn a_dropped_permit_with_an_id_can_be_settled_by_others() {
-    on_both(|limiter, _| {
+    in_both_stores(|limiter, _| {
         define(limiter);
         let permit = get(limiter, &ask());
         let id = permit.id().unwrap();
@@ -284,7 +270,7 @@ fn a_dropped_permit_with_an_id_can_be_settled_by_others() {
 
 #[test]
 fn booked_ahead_under_an_id() {
-    on_both(|limiter, clock| {
+    in_both_stores(|limiter, clock| {
         define(limiter);
         drop(limiter.acquire(("tokens", 100)).unwrap());
         let ask = Request::new().take("tokens", 30).id("later");
@@ -305,7 +291,7 @@ fn booked_ahead_under_an_id() {
 
 #[test]
 fn bad_ids_are_refused() {
-    on_both(|limiter, _| {
+    in_both_stores(|limiter, _| {
         define(limiter);
         for id in ["", "a\nb", &"x".repeat(129)] {
             match limiter.try_acquire(&ask().id(id)) {

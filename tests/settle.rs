@@ -5,20 +5,7 @@ use quotalite::{
     Error, Limit, Limiter, MAX_CAPACITY, MINUTE, ManualClock, Overage, RateUsage, Request,
     RequestError, SECOND, Settled,
 };
-use support::scratch;
-
-/// Plays a story on a limiter in memory and on one on a file.
-fn on_both(story: impl Fn(&Limiter, &ManualClock)) {
-    let clock = ManualClock::new();
-    story(&Limiter::in_memory_with(clock.clone()), &clock);
-    let clock = ManualClock::new();
-    let scratch = scratch();
-    let limiter = Limiter::builder(scratch.file())
-        .clock(clock.clone())
-        .open()
-        .unwrap();
-    story(&limiter, &clock);
-}
+use support::{in_both_stores, scratch};
 
 fn tokens(overage: Overage) -> Limit {
     Limit::new("tokens")
@@ -40,7 +27,7 @@ fn used(limiter: &Limiter) -> u64 {
 
 #[test]
 fn what_was_not_used_comes_free_at_the_charges_own_instant() {
-    on_both(|limiter, clock| {
+    in_both_stores(|limiter, clock| {
         limiter.define(tokens(Overage::Debt)).unwrap();
         let permit = limiter.acquire(("tokens", 80)).unwrap();
         clock.advance(10 * SECOND);
@@ -70,7 +57,7 @@ fn what_was_not_used_comes_free_at_the_charges_own_instant() {
 
 #[test]
 fn a_permit_is_closed_once() {
-    on_both(|limiter, _| {
+    in_both_stores(|limiter, _| {
         limiter.define(tokens(Overage::Debt)).unwrap();
         let permit = limiter.acquire(("tokens", 80)).unwrap();
         assert!(
@@ -92,7 +79,7 @@ fn a_permit_is_closed_once() {
 
 #[test]
 fn what_is_wrong_with_a_settlement_changes_nothing() {
-    on_both(|limiter, _| {
+    in_both_stores(|limiter, _| {
         limiter.define(tokens(Overage::Debt)).unwrap();
         let permit = limiter.acquire(("tokens", 80)).unwrap();
         let wrong: [(&[(&str, u64)], RequestError); 3] = [
@@ -134,7 +121,7 @@ fn what_is_wrong_with_a_settlement_changes_nothing() {
 
 #[test]
 fn an_estimate_that_nobody_settles_stays_charged() {
-    on_both(|limiter, clock| {
+    in_both_stores(|limiter, clock| {
         limiter.define(tokens(Overage::Debt)).unwrap();
         drop(limiter.acquire(("tokens", 80)).unwrap());
         clock.advance(59 * SECOND);
@@ -152,7 +139,7 @@ fn what_was_used_beyond_the_estimate_is_dealt_with_as_the_limit_says() {
         (Overage::Deny, 50, 0),
         (Overage::Charge, 90, 0),
     ] {
-        on_both(|limiter, clock| {
+        in_both_stores(|limiter, clock| {
             limiter.define(tokens(overage)).unwrap();
             let permit = limiter.acquire(("tokens", 30)).unwrap();
             clock.advance(10 * SECOND);
@@ -178,7 +165,7 @@ fn what_was_used_beyond_the_estimate_is_dealt_with_as_the_limit_says() {
 
 #[test]
 fn what_is_charged_beyond_the_estimate_leaves_bookings_their_room() {
-    on_both(|limiter, clock| {
+    in_both_stores(|limiter, clock| {
         limiter.define(tokens(Overage::Debt)).unwrap();
         drop(limiter.acquire(("tokens", 50)).unwrap());
         clock.advance(10 * SECOND);
@@ -197,7 +184,7 @@ fn what_is_charged_beyond_the_estimate_leaves_bookings_their_room() {
 
 #[test]
 fn an_overage_of_charge_delays_who_comes_later_but_moves_no_booking() {
-    on_both(|limiter, clock| {
+    in_both_stores(|limiter, clock| {
         limiter.define(tokens(Overage::Charge)).unwrap();
         let permit = limiter.acquire(("tokens", 60)).unwrap();
         clock.advance(SECOND);
@@ -217,7 +204,7 @@ fn an_overage_of_charge_delays_who_comes_later_but_moves_no_booking() {
 
 #[test]
 fn a_settlement_after_every_window_changes_nothing_but_the_debt() {
-    on_both(|limiter, clock| {
+    in_both_stores(|limiter, clock| {
         limiter.define(tokens(Overage::Debt)).unwrap();
         let (low, high) = (
             limiter.acquire(("tokens", 30)).unwrap(),
@@ -234,7 +221,7 @@ fn a_settlement_after_every_window_changes_nothing_but_the_debt() {
 
 #[test]
 fn limits_of_one_request_are_settled_each_by_itself() {
-    on_both(|limiter, _| {
+    in_both_stores(|limiter, _| {
         limiter.define(tokens(Overage::Debt)).unwrap();
         limiter.define(Limit::new("mail").per_second(10)).unwrap();
         let ask = Request::new().take("mail", 2).take("tokens", 50);
@@ -298,7 +285,7 @@ fn a_booking_that_was_settled_counts_as_used_even_after_a_power_cut() {
 /// The file stops counting a debt at the largest number that every tool can read.
 #[test]
 fn a_debt_grows_up_to_the_largest_capacity() {
-    on_both(|limiter, _| {
+    in_both_stores(|limiter, _| {
         limiter.define(tokens(Overage::Debt)).unwrap();
         let permits = [(); 2].map(|()| limiter.acquire(("tokens", 1)).unwrap());
         for permit in permits {

@@ -7,19 +7,7 @@ use quotalite::{
     Decision, Error, Limit, LimitError, Limiter, MINUTE, ManualClock, Obstacle, Permit, Request,
     SECOND, Settled,
 };
-use support::scratch;
-
-fn on_both(story: impl Fn(&Limiter, &ManualClock)) {
-    let clock = ManualClock::new();
-    story(&Limiter::in_memory_with(clock.clone()), &clock);
-    let clock = ManualClock::new();
-    let scratch = scratch();
-    let limiter = Limiter::builder(scratch.file())
-        .clock(clock.clone())
-        .open()
-        .unwrap();
-    story(&limiter, &clock);
-}
+use support::{in_both_stores, scratch};
 
 fn get(limiter: &Limiter, ask: &Request) -> Option<Permit> {
     limiter.try_acquire(ask).unwrap().granted()
@@ -31,7 +19,7 @@ fn slots(count: u64) -> Request {
 
 #[test]
 fn slots_are_held_until_they_are_given_back_in_whatever_way() {
-    on_both(|limiter, clock| {
+    in_both_stores(|limiter, clock| {
         limiter.define(Limit::slots("slots", 3)).unwrap();
         limiter
             .define(Limit::new("tokens").rate(100, MINUTE))
@@ -66,7 +54,7 @@ fn slots_are_held_until_they_are_given_back_in_whatever_way() {
 
 #[test]
 fn a_request_takes_slots_and_charges_or_neither() {
-    on_both(|limiter, clock| {
+    in_both_stores(|limiter, clock| {
         limiter.define(Limit::slots("slots", 1)).unwrap();
         limiter.define(Limit::new("mail").per_second(1)).unwrap();
         let ask = slots(1).take("mail", 1);
@@ -87,7 +75,7 @@ fn a_request_takes_slots_and_charges_or_neither() {
 
 #[test]
 fn a_permit_is_one_holder_however_many_slots_it_takes() {
-    on_both(|limiter, _| {
+    in_both_stores(|limiter, _| {
         limiter.define(Limit::slots("slots", 8)).unwrap();
         let (three, five) = (get(limiter, &slots(3)).unwrap(), get(limiter, &slots(5)));
         assert!(five.is_some() && get(limiter, &slots(1)).is_none());
@@ -103,7 +91,7 @@ fn a_permit_is_one_holder_however_many_slots_it_takes() {
 
 #[test]
 fn fences_only_grow() {
-    on_both(|limiter, clock| {
+    in_both_stores(|limiter, clock| {
         limiter.define(Limit::slots("slots", 2)).unwrap();
         limiter.define(Limit::new("mail").per_second(9)).unwrap();
         let mut last = 0;
@@ -128,7 +116,7 @@ fn fences_only_grow() {
 
 #[test]
 fn a_slot_with_a_timeout_comes_back_at_its_end_and_not_a_nanosecond_before() {
-    on_both(|limiter, clock| {
+    in_both_stores(|limiter, clock| {
         limiter
             .define(Limit::slots("slots", 1).timeout(SECOND))
             .unwrap();
@@ -161,7 +149,7 @@ fn a_slot_with_a_timeout_comes_back_at_its_end_and_not_a_nanosecond_before() {
 
 #[test]
 fn fewer_slots_than_are_held_admit_nobody_until_enough_came_back() {
-    on_both(|limiter, _| {
+    in_both_stores(|limiter, _| {
         limiter.define(Limit::slots("slots", 3)).unwrap();
         let mut held: Vec<Permit> = (0..3).map(|_| get(limiter, &slots(1)).unwrap()).collect();
         limiter
@@ -179,7 +167,7 @@ fn fewer_slots_than_are_held_admit_nobody_until_enough_came_back() {
 
 #[test]
 fn a_definition_of_slots_is_kept_and_checked() {
-    on_both(|limiter, _| {
+    in_both_stores(|limiter, _| {
         let limit = Limit::slots("slots", 3).timeout(MINUTE).unit("calls");
         limiter.define(limit).unwrap();
         let kept = limiter.limit("slots").unwrap();

@@ -1,26 +1,28 @@
 //! A store in memory: the same decisions for one process, and for tests.
 
 mod accounts;
+mod permits;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use self::accounts::{Accounts, Held};
+use self::accounts::Accounts;
+use self::permits::{EndedPermit, OpenPermit, Resumed};
 use super::{
     Change, Claim, Definition, Few, Holder, Known, OnConflict, Outcome, PermitNumber, Queued,
-    REMEMBERED_NS, Registered, Row, SlotTake, Store, TicketId, Which, denial, expiry, latest,
+    Registered, Row, SlotTake, Store, TicketId, Which, check_bookable, denial, expiry, latest,
     lines,
 };
 use crate::calendar::{LimitId, Line};
 use crate::clock::{Clock, Reading, Timeline, Timestamp};
 use crate::decision::{Peek, Verdict, decide};
-use crate::error::{Error, RequestError};
+use crate::error::Error;
 use crate::limit::{DAY, Limit, MAX_CAPACITY};
 use crate::line::{Waiter, decide_behind, is_of_slots, rates_admit};
 use crate::plan::{Patience, Plan};
-use crate::settlement::{End, Estimate, Settled, Settlement, Used, correction};
+use crate::settlement::{End, Settled, Settlement, Used};
 use crate::usage::{People, Usage};
 
 /// What errors name in place of a file.
@@ -53,36 +55,6 @@ struct State {
     last_ticket: i64,
     /// Counts what those in line may have waited for.
     changes: u32,
-}
-
-/// A permit that holds slots or has an id.
-#[derive(Debug)]
-struct OpenPermit {
-    id: Option<Box<str>>,
-    request: String,
-    at: Timestamp,
-    rows: Few<Row>,
-    slots: Few<SlotTake>,
-    expires: Option<Timestamp>,
-    is_held: bool,
-    is_detached: bool,
-}
-
-/// A permit that had an id.
-#[derive(Debug)]
-struct EndedPermit {
-    end: End,
-    at: Timestamp,
-    request: String,
-    ended_at: Timestamp,
-}
-
-/// What was found under the id of a request.
-#[expect(clippy::large_enum_variant, reason = "it is looked at once and gone")]
-enum Resumed {
-    Whole(Claim),
-    /// The permit is there, but its slots came back when its claim was dropped.
-    WithoutSlots(PermitNumber),
 }
 
 #[derive(Debug)]
@@ -196,11 +168,7 @@ impl Store for MemoryStore {
             }
         }
         let has_slots = lines.iter().any(is_of_slots);
-        if has_slots && plan.patience.books() {
-            let key = plan.takes().zip(&lines).find(|(_, line)| is_of_slots(line));
-            let key = key.map_or("", |((key, _), _)| key).to_owned();
-            return Err(RequestError::NotBookable { key }.into());
-        }
+        check_bookable(plan, &lines)?;
         let latest = latest(plan.patience, now, reading);
         let number = waited.map(|queued| queued.ticket.number);
         let refusal = match state.decide(&lines, plan, number, now, latest) {
@@ -400,247 +368,6 @@ impl State {
                 key: key.to_owned(),
                 file: PLACE.into(),
             })
-    }
-
-    fn next_permit(&mut self) -> PermitNumber {
-        self.last_permit += 1;
-        PermitNumber(self.last_permit)
-    }
-
-    /// Enters a permit that holds slots or has an id.
-    fn enter_permit(
-        &mut self,
-        registered: &Registered,
-        at: Timestamp,
-        request: String,
-        rows: &[Row],
-        expires: Option<Timestamp>,
-    ) {
-        if let Some(id) = &registered.id {
-            self.ids.insert(id.clone(), registered.number);
-        }
-        for slot in &registered.slots {
-            let held = Held {
-                amount: slot.amount.cast_signed(),
-                expires,
-            };
-            let slots = self.ledgers.slots.entry(slot.limit).or_default();
-            slots.entry(registered.number).or_insert(held);
-        }
-        let permit = OpenPermit {
-            id: registered.id.clone(),
-            request,
-            at,
-            rows: rows.into(),
-            slots: registered.slots.clone(),
-            expires,
-            is_held: true,
-            is_detached: false,
-        };
-        self.permits.insert(registered.number, permit);
-    }
-
-    /// Ends permits whose timeout has passed, and forgets the ids of those that ended long ago.
-    fn end_what_is_due(&mut self, now: Timestamp) {
-        let due = |permit: &OpenPermit| permit.expires.is_some_and(|expires| expires <= now);
-        let expired: Vec<PermitNumber> = self
-            .permits
-            .iter()
-            .filter_map(|(number, permit)| due(permit).then_some(*number))
-            .collect();
-        for number in expired {
-            self.end_permit(number, End::Expired, now);
-        }
-        let oldest = now.saturating_minus_ns(REMEMBERED_NS);
-        self.ended.retain(|_, ended| ended.ended_at > oldest);
-    }
-
-    fn give_back_slots(&mut self, number: PermitNumber) {
-        for slots in self.ledgers.slots.values_mut() {
-            slots.remove(&number);
-        }
-    }
-
-    fn end_permit(&mut self, number: PermitNumber, end: End, now: Timestamp) {
-        self.give_back_slots(number);
-        if let Some(permit) = self.permits.remove(&number)
-            && let Some(id) = permit.id
-        {
-            self.ids.remove(&id);
-            let ended = EndedPermit {
-                end,
-                at: permit.at,
-                request: permit.request,
-                ended_at: now,
-            };
-            self.ended.insert(id, ended);
-        }
-    }
-
-    /// The claim on a permit is dropped: its slots come back, and if it has an id it can still be settled for a while.
-    fn abandon(&mut self, number: PermitNumber, now: Timestamp) {
-        self.give_back_slots(number);
-        match self.permits.get_mut(&number) {
-            Some(permit) if permit.id.is_some() => {
-                permit.is_held = false;
-                permit.slots.clear();
-                permit.expires = Some(now.saturating_plus_ns(REMEMBERED_NS));
-            }
-            _ => self.end_permit(number, End::Expired, now),
-        }
-    }
-
-    fn renew(&mut self, number: PermitNumber, expires: Timestamp) -> Option<Timestamp> {
-        let permit = self.permits.get_mut(&number)?;
-        permit.expires = Some(expires);
-        for slots in self.ledgers.slots.values_mut() {
-            if let Some(held) = slots.get_mut(&number) {
-                held.expires = Some(expires);
-            }
-        }
-        Some(expires)
-    }
-
-    /// Ends a permit and does something about its charges, if it is open.
-    fn change(
-        &mut self,
-        which: Which<'_>,
-        end: End,
-        act: impl FnOnce(&mut Self, &Claim) -> Result<Settlement, Error>,
-    ) -> Result<Settled, Error> {
-        let now = self.ledgers.now;
-        self.end_what_is_due(now);
-        let found;
-        let claim = match which {
-            Which::Claim(claim) => claim,
-            Which::Id(id) => {
-                let Some(number) = self.ids.get(id).copied() else {
-                    let ended = self.ended.get(id).map(|ended| ended.end.told());
-                    return Ok(ended.unwrap_or(Settled::Unknown));
-                };
-                found = self.claim_on(number, Holder::Other);
-                &found
-            }
-        };
-        if let Some(registered) = &claim.registered
-            && !self.permits.contains_key(&registered.number)
-        {
-            let ended = registered.id.as_ref().and_then(|id| self.ended.get(id));
-            return Ok(ended.map_or(End::Expired, |ended| ended.end).told());
-        }
-        let settlement = act(self, claim)?;
-        if let Some(registered) = &claim.registered {
-            self.end_permit(registered.number, end, now);
-        }
-        Ok(Settled::Now(settlement))
-    }
-
-    /// A claim on an open permit.
-    fn claim_on(&self, number: PermitNumber, holder: Holder) -> Claim {
-        let permit = self.permits.get(&number);
-        let at = permit.map_or(self.ledgers.now, |permit| permit.at);
-        Claim {
-            at,
-            wake_at: self.timeline.elapsed_at(at),
-            session: 0,
-            pid: std::process::id(),
-            rows: permit.map(|permit| permit.rows.clone()).unwrap_or_default(),
-            booking: None,
-            accepted: None,
-            registered: Some(Box::new(Registered {
-                number,
-                id: permit.and_then(|permit| permit.id.clone()),
-                slots: permit
-                    .map(|permit| permit.slots.clone())
-                    .unwrap_or_default(),
-                holder,
-            })),
-        }
-    }
-
-    fn settle(&mut self, claim: &Claim, used: &Used) -> Result<Settlement, Error> {
-        used.check(&claim.rows)?;
-        let now = self.ledgers.now;
-        let mut settlement = Settlement::default();
-        for row in &claim.rows {
-            let Some(used) = used.of(&row.key) else {
-                continue;
-            };
-            let known = self.known(&row.key)?;
-            let charged = self.ledgers.amount(row.limit, claim.at, row.seq);
-            let estimate = Estimate {
-                id: row.limit,
-                limit: &known.limit,
-                at: claim.at,
-                charged: charged.unwrap_or(row.amount.cast_signed()),
-                used: used.cast_signed(),
-            };
-            let Ok(correction) = correction(&mut self.ledgers, &estimate, now);
-            let amount = correction.charged;
-            self.ledgers.amend(row.limit, claim.at, row.seq, amount);
-            self.owe(row.limit, correction.debt);
-            settlement.add(row, used, correction);
-        }
-        Ok(settlement)
-    }
-
-    /// What was granted before under the id of a request: the whole of it, or all but the slots.
-    fn resume(&mut self, plan: &Plan<'_>, id: &str) -> Result<Option<Resumed>, Error> {
-        self.end_what_is_due(self.ledgers.now);
-        let number = self.ids.get(id).copied();
-        let open = number.and_then(|number| self.permits.get(&number));
-        let ended = self.ended.get(id);
-        let stored = match (open, ended) {
-            (Some(open), _) => &open.request,
-            (None, Some(ended)) if ended.end != End::Cancelled => &ended.request,
-            _ => return Ok(None),
-        };
-        if *stored != plan.print() {
-            return Err(Error::IdTaken {
-                id: id.to_owned(),
-                stored: stored.replace('\n', ", "),
-                file: PLACE.into(),
-            });
-        }
-        let (Some(number), Some(open)) = (number, open) else {
-            let mut claim = self.claim_on(PermitNumber(0), Holder::Ended);
-            claim.at = ended.map_or(claim.at, |ended| ended.at);
-            return Ok(Some(Resumed::Whole(claim)));
-        };
-        if open.is_held || open.is_detached {
-            return Ok(Some(Resumed::Whole(self.claim_on(number, Holder::Other))));
-        }
-        let claim = self.claim_on(number, Holder::Claim);
-        if claim.print() != open.request {
-            return Ok(Some(Resumed::WithoutSlots(number)));
-        }
-        self.adopt(number, None);
-        Ok(Some(Resumed::Whole(claim)))
-    }
-
-    fn adopt(&mut self, number: PermitNumber, expires: Option<Timestamp>) {
-        if let Some(permit) = self.permits.get_mut(&number) {
-            permit.is_held = true;
-            permit.expires = expires;
-        }
-    }
-
-    /// Takes the slots again of a permit that nobody answers for any more.
-    fn retake(&mut self, number: PermitNumber, lines: &[Line<'_>], now: Timestamp) -> Claim {
-        let expires = expiry(lines.iter(), now);
-        self.adopt(number, expires);
-        for line in lines {
-            let held = Held {
-                amount: line.amount,
-                expires,
-            };
-            let slots = self.ledgers.slots.entry(line.id).or_default();
-            slots.insert(number, held);
-            if let Some(permit) = self.permits.get_mut(&number) {
-                permit.slots.push(SlotTake::new(line));
-            }
-        }
-        self.claim_on(number, Holder::Claim)
     }
 
     fn owe(&mut self, limit: LimitId, debt: i64) {

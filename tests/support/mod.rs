@@ -10,6 +10,7 @@ pub mod stays;
 
 use std::path::{Path, PathBuf};
 
+use quotalite::{Limiter, ManualClock};
 use rusqlite::Connection;
 use rusqlite::types::FromSql;
 use tempfile::TempDir;
@@ -41,6 +42,25 @@ impl Scratch {
             .query_row(query, [], |row| row.get(0))
             .unwrap()
     }
+}
+
+/// A limiter on a new file and on a clock that stands still.
+pub fn on_file() -> (Scratch, Limiter, ManualClock) {
+    let scratch = scratch();
+    let clock = ManualClock::new();
+    let limiter = Limiter::builder(scratch.file())
+        .clock(clock.clone())
+        .open()
+        .unwrap();
+    (scratch, limiter, clock)
+}
+
+/// The same story for both stores.
+pub fn in_both_stores(story: impl Fn(&Limiter, &ManualClock)) {
+    let clock = ManualClock::new();
+    story(&Limiter::in_memory_with(clock.clone()), &clock);
+    let (_scratch, limiter, clock) = on_file();
+    story(&limiter, &clock);
 }
 
 /// A plain connection of SQLite to a file in use.

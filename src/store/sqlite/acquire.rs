@@ -7,13 +7,13 @@ use super::transaction::Transaction;
 use crate::calendar::Line;
 use crate::clock::Timestamp;
 use crate::decision::{Verdict, decide};
-use crate::error::{Error, RequestError};
+use crate::error::Error;
 use crate::line::{decide_behind, is_of_slots, rates_admit};
 use crate::plan::{Patience, Plan};
 use crate::settlement::End;
 use crate::store::{
     BookingId, Claim, Few, Holder, Outcome, PermitNumber, Queued, Registered, Row, TicketId,
-    denial, expiry, latest, lines,
+    check_bookable, denial, expiry, latest, lines,
 };
 
 /// What one attempt at an acquisition came to.
@@ -56,11 +56,7 @@ pub(super) fn attempt(
         }
     }
     let has_slots = lines.iter().any(is_of_slots);
-    if has_slots && plan.patience.books() {
-        let key = plan.takes().zip(&lines).find(|(_, line)| is_of_slots(line));
-        let key = key.map_or("", |((key, _), _)| key).to_owned();
-        return Err(RequestError::NotBookable { key }.into());
-    }
+    check_bookable(plan, &lines)?;
     let latest = latest(plan.patience, now, transaction.reading);
     let mut verdict = decide_in_line(transaction, &lines, plan, ticket, latest)?;
     if verdict != Verdict::Admit(now)

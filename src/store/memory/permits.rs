@@ -1,0 +1,290 @@
+//! Permits that hold slots or have an id, in memory.
+
+use super::accounts::Held;
+use super::{PLACE, State};
+use crate::calendar::Line;
+use crate::clock::Timestamp;
+use crate::error::Error;
+use crate::plan::Plan;
+use crate::settlement::{End, Estimate, Settled, Settlement, Used, correction};
+use crate::store::{
+    Claim, Few, Holder, PermitNumber, REMEMBERED_NS, Registered, Row, SlotTake, Which, expiry,
+};
+
+/// A permit that holds slots or has an id.
+#[derive(Debug)]
+pub(super) struct OpenPermit {
+    pub(super) id: Option<Box<str>>,
+    pub(super) request: String,
+    pub(super) at: Timestamp,
+    pub(super) rows: Few<Row>,
+    pub(super) slots: Few<SlotTake>,
+    pub(super) expires: Option<Timestamp>,
+    pub(super) is_held: bool,
+    pub(super) is_detached: bool,
+}
+
+/// A permit that had an id.
+#[derive(Debug)]
+pub(super) struct EndedPermit {
+    pub(super) end: End,
+    pub(super) at: Timestamp,
+    pub(super) request: String,
+    pub(super) ended_at: Timestamp,
+}
+
+/// What was found under the id of a request.
+#[expect(clippy::large_enum_variant, reason = "it is looked at once and gone")]
+pub(super) enum Resumed {
+    Whole(Claim),
+    /// The permit is there, but its slots came back when its claim was dropped.
+    WithoutSlots(PermitNumber),
+}
+
+impl State {
+    pub(super) fn next_permit(&mut self) -> PermitNumber {
+        self.last_permit += 1;
+        PermitNumber(self.last_permit)
+    }
+
+    /// Enters a permit that holds slots or has an id.
+    pub(super) fn enter_permit(
+        &mut self,
+        registered: &Registered,
+        at: Timestamp,
+        request: String,
+        rows: &[Row],
+        expires: Option<Timestamp>,
+    ) {
+        if let Some(id) = &registered.id {
+            self.ids.insert(id.clone(), registered.number);
+        }
+        for slot in &registered.slots {
+            let held = Held {
+                amount: slot.amount.cast_signed(),
+                expires,
+            };
+            let slots = self.ledgers.slots.entry(slot.limit).or_default();
+            slots.entry(registered.number).or_insert(held);
+        }
+        let permit = OpenPermit {
+            id: registered.id.clone(),
+            request,
+            at,
+            rows: rows.into(),
+            slots: registered.slots.clone(),
+            expires,
+            is_held: true,
+            is_detached: false,
+        };
+        self.permits.insert(registered.number, permit);
+    }
+
+    /// Ends permits whose timeout has passed, and forgets the ids of those that ended long ago.
+    pub(super) fn end_what_is_due(&mut self, now: Timestamp) {
+        let due = |permit: &OpenPermit| permit.expires.is_some_and(|expires| expires <= now);
+        let expired: Vec<PermitNumber> = self
+            .permits
+            .iter()
+            .filter_map(|(number, permit)| due(permit).then_some(*number))
+            .collect();
+        for number in expired {
+            self.end_permit(number, End::Expired, now);
+        }
+        let oldest = now.saturating_minus_ns(REMEMBERED_NS);
+        self.ended.retain(|_, ended| ended.ended_at > oldest);
+    }
+
+    pub(super) fn give_back_slots(&mut self, number: PermitNumber) {
+        for slots in self.ledgers.slots.values_mut() {
+            slots.remove(&number);
+        }
+    }
+
+    pub(super) fn end_permit(&mut self, number: PermitNumber, end: End, now: Timestamp) {
+        self.give_back_slots(number);
+        if let Some(permit) = self.permits.remove(&number)
+            && let Some(id) = permit.id
+        {
+            self.ids.remove(&id);
+            let ended = EndedPermit {
+                end,
+                at: permit.at,
+                request: permit.request,
+                ended_at: now,
+            };
+            self.ended.insert(id, ended);
+        }
+    }
+
+    /// The claim on a permit is dropped: its slots come back, and if it has an id it can still be settled for a while.
+    pub(super) fn abandon(&mut self, number: PermitNumber, now: Timestamp) {
+        self.give_back_slots(number);
+        match self.permits.get_mut(&number) {
+            Some(permit) if permit.id.is_some() => {
+                permit.is_held = false;
+                permit.slots.clear();
+                permit.expires = Some(now.saturating_plus_ns(REMEMBERED_NS));
+            }
+            _ => self.end_permit(number, End::Expired, now),
+        }
+    }
+
+    pub(super) fn renew(&mut self, number: PermitNumber, expires: Timestamp) -> Option<Timestamp> {
+        let permit = self.permits.get_mut(&number)?;
+        permit.expires = Some(expires);
+        for slots in self.ledgers.slots.values_mut() {
+            if let Some(held) = slots.get_mut(&number) {
+                held.expires = Some(expires);
+            }
+        }
+        Some(expires)
+    }
+
+    /// Ends a permit and does something about its charges, if it is open.
+    pub(super) fn change(
+        &mut self,
+        which: Which<'_>,
+        end: End,
+        act: impl FnOnce(&mut Self, &Claim) -> Result<Settlement, Error>,
+    ) -> Result<Settled, Error> {
+        let now = self.ledgers.now;
+        self.end_what_is_due(now);
+        let found;
+        let claim = match which {
+            Which::Claim(claim) => claim,
+            Which::Id(id) => {
+                let Some(number) = self.ids.get(id).copied() else {
+                    let ended = self.ended.get(id).map(|ended| ended.end.told());
+                    return Ok(ended.unwrap_or(Settled::Unknown));
+                };
+                found = self.claim_on(number, Holder::Other);
+                &found
+            }
+        };
+        if let Some(registered) = &claim.registered
+            && !self.permits.contains_key(&registered.number)
+        {
+            let ended = registered.id.as_ref().and_then(|id| self.ended.get(id));
+            return Ok(ended.map_or(End::Expired, |ended| ended.end).told());
+        }
+        let settlement = act(self, claim)?;
+        if let Some(registered) = &claim.registered {
+            self.end_permit(registered.number, end, now);
+        }
+        Ok(Settled::Now(settlement))
+    }
+
+    /// A claim on an open permit.
+    pub(super) fn claim_on(&self, number: PermitNumber, holder: Holder) -> Claim {
+        let permit = self.permits.get(&number);
+        let at = permit.map_or(self.ledgers.now, |permit| permit.at);
+        Claim {
+            at,
+            wake_at: self.timeline.elapsed_at(at),
+            session: 0,
+            pid: std::process::id(),
+            rows: permit.map(|permit| permit.rows.clone()).unwrap_or_default(),
+            booking: None,
+            accepted: None,
+            registered: Some(Box::new(Registered {
+                number,
+                id: permit.and_then(|permit| permit.id.clone()),
+                slots: permit
+                    .map(|permit| permit.slots.clone())
+                    .unwrap_or_default(),
+                holder,
+            })),
+        }
+    }
+
+    pub(super) fn settle(&mut self, claim: &Claim, used: &Used) -> Result<Settlement, Error> {
+        used.check(&claim.rows)?;
+        let now = self.ledgers.now;
+        let mut settlement = Settlement::default();
+        for row in &claim.rows {
+            let Some(used) = used.of(&row.key) else {
+                continue;
+            };
+            let known = self.known(&row.key)?;
+            let charged = self.ledgers.amount(row.limit, claim.at, row.seq);
+            let estimate = Estimate {
+                id: row.limit,
+                limit: &known.limit,
+                at: claim.at,
+                charged: charged.unwrap_or(row.amount.cast_signed()),
+                used: used.cast_signed(),
+            };
+            let Ok(correction) = correction(&mut self.ledgers, &estimate, now);
+            let amount = correction.charged;
+            self.ledgers.amend(row.limit, claim.at, row.seq, amount);
+            self.owe(row.limit, correction.debt);
+            settlement.add(row, used, correction);
+        }
+        Ok(settlement)
+    }
+
+    /// What was granted before under the id of a request: the whole of it, or all but the slots.
+    pub(super) fn resume(&mut self, plan: &Plan<'_>, id: &str) -> Result<Option<Resumed>, Error> {
+        self.end_what_is_due(self.ledgers.now);
+        let number = self.ids.get(id).copied();
+        let open = number.and_then(|number| self.permits.get(&number));
+        let ended = self.ended.get(id);
+        let stored = match (open, ended) {
+            (Some(open), _) => &open.request,
+            (None, Some(ended)) if ended.end != End::Cancelled => &ended.request,
+            _ => return Ok(None),
+        };
+        if *stored != plan.print() {
+            return Err(Error::IdTaken {
+                id: id.to_owned(),
+                stored: stored.replace('\n', ", "),
+                file: PLACE.into(),
+            });
+        }
+        let (Some(number), Some(open)) = (number, open) else {
+            let mut claim = self.claim_on(PermitNumber(0), Holder::Ended);
+            claim.at = ended.map_or(claim.at, |ended| ended.at);
+            return Ok(Some(Resumed::Whole(claim)));
+        };
+        if open.is_held || open.is_detached {
+            return Ok(Some(Resumed::Whole(self.claim_on(number, Holder::Other))));
+        }
+        let claim = self.claim_on(number, Holder::Claim);
+        if claim.print() != open.request {
+            return Ok(Some(Resumed::WithoutSlots(number)));
+        }
+        self.adopt(number, None);
+        Ok(Some(Resumed::Whole(claim)))
+    }
+
+    pub(super) fn adopt(&mut self, number: PermitNumber, expires: Option<Timestamp>) {
+        if let Some(permit) = self.permits.get_mut(&number) {
+            permit.is_held = true;
+            permit.expires = expires;
+        }
+    }
+
+    /// Takes the slots again of a permit that nobody answers for any more.
+    pub(super) fn retake(
+        &mut self,
+        number: PermitNumber,
+        lines: &[Line<'_>],
+        now: Timestamp,
+    ) -> Claim {
+        let expires = expiry(lines.iter(), now);
+        self.adopt(number, expires);
+        for line in lines {
+            let held = Held {
+                amount: line.amount,
+                expires,
+            };
+            let slots = self.ledgers.slots.entry(line.id).or_default();
+            slots.insert(number, held);
+            if let Some(permit) = self.permits.get_mut(&number) {
+                permit.slots.push(SlotTake::new(line));
+            }
+        }
+        self.claim_on(number, Holder::Claim)
+    }
+}
