@@ -244,3 +244,116 @@ fn a_stock_shell_reads_the_views_without_writing() {
     }
     assert!(limiter.try_acquire(("tokens", 1)).unwrap().is_granted());
 }
+
+/// One slot is held with tokens, one permit is detached, one has ended, and somebody waits in line.
+fn a_file_with_permits() -> (support::Scratch, Limiter, quotalite::Permit) {
+    let scratch = scratch();
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    limiter.define(Limit::slots("slots", 3)).unwrap();
+    limiter
+        .define(Limit::new("tokens").rate(900, HOUR))
+        .unwrap();
+    let ask = |slots: u64| Request::new().take("slots", slots).take("tokens", 100);
+    let held = limiter.acquire(&ask(2).id("job 1")).unwrap();
+    limiter
+        .acquire(&ask(1).id("job 2"))
+        .unwrap()
+        .detach(HOUR)
+        .unwrap();
+    limiter
+        .acquire(&Request::new().take("tokens", 7).id("job 3"))
+        .unwrap()
+        .settle([("tokens", 5)])
+        .unwrap();
+    let waiting = limiter.clone();
+    std::thread::spawn(move || waiting.acquire_within(&ask(1), HOUR).map(drop));
+    let deadline = std::time::Instant::now() + 20 * SECOND;
+    while limiter.usage("slots").unwrap().waiting() == 0 {
+        assert!(std::time::Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    (scratch, limiter, held)
+}
+
+#[test]
+fn permits_and_waiting_show_who_holds_and_who_waits() {
+    let (scratch, limiter, held) = a_file_with_permits();
+    let connection = open_raw(&scratch.file());
+    let permits = || {
+        rows(
+            &connection,
+            "SELECT id, pid IS NOT NULL, expires IS NOT NULL, holds, state FROM permits ORDER BY id",
+        )
+    };
+    assert_eq!(
+        permits(),
+        [
+            "job 1|1|0|2 slots, 100 tokens|held",
+            "job 2|0|1|1 slots, 100 tokens|detached",
+            "job 3|0|0||settled",
+        ]
+    );
+    let fences = rows(&connection, "SELECT fence FROM permits WHERE id = 'job 1'");
+    assert_eq!(fences, [held.fence().unwrap().to_string()]);
+    let pid = std::process::id();
+    assert_eq!(
+        rows(
+            &connection,
+            "SELECT pid, wants, deadline > since FROM waiting"
+        ),
+        [format!("{pid}|1 slots, 100 tokens|1")]
+    );
+    assert_eq!(
+        rows(
+            &connection,
+            "SELECT key, kind, capacity, window_ns IS NULL FROM limits"
+        ),
+        ["slots|slots|3|1", "tokens|rate|900|0"]
+    );
+    assert_eq!(
+        rows(
+            &connection,
+            "SELECT key, rate, used, available, capacity, percent, next_release IS NULL FROM status
+             WHERE key = 'slots'"
+        ),
+        ["slots|3 slots|3|0|3|100.0|1"]
+    );
+    drop(held);
+    assert!(
+        permits()[0].ends_with("|100 tokens|abandoned"),
+        "{:?}",
+        permits()
+    );
+    assert!(
+        limiter
+            .settle("job 1", [("tokens", 1)])
+            .unwrap()
+            .settlement()
+            .is_some()
+    );
+    assert!(permits()[0].ends_with("||settled"), "{:?}", permits());
+}
+
+#[test]
+fn an_old_shell_reads_the_permits_and_the_line() {
+    let (scratch, _limiter, held) = a_file_with_permits();
+    let query = "SELECT id, holds, state FROM permits ORDER BY id; SELECT wants FROM waiting; \
+                 SELECT key, used FROM status ORDER BY key;";
+    let output = Command::new("sqlite3")
+        .arg("-readonly")
+        .arg(scratch.file())
+        .arg(query)
+        .output();
+    let Ok(output) = output else {
+        println!("skipped: there is no sqlite3");
+        return;
+    };
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap(),
+        "job 1|2 slots, 100 tokens|held\njob 2|1 slots, 100 tokens|detached\njob 3||settled\n\
+         1 slots, 100 tokens\nslots|3\ntokens|205\n",
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    drop(held);
+}
