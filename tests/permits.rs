@@ -302,3 +302,32 @@ fn bad_ids_are_refused() {
         drop(get(limiter, &ask().id("x".repeat(128))));
     });
 }
+
+#[test]
+fn two_who_wait_for_the_same_under_one_id_get_one_permit_and_both_leave_the_line() {
+    in_both_stores(|limiter, _| {
+        define(limiter);
+        let held = limiter.acquire("slots").unwrap();
+        let answers: Vec<_> = (0..2)
+            .map(|_| {
+                let limiter = limiter.clone();
+                std::thread::spawn(move || limiter.acquire(&ask().id("job")).unwrap())
+            })
+            .collect();
+        let deadline = std::time::Instant::now() + 20 * SECOND;
+        while limiter.usage("slots").unwrap().waiting() < 2 {
+            assert!(std::time::Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(held);
+        let permits: Vec<Permit> = answers
+            .into_iter()
+            .map(|answer| answer.join().unwrap())
+            .collect();
+        assert_eq!(permits[0].fence(), permits[1].fence());
+        assert_eq!(limiter.usage("slots").unwrap().waiting(), 0);
+        assert_eq!(free(limiter), (0, 40));
+        drop(permits);
+        assert_eq!(free(limiter), (1, 40));
+    });
+}

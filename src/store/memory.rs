@@ -160,7 +160,14 @@ impl Store for MemoryStore {
         if let Some(id) = plan.id() {
             match state.resume(plan, id)? {
                 None => {}
-                Some(Resumed::Whole(claim)) => return Ok(Outcome::Admitted { claim, now }),
+                Some(Resumed::Whole(claim)) => {
+                    // Somebody else was served who waited for the same.
+                    if let Some(queued) = waited {
+                        state.tickets.remove(&queued.ticket.number);
+                        self.changed(&mut state);
+                    }
+                    return Ok(Outcome::Admitted { claim, now });
+                }
                 Some(Resumed::WithoutSlots(number)) => {
                     lines.retain(|line| is_of_slots(line));
                     resumed = Some(number);

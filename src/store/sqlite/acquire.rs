@@ -47,7 +47,13 @@ pub(super) fn attempt(
         }
         match resume(transaction, session, plan, id)? {
             Resumed::Not => {}
-            Resumed::Whole(claim) => return Ok(Attempt::Done(Outcome::Admitted { claim, now })),
+            Resumed::Whole(claim) => {
+                // Somebody else was served who waited for the same.
+                if let Some(ticket) = ticket {
+                    transaction.leave_line(ticket)?;
+                }
+                return Ok(Attempt::Done(Outcome::Admitted { claim, now }));
+            }
             Resumed::WithoutSlots(number) => {
                 // Its charges stand; only the slots have to be taken again.
                 lines.retain(|line| is_of_slots(line));
