@@ -164,6 +164,71 @@ fn renewing_keeps_a_slot_beyond_its_timeout() {
 }
 
 #[test]
+fn only_what_ends_by_itself_can_be_renewed() {
+    in_both_stores(|limiter, clock| {
+        define(limiter);
+        let permit = get(limiter, &ask().id("job"));
+        assert_eq!(permit.renew(SECOND).unwrap(), None);
+        assert_eq!(limiter.renew("job", SECOND).unwrap(), None);
+        clock.advance(2 * SECOND);
+        assert_eq!(free(limiter), (0, 40));
+        let plain = limiter.acquire(("tokens", 1)).unwrap();
+        assert_eq!(plain.renew(SECOND).unwrap(), None);
+        drop(permit);
+        assert!(limiter.renew("job", 2 * HOUR).unwrap().is_some());
+    });
+}
+
+#[test]
+fn an_id_that_comes_too_late_stands_for_an_expired_permit() {
+    let (scratch, limiter, clock) = on_file();
+    limiter
+        .define(Limit::slots("slots", 1).timeout(SECOND))
+        .unwrap();
+    limiter
+        .define(Limit::new("tokens").rate(100, MINUTE))
+        .unwrap();
+    let late = get(&limiter, &ask());
+    clock.advance(SECOND);
+    let next = limiter.acquire("slots").unwrap();
+    // Sweeping comes by once in a while.
+    for _ in 0..200 {
+        drop(limiter.try_acquire("tokens").unwrap());
+        clock.advance(SECOND / 4);
+        next.renew(SECOND).unwrap();
+    }
+    let id = late.id().unwrap();
+    assert_eq!(
+        limiter.settle(&id, [("tokens", 1)]).unwrap(),
+        Settled::Expired
+    );
+    assert_eq!(late.settle([("tokens", 1)]).unwrap(), Settled::Expired);
+    assert_eq!(
+        scratch.sqlite::<i64>("SELECT count(*) FROM permit_charge"),
+        0
+    );
+}
+
+/// Its charge would be given back when the process dies, and then be somebody else's.
+#[test]
+fn a_booked_permit_with_an_id_that_is_dropped_stays_charged() {
+    let (scratch, limiter, clock) = on_file();
+    define(&limiter);
+    drop(limiter.acquire(("tokens", 100)).unwrap());
+    let ask = Request::new().take("tokens", 30).id("later");
+    drop(limiter.book(&ask).unwrap().accept());
+    drop(limiter);
+    let other = open(&scratch, &clock);
+    assert!(!other.try_acquire("tokens").unwrap().is_granted());
+    let booked = other.book(("tokens", 80)).unwrap();
+    assert_eq!(booked.wait_time(), 2 * MINUTE);
+    let settled = other.settle("later", [("tokens", 10)]).unwrap();
+    assert_eq!(settled.settlement().unwrap().amounts()[0].charged(), 10);
+    clock.advance(MINUTE);
+    assert_eq!(free(&other).1, 90);
+}
+
+#[test]
 fn the_same_id_and_request_are_charged_once() {
     in_both_stores(|limiter, clock| {
         define(limiter);

@@ -300,15 +300,9 @@ impl Store for MemoryStore {
     fn detach(&self, claim: &Claim, timeout_ns: i64) -> Result<Option<Timestamp>, Error> {
         let (mut state, _, now) = self.enter();
         state.end_what_is_due(now);
-        let Some(registered) = &claim.registered else {
-            return Ok(None);
-        };
-        let expires = state.renew(registered.number, now.saturating_plus_ns(timeout_ns));
-        if let Some(permit) = state.permits.get_mut(&registered.number) {
-            permit.is_held = false;
-            permit.is_detached = true;
-        }
-        Ok(expires)
+        let expires = now.saturating_plus_ns(timeout_ns);
+        let number = claim.registered.as_ref().map(|found| found.number);
+        Ok(number.and_then(|number| state.detach(number, expires)))
     }
 
     fn renew(&self, which: Which<'_>, timeout_ns: i64) -> Result<Option<Timestamp>, Error> {

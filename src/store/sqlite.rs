@@ -501,12 +501,11 @@ impl Store for SqliteStore {
         };
         let session = self.session_of(claim)?;
         self.write(&session, |transaction| {
-            let expires = transaction.renew(registered.number, timeout_ns)?;
-            if expires.is_some() {
-                transaction.detach(registered.number)?;
-                if let Some(booking) = claim.booking {
-                    transaction.forget_booking(booking)?;
-                }
+            let expires = transaction.detach(registered.number, timeout_ns)?;
+            if let Some(booking) = claim.booking
+                && expires.is_some()
+            {
+                transaction.forget_booking(booking)?;
             }
             Ok(expires)
         })
@@ -551,6 +550,10 @@ impl Store for SqliteStore {
                 if transaction.is_open(registered.number)? {
                     let slots = registered.slots.iter().map(|slot| slot.limit);
                     transaction.abandon(registered.number, slots)?;
+                    // Its charges stay, for whoever settles it: they are nobody's booking any more.
+                    if let Some(booking) = claim.booking {
+                        transaction.forget_booking(booking)?;
+                    }
                 }
                 Ok(())
             });

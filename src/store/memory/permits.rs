@@ -130,15 +130,31 @@ impl State {
         }
     }
 
+    /// Lets a permit that ends by itself do so later.
     pub(super) fn renew(&mut self, number: PermitNumber, expires: Timestamp) -> Option<Timestamp> {
         let permit = self.permits.get_mut(&number)?;
+        permit.expires?;
         permit.expires = Some(expires);
+        self.let_slots_expire(number, expires);
+        Some(expires)
+    }
+
+    /// Unties a permit from its claim, and lets it end by itself.
+    pub(super) fn detach(&mut self, number: PermitNumber, expires: Timestamp) -> Option<Timestamp> {
+        let permit = self.permits.get_mut(&number)?;
+        permit.expires = Some(expires);
+        permit.is_held = false;
+        permit.is_detached = true;
+        self.let_slots_expire(number, expires);
+        Some(expires)
+    }
+
+    fn let_slots_expire(&mut self, number: PermitNumber, expires: Timestamp) {
         for slots in self.ledgers.slots.values_mut() {
             if let Some(held) = slots.get_mut(&number) {
                 held.expires = Some(expires);
             }
         }
-        Some(expires)
     }
 
     /// Ends a permit and does something about its charges, if it is open.

@@ -442,15 +442,23 @@ impl Transaction<'_> {
             }
             Some(registered) => {
                 self.wrote();
-                self.link
+                let number = registered.number;
+                let named = self
+                    .link
                     .connection
                     .prepare_cached(NAME)
-                    .and_then(|mut s| s.execute((registered.number.0, id, request)))
+                    .and_then(|mut s| s.execute((number.0, id, request.as_str())))
                     .map_err(|error| self.sqlite(error))?;
-                Registered {
+                let registered = Registered {
                     id: Some(id.into()),
                     ..(**registered).clone()
+                };
+                if named == 0 {
+                    // Its timeout has passed.
+                    self.remember_expired(claim, number, id, &request)?;
+                    return Ok(registered);
                 }
+                registered
             }
         };
         self.insert_permit_charges(registered.number, &claim.rows)?;
@@ -458,40 +466,70 @@ impl Transaction<'_> {
     }
 }
 
-const DETACH: &str = "UPDATE permit SET owner_id = NULL, detached = 1 WHERE permit_id = ?1";
+const REMEMBER_EXPIRED: &str = "INSERT INTO ended_permit
+    (id, permit_id, at_ns, ended_ns, request, outcome) VALUES (?1, ?2, ?3, ?4, ?5, 'expired')";
+
+impl Transaction<'_> {
+    fn remember_expired(
+        &self,
+        claim: &Claim,
+        permit: PermitNumber,
+        id: &str,
+        request: &str,
+    ) -> Result<(), Error> {
+        let now_ns = self.now().as_nanos();
+        self.link
+            .connection
+            .prepare_cached(REMEMBER_EXPIRED)
+            .and_then(|mut s| s.execute((id, permit.0, claim.at.as_nanos(), now_ns, request)))
+            .map(drop)
+            .map_err(|error| self.sqlite(error))
+    }
+}
+
 const RENEW: &str = "UPDATE permit SET expires_ns = ?2
+    WHERE permit_id = ?1 AND ended_ns IS NULL AND expires_ns > ?3";
+const DETACH: &str = "UPDATE permit SET owner_id = NULL, detached = 1, expires_ns = ?2
     WHERE permit_id = ?1 AND ended_ns IS NULL AND (expires_ns IS NULL OR expires_ns > ?3)";
 
 impl Transaction<'_> {
-    /// Lets a permit end by itself so long from now. Nothing if it has ended.
+    /// Lets a permit that ends by itself do so later. Nothing if it has ended, or does not end by itself.
     pub(super) fn renew(
         &mut self,
         permit: PermitNumber,
         timeout_ns: i64,
     ) -> Result<Option<Timestamp>, Error> {
-        let expires = self.now().saturating_plus_ns(timeout_ns);
-        let renewed = self
+        self.let_expire(RENEW, permit, timeout_ns)
+    }
+
+    /// Unties a permit from its owner, and lets it end by itself. Nothing if it has ended.
+    pub(super) fn detach(
+        &mut self,
+        permit: PermitNumber,
+        timeout_ns: i64,
+    ) -> Result<Option<Timestamp>, Error> {
+        self.let_expire(DETACH, permit, timeout_ns)
+    }
+
+    fn let_expire(
+        &mut self,
+        sql: &str,
+        permit: PermitNumber,
+        timeout_ns: i64,
+    ) -> Result<Option<Timestamp>, Error> {
+        let now = self.now();
+        let expires = now.saturating_plus_ns(timeout_ns);
+        let changed = self
             .link
             .connection
-            .prepare_cached(RENEW)
-            .and_then(|mut s| s.execute((permit.0, expires.as_nanos(), self.now().as_nanos())))
+            .prepare_cached(sql)
+            .and_then(|mut s| s.execute((permit.0, expires.as_nanos(), now.as_nanos())))
             .map_err(|error| self.sqlite(error))?;
-        if renewed == 0 {
+        if changed == 0 {
             return Ok(None);
         }
         self.wrote();
         self.let_slots_expire(permit, expires)?;
         Ok(Some(expires))
-    }
-
-    /// Unties a permit from its owner.
-    pub(super) fn detach(&mut self, permit: PermitNumber) -> Result<(), Error> {
-        self.wrote();
-        self.link
-            .connection
-            .prepare_cached(DETACH)
-            .and_then(|mut s| s.execute([permit.0]))
-            .map(drop)
-            .map_err(|error| self.sqlite(error))
     }
 }
