@@ -22,6 +22,8 @@ pub(crate) const MOST_AHEAD: usize = 256;
 /// Somebody who waits by a ticket.
 #[derive(Clone, Debug)]
 pub(crate) struct Waiter {
+    /// Who waits; nobody in particular where only one process can.
+    pub(crate) owner: i64,
     pub(crate) takes: Few<(Arc<Known>, i64)>,
     /// It was told long ago that it can go, and did not: it is stopped, or stuck. Nothing is kept for it.
     pub(crate) is_late: bool,

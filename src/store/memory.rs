@@ -211,6 +211,7 @@ impl Store for MemoryStore {
                     session: 0,
                     pid: std::process::id(),
                     seen: state.changes,
+                    in_the_way: Few::new(),
                     again_at: (again_at < Timestamp::from_nanos(i64::MAX))
                         .then(|| state.timeline.elapsed_at(again_at)),
                 }));
@@ -422,6 +423,7 @@ impl State {
     fn queue(&mut self, known: &[Arc<Known>], lines: &[Line<'_>], latest: Timestamp) -> i64 {
         let amounts = lines.iter().map(|line| line.amount);
         let waiter = Waiter {
+            owner: 0,
             takes: known.iter().cloned().zip(amounts).collect(),
             is_late: false,
         };

@@ -38,7 +38,7 @@ use self::connection::waiting_until;
 use self::place::Place;
 use self::session::{LONGEST_OPEN, Opening, Session, lock_until};
 use self::transaction::{Access, Transaction};
-use self::wakes::{LONGEST_POLL, SHORTEST_POLL};
+use self::wakes::{SHORTEST_POLL, looks_again};
 use super::{
     Change, Claim, Definition, Holder, OnConflict, Outcome, Queued, Registered, Store, Which,
     denial, lines,
@@ -373,14 +373,12 @@ impl Store for SqliteStore {
 
     fn wait(&self, queued: &Queued) {
         let Ok(session) = self.session(self.busy_deadline()) else {
-            return thread::sleep(LONGEST_POLL);
+            return thread::sleep(SHORTEST_POLL);
         };
-        let longest = session.wakes.longest_sleep();
-        let asked = Instant::now();
+        let clock = &*self.options.clock;
+        let tries_again = Instant::now() + session.wakes.tries_again();
         loop {
-            let slept = asked.elapsed();
-            let left = longest.saturating_sub(slept);
-            let clock = &*self.options.clock;
+            let left = tries_again.saturating_duration_since(Instant::now());
             let until_again = queued.again_at.map_or(Duration::MAX, |again_at| {
                 let ahead = again_at.saturating_sub(clock.elapsed());
                 if ahead.is_zero() || clock.is_real() {
@@ -389,8 +387,11 @@ impl Store for SqliteStore {
                     SHORTEST_POLL
                 }
             });
-            let nap = left.min(until_again);
-            if nap.is_zero() || session.wakes.sleep(queued.ticket.number, queued.seen, nap) {
+            let nap = left.min(until_again).min(looks_again());
+            let is_over = nap.is_zero()
+                || session.wakes.sleep(queued.ticket.number, queued.seen, nap)
+                || !session.are_alive(&queued.in_the_way);
+            if is_over {
                 return;
             }
         }

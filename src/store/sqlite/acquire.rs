@@ -8,7 +8,7 @@ use crate::calendar::Line;
 use crate::clock::Timestamp;
 use crate::decision::{Verdict, decide};
 use crate::error::Error;
-use crate::line::{decide_behind, is_of_slots, rates_admit};
+use crate::line::{Waiter, decide_behind, is_of_slots, rates_admit};
 use crate::plan::{Patience, Plan};
 use crate::settlement::End;
 use crate::store::{
@@ -64,12 +64,12 @@ pub(super) fn attempt(
     let has_slots = lines.iter().any(is_of_slots);
     check_bookable(plan, &lines)?;
     let latest = latest(plan.patience, now, transaction.reading);
-    let mut verdict = decide_in_line(transaction, &lines, plan, ticket, latest)?;
+    let (mut verdict, mut ahead) = decide_in_line(transaction, &lines, plan, ticket, latest)?;
     if verdict != Verdict::Admit(now)
         && may_come_back(transaction, &lines, &verdict)?
         && transaction.reclaim(&session.lock_file, owner)?
     {
-        verdict = decide_in_line(transaction, &lines, plan, ticket, latest)?;
+        (verdict, ahead) = decide_in_line(transaction, &lines, plan, ticket, latest)?;
     }
     match verdict {
         Verdict::Admit(at) => {
@@ -113,6 +113,7 @@ pub(super) fn attempt(
                         pid: session.pid,
                         // Before the commit: whoever frees something after it will see the ticket.
                         seen: session.wakes.seen(ticket.number),
+                        in_the_way: in_the_way(transaction, &lines, &ahead, owner)?,
                         again_at: (again_at < Timestamp::from_nanos(i64::MAX))
                             .then(|| transaction.timeline().elapsed_at(again_at)),
                     })));
@@ -130,20 +131,49 @@ pub(super) fn attempt(
     }
 }
 
+/// What is decided behind those who wait, and who they are.
 fn decide_in_line(
     transaction: &mut Transaction<'_>,
     lines: &[Line<'_>],
     plan: &Plan<'_>,
     ticket: Option<TicketId>,
     latest: Timestamp,
-) -> Result<Verdict, Error> {
+) -> Result<(Verdict, Vec<Waiter>), Error> {
     let now = transaction.now();
     if plan.patience.books() || transaction.nobody_waits()? {
-        return decide(transaction, lines, now, latest);
+        return Ok((decide(transaction, lines, now, latest)?, Vec::new()));
     }
     let line = transaction.line_before(lines.iter().map(|line| line.id), ticket)?;
-    let ahead: Vec<_> = line.into_values().collect();
-    decide_behind(transaction, &ahead, lines, now, latest)
+    let ahead: Vec<Waiter> = line.into_values().collect();
+    let verdict = decide_behind(transaction, &ahead, lines, now, latest)?;
+    Ok((verdict, ahead))
+}
+
+/// How many owners are watched for at most: the nearest ahead.
+const MOST_WATCHED: usize = 16;
+
+/// The other owners that may hold somebody up: those who hold what it waits for, and those who wait ahead.
+fn in_the_way(
+    transaction: &Transaction<'_>,
+    lines: &[Line<'_>],
+    ahead: &[Waiter],
+    owner: i64,
+) -> Result<Few<i64>, Error> {
+    let mut owners = Few::new();
+    for line in lines.iter().filter(|line| is_of_slots(line)) {
+        owners.extend(transaction.holders(line.id)?);
+    }
+    owners.extend(
+        ahead
+            .iter()
+            .rev()
+            .take(MOST_WATCHED)
+            .map(|waiter| waiter.owner),
+    );
+    owners.sort_unstable();
+    owners.dedup();
+    owners.retain(|other| *other != owner);
+    Ok(owners)
 }
 
 /// Whether what stands in the way could be something that a dead process left behind: only bookings, slots

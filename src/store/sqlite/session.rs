@@ -262,6 +262,14 @@ impl Session {
         self.owner.store(owner, Ordering::SeqCst);
     }
 
+    /// Whether all of these owners are, as far as their locks tell. Who has left its lock in another lock file is
+    /// taken for dead here, and looked at again in a transaction.
+    pub(super) fn are_alive(&self, owners: &[i64]) -> bool {
+        owners
+            .iter()
+            .all(|owner| self.lock_file.is_alive(*owner).unwrap_or(false))
+    }
+
     pub(super) fn next_booking(&self) -> i64 {
         self.bookings.fetch_add(1, Ordering::Relaxed)
     }

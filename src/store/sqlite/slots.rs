@@ -57,6 +57,20 @@ impl Transaction<'_> {
     }
 }
 
+const HOLDERS: &str = "SELECT DISTINCT owner_id FROM slot JOIN permit USING (permit_id)
+    WHERE limit_id = ?1 AND owner_id IS NOT NULL LIMIT 64";
+
+impl Transaction<'_> {
+    /// The owners that hold slots of a limit, or as many of them as are worth watching.
+    pub(super) fn holders(&self, limit: LimitId) -> Result<Vec<i64>, Error> {
+        self.link
+            .connection
+            .prepare_cached(HOLDERS)
+            .and_then(|mut s| s.query_map([limit.0], |row| row.get(0))?.collect())
+            .map_err(|error| self.sqlite(error))
+    }
+}
+
 const SLOTS_OF: &str = "SELECT limit_id, amount FROM slot WHERE permit_id = ?1";
 
 impl Transaction<'_> {

@@ -163,7 +163,7 @@ impl Transaction<'_> {
 
 const TICKETS_OF: &str = "SELECT ticket_id FROM ticket_take
     WHERE limit_id = ?1 AND ticket_id < ?2 ORDER BY ticket_id LIMIT 257";
-const TICKET: &str = "SELECT deadline_ns, ready_ns FROM ticket WHERE ticket_id = ?1";
+const TICKET: &str = "SELECT owner_id, deadline_ns, ready_ns FROM ticket WHERE ticket_id = ?1";
 const TAKES: &str = "SELECT limit_id, amount FROM ticket_take WHERE ticket_id = ?1";
 
 impl Transaction<'_> {
@@ -208,15 +208,15 @@ impl Transaction<'_> {
     /// Nobody, if its deadline has passed: it will see that, too.
     fn waiter(&mut self, number: i64) -> Result<Option<Waiter>, Error> {
         let connection = self.link.connection;
-        let times: Option<(Option<i64>, Option<i64>)> = connection
+        let row: Option<(i64, Option<i64>, Option<i64>)> = connection
             .prepare_cached(TICKET)
             .and_then(|mut s| {
-                s.query_row([number], |row| Ok((row.get(0)?, row.get(1)?)))
+                s.query_row([number], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
                     .optional()
             })
             .map_err(|error| self.sqlite(error))?;
         let now_ns = self.now().as_nanos();
-        let Some((deadline_ns, ready_ns)) = times else {
+        let Some((owner, deadline_ns, ready_ns)) = row else {
             return Ok(None);
         };
         if deadline_ns.is_some_and(|deadline_ns| deadline_ns <= now_ns) {
@@ -236,6 +236,7 @@ impl Transaction<'_> {
             }
         }
         Ok(Some(Waiter {
+            owner,
             takes: known,
             is_late: ready_ns
                 .is_some_and(|ready_ns| ready_ns.saturating_add(LATE_AFTER_NS) <= now_ns),

@@ -11,23 +11,36 @@ pub(super) use linux::Wakes;
 #[cfg(not(target_os = "linux"))]
 pub(super) use portable::Wakes;
 
-/// How long somebody who can be woken sleeps at most, about: a holder that is killed wakes nobody.
-pub(super) const LONGEST_POLL: Duration = Duration::from_millis(100);
+/// How long somebody who can be woken sleeps before it tries again, about, for a wake-up can get lost.
+const TRIES_AGAIN: Duration = Duration::from_secs(1);
 
-/// How long somebody sleeps at most, about, whom nobody can wake.
+/// How long it sleeps before it looks, without touching the file, whether those in its way are alive: a
+/// process that is killed wakes nobody.
+const LOOKS_AGAIN: Duration = Duration::from_millis(60);
+
+/// How long somebody sleeps whom nobody can wake, about.
 pub(super) const SHORTEST_POLL: Duration = Duration::from_millis(4);
 
 impl Wakes {
-    /// How long to sleep before looking again; never twice the same, so that sleepers do not march in step.
-    pub(super) fn longest_sleep(&self) -> Duration {
-        let longest = if self.can_wake() {
-            LONGEST_POLL
+    /// How long to sleep before trying again.
+    pub(super) fn tries_again(&self) -> Duration {
+        jittered(if self.can_wake() {
+            TRIES_AGAIN
         } else {
             SHORTEST_POLL
-        };
-        let us = u64::try_from(longest.as_micros()).unwrap_or(u64::MAX);
-        Duration::from_micros(fastrand::u64(us / 2..=us))
+        })
     }
+}
+
+/// How long to sleep before looking who is alive.
+pub(super) fn looks_again() -> Duration {
+    jittered(LOOKS_AGAIN)
+}
+
+/// Never twice the same, so that sleepers do not march in step.
+fn jittered(longest: Duration) -> Duration {
+    let us = u64::try_from(longest.as_micros()).unwrap_or(u64::MAX);
+    Duration::from_micros(fastrand::u64(us / 2..=us))
 }
 
 #[cfg(target_os = "linux")]
