@@ -28,6 +28,12 @@ impl<'a> From<&'a PermitId> for Handle<'a> {
     }
 }
 
+impl<'a> From<&'a String> for Handle<'a> {
+    fn from(id: &'a String) -> Self {
+        Self(Named::Id(id))
+    }
+}
+
 impl<'a> From<&'a str> for Handle<'a> {
     fn from(id: &'a str) -> Self {
         Self(Named::Id(id))

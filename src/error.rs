@@ -47,7 +47,7 @@ pub enum Error {
         file: PathBuf,
     },
     /// The request fits only after the caller's deadline, or no slot came free until then. Nothing was booked.
-    #[error("{denial}, {} the deadline, in {}", too_late(.denial, *.deadline), .file.display())]
+    #[error("{denial}{} the deadline, in {}", too_late(.denial, *.deadline), .file.display())]
     TooLate {
         /// What stood in the way, and when the request would be admitted.
         denial: Denial,
@@ -196,6 +196,9 @@ pub enum RequestError {
         /// The key of the limit.
         key: String,
     },
+    /// The permit was settled, cancelled or has timed out before.
+    #[error("the permit has ended")]
+    Ended,
     /// There are more than [`MAX_BATCH`] things to do in one transaction.
     #[error("a batch does at most {MAX_BATCH} things, this one {count}")]
     BatchLength {
@@ -254,8 +257,11 @@ impl Error {
 
 fn too_late(denial: &Denial, deadline: Timestamp) -> String {
     match denial.retry_at() {
-        Some(at) => format!("{} after", seconds(at.saturating_duration_since(deadline))),
-        None => "not until".to_owned(),
+        Some(at) => format!(
+            ", {} after",
+            seconds(at.saturating_duration_since(deadline))
+        ),
+        None => " until".to_owned(),
     }
 }
 

@@ -265,6 +265,7 @@ impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Rate(rate) => rate.fmt(f),
+            Self::Slots(1) => f.write_str("1 slot"),
             Self::Slots(count) => write!(f, "{count} slots"),
         }
     }
@@ -274,7 +275,7 @@ impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.key)?;
         match self.slot_count() {
-            Some(count) => write!(f, "{count} slots")?,
+            Some(count) => Obstacle::Slots(count).fmt(f)?,
             None => text::write_rates(f, &self.rates, self.unit())?,
         }
         if let Some(timeout) = self.timeout() {

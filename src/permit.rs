@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use ulid::Ulid;
 
 use crate::clock::Timestamp;
-use crate::error::Error;
+use crate::error::{Error, RequestError};
 use crate::settlement::{Settled, Settlement, Used};
 use crate::store::{Claim, Holder, Store, Which};
 
@@ -20,6 +20,7 @@ pub struct Permit {
     store: Arc<dyn Store>,
     at: Timestamp,
     waited: Duration,
+    is_resumed: bool,
     inner: Mutex<Inner>,
 }
 
@@ -35,7 +36,9 @@ pub(crate) enum State {
     Booked,
     /// It was used, and nobody said how much of it.
     Open,
-    /// It was settled, cancelled or detached.
+    /// It was detached: whatever becomes of it, it is not for this to end it.
+    Detached,
+    /// It was settled or cancelled.
     Closed,
 }
 
@@ -60,6 +63,7 @@ impl Permit {
             store,
             at: claim.at,
             waited,
+            is_resumed: claim.is_resumed,
             inner: Mutex::new(Inner { claim, state }),
         }
     }
@@ -80,6 +84,20 @@ impl Permit {
         registered
             .filter(|registered| !registered.slots.is_empty())
             .map(|registered| registered.number.0.unsigned_abs())
+    }
+
+    /// Whether this is the permit of an earlier request under the same [id](crate::Request::id), so that
+    /// nothing was charged for this one.
+    #[must_use]
+    pub fn is_resumed(&self) -> bool {
+        self.is_resumed
+    }
+
+    /// Whether it has been settled, cancelled or has timed out, as far as is known here. A permit that was asked for
+    /// again under its id can come so, and then there is nothing left to do.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.lock().state == State::Closed
     }
 
     /// How long the request waited in line: from the decision to the instant of the charge.
@@ -142,7 +160,8 @@ impl Permit {
     /// live longer, [`detach`](Self::detach) it.
     ///
     /// # Errors
-    /// Whatever can happen to the file. The permit then stays as it was.
+    /// [`RequestError::Ended`] if it was settled or cancelled without an id, and whatever can happen to the file. The
+    /// permit then stays as it was.
     pub fn id(&self) -> Result<PermitId, Error> {
         self.register(&mut self.lock())
     }
@@ -151,6 +170,9 @@ impl Permit {
         let registered = inner.claim.registered.as_ref();
         if let Some(id) = registered.and_then(|registered| registered.id.as_deref()) {
             return Ok(PermitId(id.into()));
+        }
+        if inner.state == State::Closed {
+            return Err(RequestError::Ended.into());
         }
         let id = PermitId::new(&*self.store);
         let registered = self.store.register(&inner.claim, &id.0)?;
@@ -175,13 +197,17 @@ impl Permit {
     /// ```
     ///
     /// # Errors
-    /// Whatever can happen to the file. The permit then stays with this process.
+    /// [`RequestError::Ended`] if it has ended, and whatever can happen to the file. The permit then stays with this
+    /// process.
     pub fn detach(&self, timeout: Duration) -> Result<PermitId, Error> {
         let mut inner = self.lock();
+        if inner.state == State::Closed {
+            return Err(RequestError::Ended.into());
+        }
         let id = self.register(&mut inner)?;
-        if inner.state != State::Closed {
-            self.store.detach(&inner.claim, clamped_ns(timeout))?;
-            inner.state = State::Closed;
+        match self.store.detach(&inner.claim, clamped_ns(timeout))? {
+            Some(_) => inner.state = State::Detached,
+            None => return Err(RequestError::Ended.into()),
         }
         Ok(id)
     }
@@ -231,7 +257,7 @@ impl Drop for Permit {
                 }
                 self.store.release(claim)
             }
-            State::Closed => Ok(()),
+            State::Detached | State::Closed => Ok(()),
         };
         if let Err(error) = result {
             tracing::warn!(limit, %error, "what a dropped permit or booking held could not be given back");

@@ -51,6 +51,11 @@ impl Request {
     /// again for the same under the same id, in whatever process and after whatever crash, gets the permit that was
     /// granted before, and nothing is charged twice.
     ///
+    /// The permit then says that it [is resumed](crate::Permit::is_resumed), or that it
+    /// [has ended](crate::Permit::has_ended). What was [cancelled](crate::Permit::cancel) is charged anew. Where the process
+    /// that held it has died, its slots are taken again. An id is no lock: while the permit is open and held, others who ask
+    /// under its id share it, and its slots come back with the first handle on it.
+    ///
     /// An id is remembered for as long as its permit is open, and for an hour after that.
     #[must_use]
     pub fn id(mut self, id: impl Into<String>) -> Self {

@@ -172,6 +172,8 @@ pub(crate) struct Claim {
     pub(crate) booking: Option<BookingId>,
     /// Where to say that the booking is used.
     pub(crate) accepted: Option<Arc<Accepted>>,
+    /// Whether it was granted to an earlier request.
+    pub(crate) is_resumed: bool,
     /// What the file knows of the permit, if it holds slots or has an id.
     pub(crate) registered: Option<Box<Registered>>,
 }

@@ -61,6 +61,28 @@ fn a_planted_link_is_refused_and_nothing_comes_into_being_where_it_points() {
 }
 
 #[test]
+fn what_is_no_file_is_refused_and_nothing_is_made_beside_it() {
+    let scratch = scratch();
+    std::fs::create_dir(scratch.path().join("directory")).unwrap();
+    symlink("nowhere", scratch.path().join("link")).unwrap();
+    for (name, why) in [
+        ("directory", "a directory"),
+        ("link", "a symbolic link, which is not followed"),
+        (":memory:", "that is no file; see `Limiter::in_memory`"),
+    ] {
+        let path = if name == ":memory:" {
+            name.into()
+        } else {
+            scratch.path().join(name)
+        };
+        let error = Limiter::open(path).unwrap_err();
+        assert!(matches!(error, Error::Io { .. }), "{error:?}");
+        assert!(error.to_string().ends_with(why), "{error}");
+    }
+    assert_eq!(names(scratch.path()), ["directory", "link"]);
+}
+
+#[test]
 fn a_link_in_the_directory_part_is_followed() {
     let (scratch, elsewhere) = (scratch(), scratch());
     let link = scratch.path().join("link");

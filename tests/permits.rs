@@ -164,6 +164,79 @@ fn renewing_keeps_a_slot_beyond_its_timeout() {
 }
 
 #[test]
+fn what_has_ended_gets_no_id_any_more() {
+    in_both_stores(|limiter, _| {
+        define(limiter);
+        for permit in [
+            limiter.acquire(("tokens", 10)).unwrap(),
+            get(limiter, &Request::new().take("slots", 1).take("tokens", 10)),
+        ] {
+            assert!(!permit.has_ended());
+            permit.settle([("tokens", 1)]).unwrap();
+            assert!(permit.has_ended());
+            for refused in [permit.id(), permit.detach(HOUR)] {
+                assert!(
+                    matches!(refused, Err(Error::Request(RequestError::Ended))),
+                    "{refused:?}"
+                );
+            }
+        }
+        assert_eq!(free(limiter), (1, 98));
+    });
+}
+
+#[test]
+fn a_detached_permit_can_still_be_settled_by_who_has_it() {
+    in_both_stores(|limiter, clock| {
+        define(limiter);
+        let permit = get(limiter, &ask());
+        let id = permit.detach(SECOND).unwrap();
+        assert_eq!(permit.detach(HOUR).unwrap(), id);
+        clock.advance(59 * SECOND);
+        assert_eq!(free(limiter).0, 0);
+        assert!(!permit.has_ended());
+        assert!(
+            permit
+                .settle([("tokens", 1)])
+                .unwrap()
+                .settlement()
+                .is_some()
+        );
+        assert_eq!(limiter.cancel(&id).unwrap(), Settled::Before);
+        assert_eq!(free(limiter), (1, 99));
+    });
+}
+
+#[test]
+fn slots_that_are_taken_again_get_a_larger_fence() {
+    in_both_stores(|limiter, clock| {
+        define(limiter);
+        let first = get(limiter, &ask().id("job"));
+        assert!(!first.is_resumed());
+        let fence = first.fence();
+        drop(first);
+        clock.advance(SECOND);
+        let other = limiter.acquire("slots").unwrap();
+        assert!(other.fence() > fence);
+        let fence = other.fence();
+        drop(other);
+        let again = get(limiter, &ask().id("job"));
+        assert!(again.is_resumed());
+        assert!(again.fence() > fence);
+        assert!(
+            again
+                .settle([("tokens", 2)])
+                .unwrap()
+                .settlement()
+                .is_some()
+        );
+        assert_eq!(free(limiter), (1, 98));
+        let ended = get(limiter, &ask().id("job"));
+        assert!(ended.is_resumed() && ended.has_ended());
+    });
+}
+
+#[test]
 fn only_what_ends_by_itself_can_be_renewed() {
     in_both_stores(|limiter, clock| {
         define(limiter);

@@ -81,7 +81,8 @@ impl ManualClock {
         self.shared.moved.notify_all();
     }
 
-    /// How many threads sleep on this clock.
+    /// How many threads sleep on this clock. Who waits in line for slots is not among them, as it may be called
+    /// before the clock is: see [`Usage::waiting`](crate::Usage::waiting).
     #[must_use]
     pub fn sleepers(&self) -> usize {
         self.state().sleepers

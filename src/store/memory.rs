@@ -471,6 +471,7 @@ impl State {
             rows,
             booking: None,
             accepted: None,
+            is_resumed: false,
             registered,
         }
     }

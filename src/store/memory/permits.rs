@@ -203,6 +203,7 @@ impl State {
             rows: permit.map(|permit| permit.rows.clone()).unwrap_or_default(),
             booking: None,
             accepted: None,
+            is_resumed: true,
             registered: Some(Box::new(Registered {
                 number,
                 id: permit.and_then(|permit| permit.id.clone()),
@@ -289,6 +290,15 @@ impl State {
         now: Timestamp,
     ) -> Claim {
         let expires = expiry(lines.iter(), now);
+        // Others may have held the slots since it got its number, with larger ones.
+        let former = number;
+        let number = self.next_permit();
+        if let Some(permit) = self.permits.remove(&former) {
+            if let Some(id) = &permit.id {
+                self.ids.insert(id.clone(), number);
+            }
+            self.permits.insert(number, permit);
+        }
         self.adopt(number, expires);
         for line in lines {
             let held = Held {

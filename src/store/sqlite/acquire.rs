@@ -258,6 +258,7 @@ fn charge(
         rows,
         booking,
         accepted: booking.map(|_| Arc::clone(&session.accepted)),
+        is_resumed: false,
         registered,
     })
 }
@@ -327,6 +328,7 @@ fn retake(
     id: &str,
 ) -> Result<Claim, Error> {
     let expires = expiry(lines.iter(), transaction.now());
+    let number = transaction.renumber(number)?;
     transaction.adopt(number, owner, expires)?;
     for line in lines {
         transaction.take_slots(number, line, expires)?;

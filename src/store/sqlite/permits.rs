@@ -26,9 +26,22 @@ impl Transaction<'_> {
         expires: Option<Timestamp>,
         name: Option<(&str, &str)>,
     ) -> Result<PermitNumber, Error> {
+        let number = self.next_permit()?;
+        let (id, request) = name.unzip();
+        let expires_ns = expires.map(Timestamp::as_nanos);
+        self.link
+            .connection
+            .prepare_cached(INSERT)
+            .and_then(|mut s| s.execute((number.0, owner, at.as_nanos(), expires_ns, id, request)))
+            .map_err(|error| self.sqlite(error))?;
+        Ok(number)
+    }
+
+    fn next_permit(&mut self) -> Result<PermitNumber, Error> {
         self.wrote();
-        let connection = self.link.connection;
-        let last: Option<(i64, Option<i64>)> = connection
+        let last: Option<(i64, Option<i64>)> = self
+            .link
+            .connection
             .prepare_cached(LAST)
             .and_then(|mut s| {
                 s.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
@@ -40,12 +53,6 @@ impl Transaction<'_> {
         if let Some((last, Some(_ended))) = last {
             self.delete_permit(PermitNumber(last))?;
         }
-        let (id, request) = name.unzip();
-        let expires_ns = expires.map(Timestamp::as_nanos);
-        connection
-            .prepare_cached(INSERT)
-            .and_then(|mut s| s.execute((number, owner, at.as_nanos(), expires_ns, id, request)))
-            .map_err(|error| self.sqlite(error))?;
         Ok(PermitNumber(number))
     }
 
@@ -195,6 +202,7 @@ impl Transaction<'_> {
             rows,
             booking: None,
             accepted: None,
+            is_resumed: true,
             registered: Some(Box::new(Registered {
                 number: found.number,
                 id: Some(id.into()),
@@ -202,6 +210,25 @@ impl Transaction<'_> {
                 holder,
             })),
         })
+    }
+}
+
+const RENUMBER: &str = "UPDATE permit SET permit_id = ?2 WHERE permit_id = ?1";
+const RENUMBER_CHARGES: &str = "UPDATE permit_charge SET permit_id = ?2 WHERE permit_id = ?1";
+
+impl Transaction<'_> {
+    /// Gives a permit that takes slots again a number of that moment: others may have held them since it got its
+    /// first, with larger ones.
+    pub(super) fn renumber(&mut self, permit: PermitNumber) -> Result<PermitNumber, Error> {
+        let number = self.next_permit()?;
+        let connection = self.link.connection;
+        for sql in [RENUMBER, RENUMBER_CHARGES] {
+            connection
+                .prepare_cached(sql)
+                .and_then(|mut s| s.execute((permit.0, number.0)))
+                .map_err(|error| self.sqlite(error))?;
+        }
+        Ok(number)
     }
 }
 

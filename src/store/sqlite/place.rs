@@ -30,6 +30,10 @@ impl Place {
             action: "finding its directory",
             source,
         };
+        if path.as_os_str() == ":memory:" {
+            let hint = "that is no file; see `Limiter::in_memory`";
+            return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, hint)));
+        }
         let name = path
             .file_name()
             .ok_or_else(|| failed(io::Error::from(io::ErrorKind::InvalidInput)))?;
@@ -51,6 +55,18 @@ impl Place {
             database,
             directory,
         })
+    }
+
+    /// Refuses what cannot be a database, before anything is made beside it.
+    pub(super) fn check_kind(&self, may_be_missing: bool) -> Result<(), Error> {
+        let refuse = |why: &str| Err(self.failed("opening it", io::Error::other(why)));
+        match self.database.symlink_metadata() {
+            Ok(found) if found.is_symlink() => refuse("a symbolic link, which is not followed"),
+            Ok(found) if found.is_dir() => refuse("a directory"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && may_be_missing => Ok(()),
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.failed("opening it", error)),
+        }
     }
 
     /// Refuses filesystems on which the locks that everything rests on do not hold between processes.

@@ -72,10 +72,7 @@ impl Session {
             file: place.database.clone(),
             waited: asked.elapsed(),
         };
-        if !opening.create && !place.database.exists() {
-            let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
-            return Err(place.failed("opening it", missing));
-        }
+        place.check_kind(opening.create)?;
         // From here until the session is in the list, a child that is forked could not close what is open.
         let _under_way = UnderWay::new();
         let lock_file = LockFile::open(&place.lock, options.mode)
