@@ -89,11 +89,11 @@ pub(crate) fn change_all(
         let used = used.as_ref();
         todo.extend(which.map(|which| Change { which, used }));
     }
-    let mut changed = store.change_all(&todo)?.into_iter();
+    let mut answers = store.change_all(&todo)?.into_iter();
     drop(todo);
     let mut results = Vec::with_capacity(changes.len());
     for ((handle, _), is_too_late) in changes.iter().zip(is_too_late) {
-        let result = if is_too_late { None } else { changed.next() };
+        let result = if is_too_late { None } else { answers.next() };
         let result = result.unwrap_or(Ok(Settled::Before));
         if let Ok(settled) = &result {
             if let Some(place) = place(handle) {

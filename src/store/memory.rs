@@ -71,6 +71,7 @@ struct OpenPermit {
 /// A permit that had an id.
 #[derive(Debug)]
 struct EndedPermit {
+    number: PermitNumber,
     end: End,
     at: Timestamp,
     request: String,
@@ -195,10 +196,10 @@ impl Store for MemoryStore {
                 }
             }
         }
-        let has_slots = lines.iter().any(is_of_slots);
-        if has_slots && plan.patience.books() {
-            let key = plan.takes().zip(&lines).find(|(_, line)| is_of_slots(line));
-            let key = key.map_or("", |((key, _), _)| key).to_owned();
+        let of_slots = lines.iter().find(|line| is_of_slots(line));
+        let has_slots = of_slots.is_some();
+        if let Some(line) = of_slots.filter(|_| plan.patience.books()) {
+            let key = line.limit.key().to_owned();
             return Err(RequestError::NotBookable { key }.into());
         }
         let latest = latest(plan.patience, now, reading);
@@ -307,18 +308,26 @@ impl Store for MemoryStore {
     }
 
     fn register(&self, claim: &Claim, id: &str) -> Result<Registered, Error> {
-        let (mut state, _, _) = self.enter();
-        let mut registered = match &claim.registered {
-            Some(registered) => (**registered).clone(),
-            None => Registered {
+        let (mut state, _, now) = self.enter();
+        state.end_what_is_due(now);
+        let Some(registered) = &claim.registered else {
+            let registered = Registered {
                 number: state.next_permit(),
-                id: None,
+                id: Some(id.into()),
                 slots: Few::new(),
                 holder: Holder::Claim,
-            },
+            };
+            state.enter_permit(&registered, claim.at, claim.print(), &claim.rows, None);
+            return Ok(registered);
         };
+        let mut registered = (**registered).clone();
         registered.id = Some(id.into());
-        state.enter_permit(&registered, claim.at, claim.print(), &claim.rows, None);
+        // If it has timed out, nobody can settle it any more.
+        if let Some(permit) = state.permits.get_mut(&registered.number) {
+            permit.id = Some(id.into());
+            permit.request = claim.print();
+            state.ids.insert(id.into(), registered.number);
+        }
         Ok(registered)
     }
 
@@ -328,12 +337,14 @@ impl Store for MemoryStore {
         let Some(registered) = &claim.registered else {
             return Ok(None);
         };
-        let expires = state.renew(registered.number, now.saturating_plus_ns(timeout_ns));
-        if let Some(permit) = state.permits.get_mut(&registered.number) {
-            permit.is_held = false;
-            permit.is_detached = true;
-        }
-        Ok(expires)
+        let expires = now.saturating_plus_ns(timeout_ns);
+        let Some(permit) = state.permits.get_mut(&registered.number) else {
+            return Ok(None);
+        };
+        permit.is_held = false;
+        permit.is_detached = true;
+        permit.expires = Some(expires);
+        Ok(state.renew(registered.number, expires))
     }
 
     fn renew(&self, which: Which<'_>, timeout_ns: i64) -> Result<Option<Timestamp>, Error> {
@@ -352,6 +363,7 @@ impl Store for MemoryStore {
             && registered.holder == Holder::Claim
         {
             let (mut state, _, now) = self.enter();
+            state.end_what_is_due(now);
             state.abandon(registered.number, now);
             self.changed(&mut state);
         }
@@ -468,10 +480,11 @@ impl State {
         {
             self.ids.remove(&id);
             let ended = EndedPermit {
+                number,
                 end,
                 at: permit.at,
                 request: permit.request,
-                ended_at: now,
+                ended_at: permit.expires.map_or(now, |expires| expires.min(now)),
             };
             self.ended.insert(id, ended);
         }
@@ -492,6 +505,7 @@ impl State {
 
     fn renew(&mut self, number: PermitNumber, expires: Timestamp) -> Option<Timestamp> {
         let permit = self.permits.get_mut(&number)?;
+        permit.expires?;
         permit.expires = Some(expires);
         for slots in self.ledgers.slots.values_mut() {
             if let Some(held) = slots.get_mut(&number) {
@@ -526,6 +540,7 @@ impl State {
             && !self.permits.contains_key(&registered.number)
         {
             let ended = registered.id.as_ref().and_then(|id| self.ended.get(id));
+            let ended = ended.filter(|ended| ended.number == registered.number);
             return Ok(ended.map_or(End::Expired, |ended| ended.end).told());
         }
         let settlement = act(self, claim)?;
@@ -605,6 +620,9 @@ impl State {
         let (Some(number), Some(open)) = (number, open) else {
             let mut claim = self.claim_on(PermitNumber(0), Holder::Ended);
             claim.at = ended.map_or(claim.at, |ended| ended.at);
+            if let Some(registered) = &mut claim.registered {
+                registered.id = Some(id.into());
+            }
             return Ok(Some(Resumed::Whole(claim)));
         };
         if open.is_held || open.is_detached {

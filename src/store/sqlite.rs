@@ -462,7 +462,7 @@ impl Store for SqliteStore {
         self.write(&session, |transaction| {
             let mut all = Vec::with_capacity(changes.len());
             for Change { which, used } in changes {
-                let changed = transaction.as_a_whole(|transaction| match which {
+                let result = transaction.as_a_whole(|transaction| match which {
                     Which::Claim(claim) if claim.pid != session.pid => Ok(Settled::Before),
                     Which::Claim(claim) if claim.session != session.number => {
                         Err(self.place.moved())
@@ -472,9 +472,9 @@ impl Store for SqliteStore {
                         change(transaction, claim, *used)
                     }),
                 });
-                match changed {
+                match result {
                     Err(error) if !error.is_of_one() => return Err(error),
-                    changed => all.push(changed),
+                    result => all.push(result),
                 }
             }
             Ok(all)
@@ -500,14 +500,7 @@ impl Store for SqliteStore {
         };
         let session = self.session_of(claim)?;
         self.write(&session, |transaction| {
-            let expires = transaction.renew(registered.number, timeout_ns)?;
-            if expires.is_some() {
-                transaction.detach(registered.number)?;
-                if let Some(booking) = claim.booking {
-                    transaction.forget_booking(booking)?;
-                }
-            }
-            Ok(expires)
+            transaction.detach(claim, registered.number, timeout_ns)
         })
     }
 
@@ -550,6 +543,10 @@ impl Store for SqliteStore {
                 if transaction.is_open(registered.number)? {
                     let slots = registered.slots.iter().map(|slot| slot.limit);
                     transaction.abandon(registered.number, slots)?;
+                    // It is found under its id with its charges, whatever becomes of this process.
+                    if let Some(booking) = claim.booking {
+                        transaction.forget_booking(booking)?;
+                    }
                 }
                 Ok(())
             });

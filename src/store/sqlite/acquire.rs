@@ -55,10 +55,10 @@ pub(super) fn attempt(
             }
         }
     }
-    let has_slots = lines.iter().any(is_of_slots);
-    if has_slots && plan.patience.books() {
-        let key = plan.takes().zip(&lines).find(|(_, line)| is_of_slots(line));
-        let key = key.map_or("", |((key, _), _)| key).to_owned();
+    let of_slots = lines.iter().find(|line| is_of_slots(line));
+    let has_slots = of_slots.is_some();
+    if let Some(line) = of_slots.filter(|_| plan.patience.books()) {
+        let key = line.limit.key().to_owned();
         return Err(RequestError::NotBookable { key }.into());
     }
     let latest = latest(plan.patience, now, transaction.reading);
@@ -254,7 +254,6 @@ fn resume(
         }
     }
     if found.end == Some(End::Cancelled) {
-        transaction.forget_permit(id)?;
         return Ok(Resumed::Not);
     }
     if found.request != plan.print() {
