@@ -9,7 +9,7 @@ use ulid::Ulid;
 use crate::clock::Timestamp;
 use crate::error::{Error, RequestError};
 use crate::settlement::{Settled, Settlement, Used};
-use crate::store::{Claim, Holder, Store, Which};
+use crate::store::{Claim, Holder, PermitNumber, Registered, Store, Which};
 
 /// A request that was admitted and is charged.
 ///
@@ -175,6 +175,17 @@ impl Permit {
             return Err(RequestError::Ended.into());
         }
         let id = PermitId::new(&*self.store);
+        if inner.state == State::Closed {
+            // Nobody else has to know: there is nothing left to settle.
+            let known = inner.claim.registered.take();
+            inner.claim.registered = Some(Box::new(Registered {
+                number: known.as_ref().map_or(PermitNumber(0), |known| known.number),
+                id: Some(id.0.clone()),
+                slots: known.map(|known| known.slots).unwrap_or_default(),
+                holder: Holder::Ended,
+            }));
+            return Ok(id);
+        }
         let registered = self.store.register(&inner.claim, &id.0)?;
         inner.claim.registered = Some(Box::new(registered));
         Ok(id)
@@ -331,7 +342,10 @@ impl Booking {
     pub(crate) fn new(store: Arc<dyn Store>, claim: Claim, wait: Duration) -> Self {
         let permit = Permit::new(store, claim, wait);
         let mut inner = permit.lock();
-        if inner.state == State::Open {
+        let registered = inner.claim.registered.as_ref();
+        // Who has only found somebody else's place under its id gives nothing back by dropping it.
+        let is_its_own = registered.is_none_or(|found| found.holder == Holder::Claim);
+        if inner.state == State::Open && is_its_own {
             inner.state = State::Booked;
         }
         drop(inner);

@@ -4,8 +4,14 @@
 
 mod support;
 
+#[path = "support/asks.rs"]
+mod asks;
 #[path = "support/broken.rs"]
 mod broken;
+#[path = "support/check.rs"]
+mod check;
+#[path = "support/entry.rs"]
+mod entry;
 #[path = "support/history.rs"]
 mod history;
 #[path = "support/line.rs"]
@@ -14,6 +20,8 @@ mod line;
 mod model;
 #[path = "support/player.rs"]
 mod player;
+#[path = "support/real.rs"]
+mod real;
 #[path = "support/subject.rs"]
 mod subject;
 #[path = "support/witness.rs"]
@@ -21,13 +29,15 @@ mod witness;
 
 use std::env;
 
+use asks::{Amount, Ask, Pace, Patience};
 use broken::{Broken, Flaw};
-use history::{Amount, Ask, History, Op, Pace, Patience, Shape, history};
+use history::{History, Op, Shape, history};
 use player::{Check, play};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestError, TestRunner};
 use quotalite::Overage;
-use subject::Real;
+use real::{Real, Twist};
+use subject::Subject;
 
 fn play_many(play: impl Fn(&History) -> Check) {
     let told = env::var("QUOTALITE_HISTORIES").ok();
@@ -59,27 +69,49 @@ fn a_limiter_in_memory_does_what_the_model_does() {
 }
 
 /// How many histories it takes until one tells a difference, of at most so many.
-fn noticed_after(flaw: Flaw, at_most: u32) -> Option<u32> {
+fn noticed_after<S: Subject>(
+    subject: impl Fn() -> S,
+    cut: impl Fn(History) -> History,
+    at_most: u32,
+) -> Option<u32> {
     let mut runner = TestRunner::deterministic();
     let histories = history();
     (1..=at_most).find(|_| {
         let history = histories
             .new_tree(&mut runner)
             .expect("nothing is filtered");
-        play(&mut Broken::with(flaw), 1, &history.current()).is_err()
+        play(&mut subject(), 1, &cut(history.current())).is_err()
     })
 }
 
 #[track_caller]
 fn assert_noticed(flaw: Flaw) {
-    let after = noticed_after(flaw, 100);
+    let after = noticed_after(|| Broken::with(flaw), History::plain, 150);
     println!("{flaw:?}: noticed in history {after:?}");
-    assert!(after.is_some(), "100 histories did not notice: {flaw:?}");
+    assert!(after.is_some(), "150 histories did not notice: {flaw:?}");
+}
+
+#[track_caller]
+fn assert_twist_noticed(twist: Twist) {
+    let after = noticed_after(|| Real::twisted(twist), |history| history, 100);
+    println!("{twist:?}: noticed in history {after:?}");
+    assert!(after.is_some(), "100 histories did not notice: {twist:?}");
 }
 
 #[test]
 fn a_plain_limiter_without_a_flaw_is_not_accused() {
-    assert_eq!(noticed_after(Flaw::Nothing, 300), None);
+    let broken = || Broken::with(Flaw::Nothing);
+    assert_eq!(noticed_after(broken, History::plain, 300), None);
+}
+
+#[test]
+fn histories_notice_a_limiter_that_forgets_the_timeouts_of_slots() {
+    assert_twist_noticed(Twist::ForgetsTimeouts);
+}
+
+#[test]
+fn histories_notice_a_limiter_that_charges_twice_under_one_id() {
+    assert_twist_noticed(Twist::ChargesTwice);
 }
 
 #[test]
@@ -153,6 +185,7 @@ fn charge_before_a_booking_when_the_past_is_swept() -> History {
         slots: 2,
         // One a millisecond, and three in 40 ms; the other limit makes the booking wait.
         shapes: vec![shape_of(&[(0, 1), (5, 3)]), shape_of(&[(3, 1)])],
+        pools: Vec::new(),
         ops: vec![
             try_one(0),
             Op::Advance(Pace::Seconds(2)),

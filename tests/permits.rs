@@ -253,7 +253,7 @@ fn only_what_ends_by_itself_can_be_renewed() {
 }
 
 #[test]
-fn an_id_that_comes_too_late_stands_for_an_expired_permit() {
+fn an_id_that_comes_too_late_stands_for_nothing() {
     let (scratch, limiter, clock) = on_file();
     limiter
         .define(Limit::slots("slots", 1).timeout(SECOND))

@@ -283,18 +283,21 @@ impl Store for MemoryStore {
     }
 
     fn register(&self, claim: &Claim, id: &str) -> Result<Registered, Error> {
-        let (mut state, _, _) = self.enter();
-        let mut registered = match &claim.registered {
-            Some(registered) => (**registered).clone(),
-            None => Registered {
+        let (mut state, _, now) = self.enter();
+        state.end_what_is_due(now);
+        let Some(registered) = &claim.registered else {
+            let registered = Registered {
                 number: state.next_permit(),
-                id: None,
+                id: Some(id.into()),
                 slots: Few::new(),
                 holder: Holder::Claim,
-            },
+            };
+            state.enter_permit(&registered, claim.at, claim.print(), &claim.rows, None);
+            return Ok(registered);
         };
+        let mut registered = (**registered).clone();
         registered.id = Some(id.into());
-        state.enter_permit(&registered, claim.at, claim.print(), &claim.rows, None);
+        state.name_permit(registered.number, id, claim.print());
         Ok(registered)
     }
 
@@ -322,6 +325,7 @@ impl Store for MemoryStore {
             && registered.holder == Holder::Claim
         {
             let (mut state, _, now) = self.enter();
+            state.end_what_is_due(now);
             state.abandon(registered.number, now);
             self.changed(&mut state);
         }

@@ -502,13 +502,7 @@ impl Store for SqliteStore {
         };
         let session = self.session_of(claim)?;
         self.write(&session, |transaction| {
-            let expires = transaction.detach(registered.number, timeout_ns)?;
-            if let Some(booking) = claim.booking
-                && expires.is_some()
-            {
-                transaction.forget_booking(booking)?;
-            }
-            Ok(expires)
+            transaction.detach(claim, registered.number, timeout_ns)
         })
     }
 

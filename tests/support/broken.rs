@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use quotalite::{Definition, Limit, OnConflict, Overage, Rate};
+use quotalite::{Definition, Limit, Obstacle, OnConflict, Overage, Rate};
 
-use crate::subject::{Answer, Closing, Defined, Refused, Settling, Subject, Takes, Wait, ns};
+use crate::subject::{
+    Answer, Asked, Closing, Defined, Refused, Settling, Subject, Takes, Wait, ns,
+};
 
 /// What is wrong with a limiter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,7 +167,7 @@ impl Broken {
                 return Some(Answer::NeverFits {
                     key: key.clone(),
                     amount: *amount,
-                    rate: *rate,
+                    obstacle: Obstacle::Rate(*rate),
                 });
             }
         }
@@ -195,6 +197,7 @@ impl Broken {
         Answer::Admitted {
             at_ns,
             waits_ns: at_ns - self.now_ns,
+            fence: None,
         }
     }
 
@@ -299,7 +302,8 @@ impl Subject for Broken {
         })
     }
 
-    fn try_acquire(&mut self, _slot: usize, takes: &Takes, claim: usize, _holds: bool) -> Answer {
+    fn try_acquire(&mut self, _slot: usize, ask: &Asked, claim: usize, _holds: bool) -> Answer {
+        let (takes, _) = ask;
         if let Some(wrong) = self.wrong(takes) {
             return wrong;
         }
@@ -316,7 +320,8 @@ impl Subject for Broken {
         Answer::Refused(refused)
     }
 
-    fn book(&mut self, _slot: usize, takes: &Takes, wait: Wait, claim: usize) -> Answer {
+    fn book(&mut self, _slot: usize, ask: &Asked, wait: Wait, claim: usize) -> Answer {
+        let (takes, _) = ask;
         if let Some(wrong) = self.wrong(takes) {
             return wrong;
         }

@@ -1,30 +1,27 @@
 //! What callers hold in a history: bookings and permits, and what becomes of them.
 
 use super::{Check, Player, same};
-use crate::history::{Fate, Spent};
+use crate::asks::Spent;
+use crate::entry::{End, Whose};
+use crate::history::Fate;
+use crate::model::Verdict;
 use crate::subject::{Closing, Takes};
 
 /// A booking or a permit that somebody holds.
 #[derive(Clone, Debug)]
 pub struct Held {
-    claim: usize,
-    opening: usize,
-    at_ns: i64,
-    takes: Takes,
-    /// Whether it is a permit that was settled or cancelled.
-    is_closed: bool,
-}
-
-impl Held {
-    pub fn new(claim: usize, opening: usize, at_ns: i64, takes: &Takes) -> Self {
-        Self {
-            claim,
-            opening,
-            at_ns,
-            takes: takes.clone(),
-            is_closed: false,
-        }
-    }
+    pub claim: usize,
+    pub opening: usize,
+    pub at_ns: i64,
+    pub takes: Takes,
+    /// Whether it is a permit that was settled, cancelled or detached by this holder.
+    pub is_closed: bool,
+    /// The permit in the list of the model, if it is there.
+    pub entry: Option<usize>,
+    /// Whether the permit ends with it.
+    pub is_mine: bool,
+    /// The request under whose name the charges stand.
+    pub charged: usize,
 }
 
 /// Takes one of those that are held out of the list.
@@ -41,12 +38,68 @@ fn pick_all(held: &mut Vec<Held>, opening: usize) -> Vec<Held> {
     picked
 }
 
+pub fn same_closing(must_be: &Closing, is: &Closing) -> Check {
+    match (must_be, is) {
+        (Closing::Over, Closing::Before | Closing::Expired) => Ok(()),
+        _ => same(must_be, is),
+    }
+}
+
 impl Player<'_> {
+    /// What somebody holds to whom this was told.
+    pub(super) fn held(
+        &self,
+        verdict: &Verdict,
+        claim: usize,
+        opening: usize,
+        takes: &Takes,
+    ) -> Option<Held> {
+        let held = Held {
+            claim,
+            opening,
+            at_ns: 0,
+            takes: takes.clone(),
+            is_closed: false,
+            entry: None,
+            is_mine: true,
+            charged: claim,
+        };
+        match verdict {
+            Verdict::Admitted { at_ns, entry } => Some(Held {
+                at_ns: *at_ns,
+                entry: *entry,
+                ..held
+            }),
+            Verdict::Resumed {
+                at_ns,
+                entry,
+                whose,
+                ..
+            } => Some(Held {
+                at_ns: *at_ns,
+                entry: Some(*entry),
+                is_closed: *whose == Whose::Nobodys,
+                is_mine: *whose == Whose::Mine,
+                charged: self.model.entries[*entry].claim,
+                ..held
+            }),
+            _ => None,
+        }
+    }
+
     pub(super) fn give_back(&mut self, booking: &Held, by_dropping: bool) {
         self.subject.give_back(booking.claim, by_dropping);
-        self.model.give_back(booking.claim);
-        self.witness.forget(booking.claim);
+        let is_over = booking.is_closed || (by_dropping && !booking.is_mine);
+        if !is_over && self.end(booking.entry, End::Cancelled).is_none() {
+            self.model.give_back(booking.charged);
+            self.witness.forget(booking.charged);
+        }
         self.bury_if_nothing_is_left(booking.opening);
+    }
+
+    /// Ends a permit, if it is in the list. What is told if it had ended before.
+    pub(super) fn end(&mut self, entry: Option<usize>, end: End) -> Option<Closing> {
+        self.model.end(entry?, end)
     }
 
     pub(super) fn accept_one(&mut self, number: usize, holds: bool) -> Check {
@@ -62,7 +115,7 @@ impl Player<'_> {
         if holds {
             self.permits.push(booking);
         } else {
-            self.model.accept(booking.claim);
+            self.let_go_of(&booking);
         }
         self.bury_if_nothing_is_left(opening);
         same(&must_be, &at_ns)
@@ -72,27 +125,45 @@ impl Player<'_> {
         let Some(permit) = pick(&mut self.permits, number) else {
             return Ok(());
         };
-        let used = self.used(&permit, spent);
+        let used = self.used(&permit.takes, permit.at_ns, spent);
         let closing = self.subject.settle(permit.claim, &used);
-        if permit.is_closed {
-            same(&Closing::Before, &closing)?;
-        } else {
-            let settled = self.model.settle(permit.claim, &used);
-            self.witness.settled(permit.claim, &self.model);
-            if settled.iter().any(|settling| settling.debt > 0) {
-                self.written_ns = self.model.now_ns;
-            }
-            same(&Closing::Now(settled), &closing)?;
-        }
+        let must_be = self.settle_held(&permit, &used);
+        same_closing(&must_be, &closing)?;
         self.keep_closed(permit, keeps);
         self.witness.check(&self.model)
     }
 
-    fn used(&self, permit: &Held, spent: &[Spent]) -> Takes {
-        let takes = permit.takes.iter().zip(spent.iter().cycle());
+    pub(super) fn settle_held(&mut self, permit: &Held, used: &Takes) -> Closing {
+        if permit.is_closed {
+            return Closing::Before;
+        }
+        match self.end(permit.entry, End::Settled) {
+            Some(told) => told,
+            None => self.correct(permit.charged, permit.at_ns, &permit.takes, used),
+        }
+    }
+
+    pub(super) fn correct(
+        &mut self,
+        claim: usize,
+        at_ns: i64,
+        takes: &Takes,
+        used: &Takes,
+    ) -> Closing {
+        let settled = self.model.settle(claim, at_ns, takes, used);
+        self.witness.settled(claim, &self.model);
+        if settled.iter().any(|settling| settling.debt > 0) {
+            self.written_ns = self.model.now_ns;
+        }
+        Closing::Now(settled)
+    }
+
+    /// What is said to be used of the rates that were taken.
+    pub(super) fn used(&self, takes: &Takes, at_ns: i64, spent: &[Spent]) -> Takes {
+        let takes = takes.iter().zip(spent.iter().cycle());
         let said = takes.filter_map(|((key, estimated), spent)| {
-            let line = &self.model.lines[key];
-            let used = spent.amount(*estimated, line, permit.at_ns, self.model.now_ns)?;
+            let line = self.model.lines.get(key)?;
+            let used = spent.amount(*estimated, line, at_ns, self.model.now_ns)?;
             Some((key.clone(), used))
         });
         said.collect()
@@ -103,18 +174,25 @@ impl Player<'_> {
             return Ok(());
         };
         let closing = self.subject.cancel(permit.claim);
-        if permit.is_closed {
-            same(&Closing::Before, &closing)?;
-        } else {
-            self.model.give_back(permit.claim);
-            self.witness.forget(permit.claim);
-            same(&Closing::Now(Vec::new()), &closing)?;
-        }
+        let must_be = self.cancel_held(&permit);
+        same_closing(&must_be, &closing)?;
         self.keep_closed(permit, keeps);
         Ok(())
     }
 
-    fn keep_closed(&mut self, mut permit: Held, keeps: bool) {
+    pub(super) fn cancel_held(&mut self, permit: &Held) -> Closing {
+        if permit.is_closed {
+            return Closing::Before;
+        }
+        if let Some(told) = self.end(permit.entry, End::Cancelled) {
+            return told;
+        }
+        self.model.give_back(permit.charged);
+        self.witness.forget(permit.charged);
+        Closing::Now(Vec::new())
+    }
+
+    pub(super) fn keep_closed(&mut self, mut permit: Held, keeps: bool) {
         permit.is_closed = true;
         if keeps {
             self.permits.push(permit);
@@ -126,50 +204,63 @@ impl Player<'_> {
     /// Drops a permit. Its charges stay, but for what still lies ahead when its limiter is gone.
     pub(super) fn let_go(&mut self, permit: &Held) {
         self.subject.let_go(permit.claim);
-        self.model.accept(permit.claim);
+        self.let_go_of(permit);
         self.bury_if_nothing_is_left(permit.opening);
     }
 
-    pub(super) fn close(&mut self, slot: usize, fate: Fate) -> Check {
+    /// What dropping a permit means.
+    pub(super) fn let_go_of(&mut self, permit: &Held) {
+        match permit.entry {
+            _ if permit.is_closed => {}
+            None => self.model.accept(permit.charged),
+            Some(entry) if permit.is_mine => self.model.abandon(entry),
+            Some(_) => {}
+        }
+    }
+
+    pub(super) fn close(&mut self, slot: usize, fate: Fate) {
         let Some(opening) = self.slots[slot].filter(|_| self.subject.is_durable()) else {
-            return Ok(());
+            return;
         };
         match fate {
             Fate::Held => {}
             Fate::Orphaned | Fate::Dropped => {
                 let bookings = pick_all(&mut self.bookings, opening);
                 let permits = pick_all(&mut self.permits, opening);
-                self.let_go_all(bookings, &permits, fate)?;
+                self.let_go_all(&bookings, &permits, fate);
             }
         }
         self.subject.close(slot);
         self.slots[slot] = None;
         self.bury_if_nothing_is_left(opening);
-        Ok(())
     }
 
     /// A machine that stops takes all bookings and permits with it, so those that are held are orphaned.
-    pub(super) fn stop(&mut self, fate: Fate) -> Check {
+    pub(super) fn stop(&mut self, fate: Fate) {
         let bookings = std::mem::take(&mut self.bookings);
         let permits = std::mem::take(&mut self.permits);
-        self.let_go_all(bookings, &permits, fate)?;
+        self.let_go_all(&bookings, &permits, fate);
         for slot in 0..self.slots.len() {
-            self.close(slot, fate)?;
+            self.close(slot, fate);
         }
-        Ok(())
     }
 
-    fn let_go_all(&mut self, bookings: Vec<Held>, permits: &[Held], fate: Fate) -> Check {
-        for booking in bookings {
-            match fate {
-                Fate::Dropped => self.give_back(&booking, true),
-                Fate::Held | Fate::Orphaned => self.accept(booking, false)?,
+    fn let_go_all(&mut self, bookings: &[Held], permits: &[Held], fate: Fate) {
+        if fate == Fate::Dropped {
+            for booking in bookings {
+                self.give_back(booking, true);
             }
+            for permit in permits {
+                self.let_go(permit);
+            }
+            return;
         }
-        for permit in permits {
-            self.let_go(permit);
+        let all = bookings.iter().chain(permits);
+        let claims: Vec<usize> = all.clone().map(|held| held.claim).collect();
+        self.subject.die(&claims);
+        for held in all {
+            self.bury_if_nothing_is_left(held.opening);
         }
-        Ok(())
     }
 
     fn bury_if_nothing_is_left(&mut self, opening: usize) {

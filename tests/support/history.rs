@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::sample::select;
-use quotalite::{Limit, MAX_CAPACITY, OnConflict, Overage, Rate};
+use quotalite::{Limit, MAX_CAPACITY, OnConflict, Overage};
 
-use crate::line::Line;
-use crate::model::{Model, Verdict};
-use crate::subject::{Takes, Wait, ns};
+use crate::asks::{Ask, Pace, Patience, Spent, ask, pace, patience, spent};
+use crate::subject::ns;
 
 pub const KEYS: [&str; 4] = ["a", "b", "c", "d"];
+/// The keys of limits of slots.
+pub const POOLS: [&str; 2] = ["p", "q"];
+const TIMEOUTS_MS: [u64; 6] = [1, 7, 40, 1_000, 5_000, 2_000_000];
 const WINDOWS_MS: [u64; 10] = [1, 2, 3, 5, 10, 40, 250, 1_000, 2_000, 5_000];
 const PADS_NS: [u64; 6] = [0, 0, 0, 1, 999_999, 7_000_000];
 
@@ -30,65 +32,25 @@ pub struct Shape {
     pub overage: Overage,
 }
 
+/// The definition of a limit of slots, whatever its key.
 #[derive(Clone, Copy, Debug)]
-pub enum Amount {
-    Units(u64),
-    /// Sixteenths of what fits at most.
-    Share(u64),
-    Whole,
-    TooMuch,
+pub struct Pool {
+    pub count: u64,
+    pub timeout: Option<usize>,
 }
 
-/// Limits by number, taken modulo those that there are; the first mention of a limit counts.
-#[derive(Clone, Debug)]
-pub struct Ask(pub Vec<(usize, Amount)>);
-
-/// What was used of one limit of a permit.
+/// A permit that is held, or one that is known by its id.
 #[derive(Clone, Copy, Debug)]
-pub enum Spent {
-    /// Nothing is said of it.
-    Unsaid,
-    Nothing,
-    /// Sixteenths of the estimate.
-    Share(u64),
-    More(u64),
-    Times(u64),
-    /// What is charged and what can be added to that, and this much.
-    Room {
-        more: u64,
-    },
-    Most,
+pub enum Target {
+    Permit(usize),
+    Id(usize),
 }
 
+/// The id of a request, and whether it repeats what was last asked for under it.
 #[derive(Clone, Copy, Debug)]
-pub enum Patience {
-    Forever,
-    None,
-    Millis(u64),
-    Until {
-        ahead_ms: i64,
-    },
-    /// Exactly as long as it takes, less so many nanoseconds.
-    Enough {
-        less_ns: i64,
-    },
-}
-
-#[derive(Clone, Copy, Debug)]
-pub enum Pace {
-    Nanos(u64),
-    /// Sixteenths of a window of a limit.
-    Share {
-        line: usize,
-        rate: usize,
-        sixteenths: i64,
-        nudge_ns: i64,
-    },
-    /// To the next instant at which a charge counts or stops to count.
-    Change {
-        nudge_ns: i64,
-    },
-    Seconds(u64),
+pub struct Under {
+    pub id: usize,
+    pub repeats: bool,
 }
 
 /// How far the wall clock is from the truth when a machine boots.
@@ -101,7 +63,7 @@ pub enum Wall {
 
 /// What becomes of the bookings of a limiter that is closed, and of its permits, which are not given back
 /// when they are dropped.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// Their holders keep them, and the limiter lives on in them.
     Held,
@@ -193,13 +155,99 @@ pub enum Op {
         line: usize,
         overage: Overage,
     },
+    DefinePool {
+        slot: usize,
+        pool: usize,
+        shape: Pool,
+        conflict: OnConflict,
+    },
+    TryUnder {
+        slot: usize,
+        ask: Ask,
+        under: Under,
+        holds: bool,
+    },
+    BookUnder {
+        slot: usize,
+        ask: Ask,
+        under: Under,
+        patience: Patience,
+    },
+    /// Asks a permit for its id.
+    Name {
+        permit: usize,
+    },
+    Renew {
+        slot: usize,
+        target: Target,
+        ms: u64,
+    },
+    Detach {
+        permit: usize,
+        ms: u64,
+        keeps: bool,
+    },
+    SettleById {
+        slot: usize,
+        id: usize,
+        spent: Vec<Spent>,
+    },
+    CancelById {
+        slot: usize,
+        id: usize,
+    },
+    /// What is granted is held.
+    TryAll {
+        slot: usize,
+        asks: Vec<(Ask, Option<Under>)>,
+    },
+    /// Permits of other limiters are left out.
+    SettleAll {
+        slot: usize,
+        targets: Vec<Target>,
+        spent: Vec<Spent>,
+    },
+    CancelAll {
+        slot: usize,
+        targets: Vec<Target>,
+    },
+}
+
+impl Op {
+    /// Whether it is about rates alone, and about no ids and no batches.
+    const fn is_plain(&self) -> bool {
+        !matches!(
+            self,
+            Self::DefinePool { .. }
+                | Self::TryUnder { .. }
+                | Self::BookUnder { .. }
+                | Self::Name { .. }
+                | Self::Renew { .. }
+                | Self::Detach { .. }
+                | Self::SettleById { .. }
+                | Self::CancelById { .. }
+                | Self::TryAll { .. }
+                | Self::SettleAll { .. }
+                | Self::CancelAll { .. }
+        )
+    }
 }
 
 #[derive(Clone, Debug)]
 pub struct History {
     pub slots: usize,
     pub shapes: Vec<Shape>,
+    pub pools: Vec<Pool>,
     pub ops: Vec<Op>,
+}
+
+impl History {
+    /// What is left of it for limiters that know rates alone.
+    pub fn plain(mut self) -> Self {
+        self.pools.clear();
+        self.ops.retain(Op::is_plain);
+        self
+    }
 }
 
 fn shape() -> impl Strategy<Value = Shape> {
@@ -222,55 +270,6 @@ fn overage() -> impl Strategy<Value = Overage> {
         8 => Just(Overage::Debt),
         1 => Just(Overage::Charge),
         1 => Just(Overage::Deny),
-    ]
-}
-
-fn ask() -> impl Strategy<Value = Ask> {
-    let amount = prop_oneof![
-        12 => (1_u64..=2).prop_map(Amount::Units),
-        4 => (1_u64..=16).prop_map(Amount::Share),
-        2 => Just(Amount::Whole),
-        1 => Just(Amount::TooMuch),
-    ];
-    prop::collection::vec((0_usize..16, amount), 1..=3).prop_map(Ask)
-}
-
-fn spent() -> impl Strategy<Value = Vec<Spent>> {
-    let one = prop_oneof![
-        2 => Just(Spent::Unsaid),
-        4 => Just(Spent::Nothing),
-        6 => (1_u64..16).prop_map(Spent::Share),
-        2 => Just(Spent::Share(16)),
-        3 => (1_u64..=2).prop_map(Spent::More),
-        2 => (2_u64..=30).prop_map(Spent::Times),
-        6 => (0_u64..=1).prop_map(|more| Spent::Room { more }),
-        1 => Just(Spent::Most),
-    ];
-    prop::collection::vec(one, 1..=3)
-}
-
-fn patience() -> impl Strategy<Value = Patience> {
-    prop_oneof![
-        4 => Just(Patience::Forever),
-        1 => Just(Patience::None),
-        2 => (1_u64..20_000).prop_map(Patience::Millis),
-        1 => (-50_i64..20_000).prop_map(|ahead_ms| Patience::Until { ahead_ms }),
-        2 => (0_i64..=1).prop_map(|less_ns| Patience::Enough { less_ns }),
-    ]
-}
-
-fn pace() -> impl Strategy<Value = Pace> {
-    let share = (0_usize..4, 0_usize..3, 1_i64..=16, -1_i64..=1);
-    prop_oneof![
-        1 => (0_u64..=3).prop_map(Pace::Nanos),
-        6 => share.prop_map(|(line, rate, sixteenths, nudge_ns)| Pace::Share {
-            line,
-            rate,
-            sixteenths,
-            nudge_ns,
-        }),
-        6 => (-1_i64..=1).prop_map(|nudge_ns| Pace::Change { nudge_ns }),
-        1 => (1_u64..=3_600).prop_map(Pace::Seconds),
     ]
 }
 
@@ -316,7 +315,65 @@ fn reboot() -> impl Strategy<Value = Op> {
     )
 }
 
+fn pool() -> impl Strategy<Value = Pool> {
+    let timeout = prop::option::of(0..TIMEOUTS_MS.len());
+    (1_u64..=4, timeout).prop_map(|(count, timeout)| Pool { count, timeout })
+}
+
+fn target() -> impl Strategy<Value = Target> {
+    prop_oneof![
+        (0_usize..8).prop_map(Target::Permit),
+        (0_usize..8).prop_map(Target::Id),
+    ]
+}
+
+fn under() -> impl Strategy<Value = Under> {
+    (0_usize..4, prop::bool::weighted(0.8)).prop_map(|(id, repeats)| Under { id, repeats })
+}
+
+fn millis() -> impl Strategy<Value = u64> {
+    prop_oneof![3 => 0_u64..5_000, 1 => 0_u64..10_000_000]
+}
+
+/// What is about slots, ids and batches.
+fn named_op() -> impl Strategy<Value = Op> {
+    let slot = 0_usize..6;
+    let targets = || prop::collection::vec(target(), 1..=4);
+    let asks = prop::collection::vec((ask(), prop::option::weighted(0.3, under())), 1..=4);
+    prop_oneof![
+        4 => (slot.clone(), 0_usize..2, pool(), conflict()).prop_map(
+            |(slot, pool, shape, conflict)| Op::DefinePool { slot, pool, shape, conflict }
+        ),
+        24 => (slot.clone(), ask(), under(), any::<bool>()).prop_map(
+            |(slot, ask, under, holds)| Op::TryUnder { slot, ask, under, holds }
+        ),
+        10 => (slot.clone(), ask(), under(), patience()).prop_map(
+            |(slot, ask, under, patience)| Op::BookUnder { slot, ask, under, patience }
+        ),
+        6 => (0_usize..8).prop_map(|permit| Op::Name { permit }),
+        5 => (slot.clone(), target(), millis()).prop_map(
+            |(slot, target, ms)| Op::Renew { slot, target, ms }
+        ),
+        5 => (0_usize..8, millis(), any::<bool>()).prop_map(
+            |(permit, ms, keeps)| Op::Detach { permit, ms, keeps }
+        ),
+        8 => (slot.clone(), 0_usize..8, spent()).prop_map(
+            |(slot, id, spent)| Op::SettleById { slot, id, spent }
+        ),
+        5 => (slot.clone(), 0_usize..8).prop_map(|(slot, id)| Op::CancelById { slot, id }),
+        6 => (slot.clone(), asks).prop_map(|(slot, asks)| Op::TryAll { slot, asks }),
+        4 => (slot.clone(), targets(), spent()).prop_map(
+            |(slot, targets, spent)| Op::SettleAll { slot, targets, spent }
+        ),
+        2 => (slot, targets()).prop_map(|(slot, targets)| Op::CancelAll { slot, targets }),
+    ]
+}
+
 fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![2 => plain_op(), 1 => named_op()]
+}
+
+fn plain_op() -> impl Strategy<Value = Op> {
     let slot = 0_usize..6;
     let line = 0_usize..4;
     prop_oneof![
@@ -358,8 +415,14 @@ fn op() -> impl Strategy<Value = Op> {
 
 pub fn history() -> impl Strategy<Value = History> {
     let shapes = prop::collection::vec(shape(), 1..=4);
-    (2_usize..=3, shapes, prop::collection::vec(op(), 1..=100))
-        .prop_map(|(slots, shapes, ops)| History { slots, shapes, ops })
+    let pools = prop::collection::vec(pool(), 0..=2);
+    let ops = prop::collection::vec(op(), 1..=120);
+    (2_usize..=3, shapes, pools, ops).prop_map(|(slots, shapes, pools, ops)| History {
+        slots,
+        shapes,
+        pools,
+        ops,
+    })
 }
 
 impl Shape {
@@ -396,30 +459,15 @@ impl Shape {
     }
 }
 
-impl Ask {
-    /// What it asks for, in units of the limits that there are.
-    pub fn takes(&self, model: &Model) -> Takes {
-        let mut takes = Takes::new();
-        for (line, amount) in &self.0 {
-            // One mention in sixteen is of a limit that may not be defined.
-            let defined = model.lines.len();
-            let key = KEYS[if *line == 15 { 3 } else { line % defined }];
-            let rates = model.lines.get(key).map(|line| line.limit.rates());
-            let capacities = rates.into_iter().flatten().map(Rate::capacity);
-            let most = capacities.min().unwrap_or(1);
-            let amount = match *amount {
-                // Units of a huge limit are huge.
-                Amount::Units(units) if most > 1 << 40 => most / 3 * units,
-                Amount::Units(units) => units.min(most),
-                Amount::Share(sixteenths) => (most / 16 * sixteenths).max(1),
-                Amount::Whole => most,
-                Amount::TooMuch => most + 1,
-            };
-            if takes.iter().all(|(taken, _)| taken != key) {
-                takes.push((key.to_owned(), amount));
-            }
-        }
-        takes
+impl Pool {
+    pub fn limit(&self, key: &str) -> Limit {
+        let limit = Limit::slots(key, self.count);
+        let timeout = self.timeout.map(|timeout| TIMEOUTS_MS[timeout]);
+        let limit = match timeout {
+            Some(ms) => limit.timeout(Duration::from_millis(ms)),
+            None => limit,
+        };
+        limit.build().expect("a limit that can be")
     }
 }
 
@@ -431,69 +479,4 @@ pub fn with_overage(limit: &Limit, overage: Overage) -> Limit {
         builder.rate(rate.capacity(), rate.window())
     });
     builder.build().expect("a limit that can be")
-}
-
-impl Spent {
-    /// Says what was used of a limit of which a permit for `at_ns` was charged this much.
-    pub fn amount(self, estimated: u64, line: &Line, at_ns: i64, now_ns: i64) -> Option<u64> {
-        let used = match self {
-            Self::Unsaid => return None,
-            Self::Nothing => 0,
-            Self::Share(16) => estimated,
-            // The estimate of a huge limit is huge.
-            Self::Share(sixteenths) if estimated > 1 << 40 => estimated / 16 * sixteenths,
-            Self::Share(sixteenths) => (estimated * sixteenths).div_ceil(16),
-            Self::More(units) => estimated + units,
-            Self::Times(times) => estimated.saturating_mul(times),
-            Self::Room { more } => estimated + line.room(at_ns, now_ns) + more,
-            Self::Most => MAX_CAPACITY,
-        };
-        Some(used.min(MAX_CAPACITY))
-    }
-}
-
-impl Patience {
-    pub fn wait(self, model: &Model, takes: &Takes) -> Wait {
-        let within = |ns: i64| Wait::Within(Duration::from_nanos(ns.unsigned_abs()));
-        match self {
-            Self::Forever => Wait::Forever,
-            Self::None => within(0),
-            Self::Millis(ms) => Wait::Within(Duration::from_millis(ms)),
-            Self::Until { ahead_ms } => Wait::Until {
-                deadline_ns: model.now_ns + ahead_ms * 1_000_000,
-            },
-            Self::Enough { less_ns } => match model.peek(takes) {
-                Verdict::Refused { retry_at_ns, .. } => {
-                    within(retry_at_ns - model.now_ns - less_ns)
-                }
-                _ => within(0),
-            },
-        }
-    }
-}
-
-impl Pace {
-    /// How far the clock goes; never back.
-    pub fn stride_ns(self, model: &Model) -> i64 {
-        let stride_ns = match self {
-            Self::Nanos(nanos) => ns(Duration::from_nanos(nanos)),
-            Self::Seconds(seconds) => ns(Duration::from_secs(seconds)),
-            Self::Change { nudge_ns } => {
-                let change_ns = model.next_change_ns();
-                change_ns.map_or(0, |at_ns| at_ns - model.now_ns + nudge_ns)
-            }
-            Self::Share {
-                line,
-                rate,
-                sixteenths,
-                nudge_ns,
-            } => {
-                let lines: Vec<_> = model.lines.values().collect();
-                let limit = &lines[line % lines.len()].limit;
-                let rate = limit.rates()[rate % limit.rates().len()];
-                ns(rate.window() + limit.pad()) * sixteenths / 16 + nudge_ns
-            }
-        };
-        stride_ns.max(0)
-    }
 }

@@ -136,35 +136,44 @@ impl Line {
         u64::try_from(least.unwrap_or(0).max(0)).expect("small")
     }
 
-    /// Corrects the charge of a request to what was used of it.
-    pub fn settle(&mut self, claim: usize, used: u64, now_ns: i64) -> Settling {
+    /// Corrects the charge of a request to what was used of it. It may have been swept, after a boot.
+    pub fn settle(
+        &mut self,
+        claim: usize,
+        at_ns: i64,
+        estimated: u64,
+        used: u64,
+        now_ns: i64,
+    ) -> Settling {
         let of_it = |charge: &Charge| charge.claim == claim;
         let position = self.charges.iter().position(of_it);
-        let position = position.expect("what is open is charged");
-        let charge = self.charges[position];
-        let excess = used.saturating_sub(charge.amount);
-        let fitting = excess.min(self.room(charge.at_ns, now_ns));
+        let excess = used.saturating_sub(estimated);
+        let fitting = excess.min(self.room(at_ns, now_ns));
         let rest = excess - fitting;
         let (beyond, debt) = match self.limit.overage() {
             Overage::Debt => (0, rest),
             Overage::Charge => (rest, 0),
             Overage::Deny => (0, 0),
         };
-        let charged = used.min(charge.amount) + fitting + beyond;
-        if charged == 0 {
-            self.charges.remove(position);
-        } else {
-            self.charges[position].amount = charged;
-            self.charges[position].growth = (fitting + beyond > 0).then_some(Growth {
-                at_ns: now_ns,
-                fitting,
-                beyond,
-            });
+        let charged = used.min(estimated) + fitting + beyond;
+        match position {
+            None => {}
+            Some(position) if charged == 0 => {
+                self.charges.remove(position);
+            }
+            Some(position) => {
+                self.charges[position].amount = charged;
+                self.charges[position].growth = (fitting + beyond > 0).then_some(Growth {
+                    at_ns: now_ns,
+                    fitting,
+                    beyond,
+                });
+            }
         }
         self.debts.push(debt);
         Settling {
             key: self.limit.key().to_owned(),
-            estimated: charge.amount,
+            estimated,
             used,
             charged,
             debt,

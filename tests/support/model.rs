@@ -8,22 +8,40 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use quotalite::{Definition, Limit, OnConflict};
 
+use crate::entry::{Entry, Found, REMEMBERED_NS, Whose};
 use crate::line::{Charge, Line, Sum};
-use crate::subject::{Answer, Defined, RateStanding, Refused, Row, Settling, Standing, Takes};
-
-/// The running totals of a ledger count modulo this.
-const TOTALS_WRAP_AT: Sum = 1 << 62;
+use crate::subject::{Defined, RateStanding, Settling, Standing, Takes};
 
 /// What a request must be answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Charged at this instant.
-    Admitted { at_ns: i64 },
+    /// Charged at this instant, with the number of the permit if it is in the list.
+    Admitted { at_ns: i64, entry: Option<usize> },
+    /// It was charged before, under its id.
+    Resumed {
+        at_ns: i64,
+        entry: usize,
+        whose: Whose,
+        /// Whether it holds slots.
+        has_slots: bool,
+        /// Whether the caller stands in line until then.
+        waits: bool,
+    },
     /// Not before `retry_at_ns`; with the deadline of a caller who would have waited.
     Refused {
         retry_at_ns: i64,
         deadline_ns: Option<i64>,
     },
+    /// Not before somebody gives slots back.
+    Taken {
+        key: String,
+        count: u64,
+        amount: u64,
+    },
+    /// It asks for slots, which nobody can book.
+    NotBookable { key: String },
+    /// Its id stands for another request.
+    IdTaken { id: String, stored: String },
     /// A limit is unknown, or never admits the amount. Which one is told is open if there are several.
     Wrong,
 }
@@ -33,38 +51,68 @@ pub enum Verdict {
 pub struct Model {
     pub now_ns: i64,
     pub lines: BTreeMap<String, Line>,
+    /// Limits of slots.
+    pub pools: BTreeMap<String, Limit>,
+    pub entries: Vec<Entry>,
     /// The openings of limiters of which something is still held.
     pub alive: BTreeSet<usize>,
-    /// Those that have booked ahead.
-    owners: BTreeSet<usize>,
+    /// Those that have booked ahead, or had a permit that is in the list.
+    pub owners: BTreeSet<usize>,
     /// Those of the dead that were given back what they had not used. The rest they did use, and it is
     /// not asked for again, should a boot come up at an earlier instant.
-    buried: BTreeSet<usize>,
+    pub buried: BTreeSet<usize>,
+}
+
+/// A request and who makes it.
+#[derive(Clone, Copy, Debug)]
+pub struct Asking<'a> {
+    pub opening: usize,
+    pub takes: &'a Takes,
+    pub id: Option<&'a str>,
+    /// How long somebody who books would stand in line.
+    pub deadline_ns: Option<i64>,
+    pub claim: usize,
 }
 
 impl Model {
     pub fn define(&mut self, limit: &Limit, conflict: OnConflict) -> Defined {
-        let Some(line) = self.lines.get_mut(limit.key()) else {
-            let line = Line::new(limit.clone());
-            self.lines.insert(limit.key().to_owned(), line);
-            return Defined::Done(Definition::Created);
-        };
-        if line.limit == *limit {
-            return Defined::Done(Definition::Unchanged);
-        }
-        match conflict {
-            OnConflict::Fail => Defined::Conflict {
-                stored: line.limit.clone(),
-                given: limit.clone(),
-            },
-            OnConflict::Adopt => Defined::Done(Definition::Adopted(line.limit.clone())),
-            OnConflict::Replace => {
-                line.was_replaced |=
-                    line.limit.rates() != limit.rates() || line.limit.pad() != limit.pad();
-                let former = std::mem::replace(&mut line.limit, limit.clone());
-                Defined::Done(Definition::Replaced(former))
+        let key = limit.key();
+        let stored = self.limit(key).cloned();
+        let replaces = conflict == OnConflict::Replace;
+        let defined = match stored {
+            None => Definition::Created,
+            Some(stored) if stored == *limit => return Defined::Done(Definition::Unchanged),
+            Some(stored) if replaces => Definition::Replaced(stored),
+            Some(stored) if conflict == OnConflict::Adopt => {
+                return Defined::Done(Definition::Adopted(stored));
             }
+            Some(stored) => {
+                let given = limit.clone();
+                return Defined::Conflict { stored, given };
+            }
+        };
+        if limit.slot_count().is_some() {
+            self.pools.insert(key.to_owned(), limit.clone());
+            return Defined::Done(defined);
         }
+        let lines = self.lines.entry(key.to_owned());
+        let line = lines.or_insert_with(|| Line::new(limit.clone()));
+        line.was_replaced |= line.limit.rates() != limit.rates() || line.limit.pad() != limit.pad();
+        line.limit = limit.clone();
+        Defined::Done(defined)
+    }
+
+    pub fn limit(&self, key: &str) -> Option<&Limit> {
+        let line = self.lines.get(key).map(|line| &line.limit);
+        line.or_else(|| self.pools.get(key))
+    }
+
+    /// All definitions, by key.
+    pub fn limits(&self) -> Vec<Limit> {
+        let lines = self.lines.values().map(|line| line.limit.clone());
+        let mut limits: Vec<Limit> = lines.chain(self.pools.values().cloned()).collect();
+        limits.sort_by(|a, b| a.key().cmp(b.key()));
+        limits
     }
 
     /// What somebody who only looks is told.
@@ -72,68 +120,99 @@ impl Model {
         if self.is_wrong(takes) {
             return Verdict::Wrong;
         }
-        match self.earliest(takes) {
-            at_ns if at_ns == self.now_ns => Verdict::Admitted { at_ns },
-            retry_at_ns => Verdict::Refused {
-                retry_at_ns,
-                deadline_ns: None,
-            },
-        }
+        self.decide(takes, None)
     }
 
-    /// Admits the request now, or refuses it.
-    pub fn try_acquire(&mut self, takes: &Takes, claim: usize) -> Verdict {
-        self.acquire(None, takes, None, claim)
-    }
-
-    /// Admits the request at the earliest instant, if that is not after the deadline.
-    pub fn book(
-        &mut self,
-        opening: usize,
-        takes: &Takes,
-        deadline_ns: i64,
-        claim: usize,
-    ) -> Verdict {
-        self.acquire(Some(opening), takes, Some(deadline_ns), claim)
-    }
-
-    fn acquire(
-        &mut self,
-        opening: Option<usize>,
-        takes: &Takes,
-        deadline_ns: Option<i64>,
-        claim: usize,
-    ) -> Verdict {
-        if self.is_wrong(takes) {
+    /// Admits a request at the earliest instant that its caller allows, or refuses it.
+    pub fn acquire(&mut self, asking: &Asking<'_>) -> Verdict {
+        if self.is_wrong(asking.takes) {
             return Verdict::Wrong;
         }
-        let stands_behind = takes
-            .iter()
-            .any(|(key, _)| self.lines[key].has_charges_after(self.now_ns));
-        if !self.admits(takes, self.now_ns) && stands_behind {
-            self.give_back_what_the_dead_booked();
+        if asking.id.is_some() {
+            self.become_owner(asking.opening);
         }
-        let mut at_ns = self.earliest(takes);
-        if at_ns > deadline_ns.unwrap_or(self.now_ns).max(self.now_ns) {
-            return Verdict::Refused {
-                retry_at_ns: at_ns,
-                deadline_ns,
+        let before = self.clone();
+        let verdict = self.acquire_right(asking);
+        if matches!(
+            verdict,
+            Verdict::NotBookable { .. } | Verdict::IdTaken { .. }
+        ) {
+            *self = before;
+        }
+        verdict
+    }
+
+    fn acquire_right(&mut self, asking: &Asking<'_>) -> Verdict {
+        let (opening, claim) = (asking.opening, asking.claim);
+        let mut request = asking.takes.clone();
+        request.sort();
+        let mut takes = asking.takes.clone();
+        let mut retaken = None;
+        if let Some(id) = asking.id {
+            match self.find(opening, id, &request) {
+                Found::Nothing => {}
+                Found::Permit(entry, whose) => return self.resumed(entry, whose, asking),
+                Found::WithoutSlots(entry) => {
+                    takes.retain(|(key, _)| self.pools.contains_key(key));
+                    retaken = Some(entry);
+                }
+                Found::Taken { stored } => {
+                    let id = id.to_owned();
+                    return Verdict::IdTaken { id, stored };
+                }
+            }
+        }
+        let of_slots = takes.iter().find(|(key, _)| self.pools.contains_key(key));
+        let of_slots = of_slots.map(|(key, _)| key.clone());
+        if let (Some(key), Some(_)) = (&of_slots, asking.deadline_ns) {
+            return Verdict::NotBookable { key: key.clone() };
+        }
+        let mut verdict = self.decide(&takes, asking.deadline_ns);
+        if self.may_come_back(&takes, &verdict) {
+            self.give_back_what_the_dead_held();
+            verdict = self.decide(&takes, asking.deadline_ns);
+        }
+        let Verdict::Admitted { mut at_ns, .. } = verdict else {
+            return verdict;
+        };
+        let is_entered = of_slots.is_some() || asking.id.is_some();
+        if (at_ns > self.now_ns || is_entered) && self.become_owner(opening) {
+            at_ns = self.earliest(&takes);
+        }
+        let booked_by = (at_ns > self.now_ns).then_some(opening);
+        if retaken.is_none() {
+            self.charge(&takes, at_ns, booked_by, claim);
+        }
+        let entry = is_entered.then(|| {
+            let id = asking.id.map(str::to_owned);
+            let entry = || Entry {
+                claim,
+                at_ns,
+                request,
+                id,
+                slots: Takes::new(),
+                owner: None,
+                is_detached: false,
+                expires_ns: None,
+                end: None,
+                fence: None,
             };
+            self.hold(opening, retaken, &takes, entry)
+        });
+        match retaken {
+            Some(entry) => self.resumed(entry, Whose::Mine, asking),
+            None => Verdict::Admitted { at_ns, entry },
         }
-        let mut booked_by = None;
-        if at_ns > self.now_ns {
-            let opening = opening.expect("only who books is charged later");
-            if self.owners.insert(opening) {
-                self.give_back_what_the_dead_booked();
-                at_ns = self.earliest(takes);
-            }
-            booked_by = Some(opening).filter(|_| at_ns > self.now_ns);
-            if booked_by.is_some() {
-                self.forget_what_was_used(opening);
-            }
+    }
+
+    fn charge(&mut self, takes: &Takes, at_ns: i64, booked_by: Option<usize>, claim: usize) {
+        if let Some(opening) = booked_by {
+            self.forget_what_was_used(opening);
         }
         for (key, amount) in takes {
-            let line = self.lines.get_mut(key).expect("checked");
+            let Some(line) = self.lines.get_mut(key) else {
+                continue;
+            };
             line.charges.push(Charge {
                 at_ns,
                 amount: *amount,
@@ -143,7 +222,53 @@ impl Model {
                 growth: None,
             });
         }
-        Verdict::Admitted { at_ns }
+    }
+
+    fn resumed(&self, entry: usize, whose: Whose, asking: &Asking<'_>) -> Verdict {
+        let found = &self.entries[entry];
+        Verdict::Resumed {
+            at_ns: found.at_ns,
+            entry,
+            whose,
+            has_slots: found.is_open(self.now_ns) && !found.slots.is_empty(),
+            waits: asking.deadline_ns.is_some(),
+        }
+    }
+
+    /// Only who stands behind slots or bookings looks for what the dead have left behind.
+    fn may_come_back(&self, takes: &Takes, verdict: &Verdict) -> bool {
+        let now = Verdict::Admitted {
+            at_ns: self.now_ns,
+            entry: None,
+        };
+        let mut lines = takes.iter().filter_map(|(key, _)| self.lines.get(key));
+        let stands_behind = lines.any(|line| line.has_charges_after(self.now_ns));
+        matches!(verdict, Verdict::Taken { .. }) || (*verdict != now && stands_behind)
+    }
+
+    /// Slots are free now or not at all; rates admit sooner or later.
+    fn decide(&self, takes: &Takes, deadline_ns: Option<i64>) -> Verdict {
+        for (key, amount) in takes {
+            let count = self.pools.get(key).and_then(Limit::slot_count);
+            if let Some(count) = count
+                && self.held(key) + amount > count
+            {
+                return Verdict::Taken {
+                    key: key.clone(),
+                    count,
+                    amount: *amount,
+                };
+            }
+        }
+        match self.earliest(takes) {
+            at_ns if at_ns <= deadline_ns.unwrap_or(self.now_ns).max(self.now_ns) => {
+                Verdict::Admitted { at_ns, entry: None }
+            }
+            retry_at_ns => Verdict::Refused {
+                retry_at_ns,
+                deadline_ns,
+            },
+        }
     }
 
     /// Who books anew strikes out what it had booked for instants that have come: those charges stay, even
@@ -164,14 +289,21 @@ impl Model {
     }
 
     /// Corrects what a request was charged to what was used.
-    pub fn settle(&mut self, claim: usize, used: &Takes) -> Vec<Settling> {
+    pub fn settle(
+        &mut self,
+        claim: usize,
+        at_ns: i64,
+        taken: &Takes,
+        used: &Takes,
+    ) -> Vec<Settling> {
         let now_ns = self.now_ns;
         let settled = self
             .lines
             .iter_mut()
             .filter_map(|(key, line)| {
                 let (_, used) = used.iter().find(|(said, _)| said == key)?;
-                Some(line.settle(claim, *used, now_ns))
+                let (_, estimated) = taken.iter().find(|(of, _)| of == key)?;
+                Some(line.settle(claim, at_ns, *estimated, *used, now_ns))
             })
             .collect();
         // Whoever says what was used has used it, and does not get it back by dying.
@@ -189,6 +321,20 @@ impl Model {
     }
 
     pub fn standing(&self, key: &str) -> Option<Standing> {
+        if let Some(limit) = self.pools.get(key) {
+            let held = self.held(key);
+            let holders = self.entries.iter();
+            let holders = holders.filter(|entry| entry.slots_of(key, self.now_ns) > 0);
+            return Some(Standing {
+                limit: limit.clone(),
+                at_ns: self.now_ns,
+                available: limit.slot_count()?.saturating_sub(held),
+                rates: Vec::new(),
+                debt: 0,
+                held,
+                permits: holders.count() as u64,
+            });
+        }
         let line = self.lines.get(key)?;
         let rates: Vec<RateStanding> = line
             .limit
@@ -217,6 +363,8 @@ impl Model {
             available: rates.iter().map(|rate| rate.available).min()?,
             rates,
             debt: line.debt(),
+            held: 0,
+            permits: 0,
         })
     }
 
@@ -234,6 +382,11 @@ impl Model {
                 );
             }
         }
+        for entry in &self.entries {
+            changes.extend(entry.expires_ns.filter(|_| entry.end.is_none()));
+            let ended = entry.ended(self.now_ns).filter(|_| entry.id.is_some());
+            changes.extend(ended.map(|(_, ended_ns)| ended_ns + REMEMBERED_NS));
+        }
         changes
             .into_iter()
             .filter(|at_ns| *at_ns > self.now_ns)
@@ -242,23 +395,25 @@ impl Model {
 
     fn is_wrong(&self, takes: &Takes) -> bool {
         takes.iter().any(|(key, amount)| {
-            self.lines.get(key).is_none_or(|line| {
-                let mut rates = line.limit.rates().iter();
-                rates.any(|rate| rate.capacity() < *amount)
+            self.limit(key).is_none_or(|limit| {
+                let mut rates = limit.rates().iter();
+                limit.slot_count().is_some_and(|count| count < *amount)
+                    || rates.any(|rate| rate.capacity() < *amount)
             })
         })
     }
 
     fn admits(&self, takes: &Takes, at_ns: i64) -> bool {
-        let mut takes = takes.iter();
-        takes.all(|(key, amount)| self.lines[key].admits(at_ns, *amount))
+        takes.iter().all(|(key, amount)| {
+            let line = self.lines.get(key);
+            line.is_none_or(|line| line.admits(at_ns, *amount))
+        })
     }
 
     /// A request becomes admissible only when a charge leaves a window, so these are all instants to try.
     fn earliest(&self, takes: &Takes) -> i64 {
         let mut candidates = BTreeSet::from([self.now_ns]);
-        for (key, _) in takes {
-            let line = &self.lines[key];
+        for line in takes.iter().filter_map(|(key, _)| self.lines.get(key)) {
             for charge in &line.charges {
                 candidates.extend(
                     line.limit
@@ -273,170 +428,5 @@ impl Model {
             .into_iter()
             .find(|at_ns| self.admits(takes, *at_ns))
             .expect("when everything has left its windows, the request fits")
-    }
-
-    fn give_back_what_the_dead_booked(&mut self) {
-        let of_the_dead =
-            |opening| !self.alive.contains(&opening) && !self.buried.contains(&opening);
-        for line in self.lines.values_mut() {
-            line.charges.retain(|charge| {
-                charge.at_ns <= self.now_ns || !charge.booked_by.is_some_and(of_the_dead)
-            });
-            for charge in &mut line.charges {
-                charge.booked_by = charge.booked_by.filter(|opening| !of_the_dead(*opening));
-            }
-        }
-        self.buried.extend(self.owners.difference(&self.alive));
-    }
-
-    /// Compares an answer with the verdict. What was charged is in the model already, and a refusal
-    /// charges nothing, so this is asked after the verdict was given.
-    pub fn check(&self, verdict: &Verdict, answer: &Answer, takes: &Takes) -> Result<(), String> {
-        match (verdict, answer) {
-            (
-                Verdict::Admitted { at_ns },
-                Answer::Admitted {
-                    at_ns: told,
-                    waits_ns,
-                },
-            ) if at_ns == told && *waits_ns == at_ns - self.now_ns => Ok(()),
-            (
-                Verdict::Refused {
-                    retry_at_ns,
-                    deadline_ns: None,
-                },
-                Answer::Refused(refused),
-            ) if *retry_at_ns == refused.retry_at_ns => self.check_refusal(refused, takes),
-            (
-                Verdict::Refused {
-                    retry_at_ns,
-                    deadline_ns: Some(deadline_ns),
-                },
-                Answer::TooLate {
-                    refused,
-                    deadline_ns: told,
-                },
-            ) if *retry_at_ns == refused.retry_at_ns
-                && (deadline_ns == told
-                    || (*deadline_ns < self.now_ns && *told == self.now_ns)) =>
-            {
-                self.check_refusal(refused, takes)
-            }
-            (Verdict::Wrong, Answer::Unknown { key })
-                if takes.iter().any(|take| take.0 == *key) && !self.lines.contains_key(key) =>
-            {
-                Ok(())
-            }
-            (Verdict::Wrong, Answer::NeverFits { key, amount, rate })
-                if takes.contains(&(key.clone(), *amount))
-                    && self.lines[key].limit.rates().contains(rate)
-                    && rate.capacity() < *amount =>
-            {
-                Ok(())
-            }
-            _ => Err(format!("it must be {verdict:?}, it was {answer:?}")),
-        }
-    }
-
-    /// A nanosecond before the request fits, the rate that the denial names forbids it by itself.
-    fn check_refusal(&self, refused: &Refused, takes: &Takes) -> Result<(), String> {
-        if refused.now_ns != self.now_ns {
-            return Err(format!("now is {}, the denial: {refused:?}", self.now_ns));
-        }
-        if !takes.contains(&(refused.key.clone(), refused.amount)) {
-            return Err(format!("a denial of something else: {refused:?}"));
-        }
-        let line = &self.lines[&refused.key];
-        let is_the_one = line.limit.rates().contains(&refused.rate)
-            && !line.rate_admits(&refused.rate, refused.retry_at_ns - 1, refused.amount);
-        if is_the_one {
-            Ok(())
-        } else {
-            Err(format!(
-                "another rate stands in the way than the one of {refused:?}"
-            ))
-        }
-    }
-
-    /// Compares the ledgers of a file with the charges.
-    pub fn check_rows(&self, ledgers: &BTreeMap<String, Vec<Row>>) -> Result<(), String> {
-        for key in ledgers.keys() {
-            if !self.lines.contains_key(key) {
-                return Err(format!("there are rows of `{key}`, which nobody defined"));
-            }
-        }
-        let none = Vec::new();
-        for (key, line) in &self.lines {
-            let rows = ledgers.get(key).unwrap_or(&none);
-            check_totals(rows)
-                .and_then(|()| line.check_charges(rows, self.now_ns))
-                .and_then(|()| line.check_law())
-                .map_err(|what| format!("`{key}`: {what}: {rows:?}"))?;
-        }
-        Ok(())
-    }
-
-    /// After a boot that came up with an earlier instant than the last: what had left its windows may
-    /// have been swept, and does not come back. Rows that are still there count again.
-    pub fn forget_what_was_swept(&mut self, latest_ns: i64, ledgers: &BTreeMap<String, Vec<Row>>) {
-        for (key, line) in &mut self.lines {
-            let reach_ns = line.longest_reach_ns();
-            let mut rows = ledgers.get(key).cloned().unwrap_or_default();
-            line.charges.retain(|charge| {
-                if charge.at_ns + reach_ns > latest_ns {
-                    return true;
-                }
-                let found = rows
-                    .iter()
-                    .position(|row| row.at_ns == charge.at_ns && is_amount(row, charge.amount));
-                found.map(|position| rows.remove(position)).is_some()
-            });
-        }
-    }
-}
-
-fn is_amount(row: &Row, amount: u64) -> bool {
-    u64::try_from(row.amount) == Ok(amount)
-}
-
-/// Each total is the one before it and the amount of its row.
-fn check_totals(rows: &[Row]) -> Result<(), String> {
-    for row in rows {
-        if row.amount <= 0 || !(0..TOTALS_WRAP_AT).contains(&Sum::from(row.total)) {
-            return Err(format!("a row that nobody should write: {row:?}"));
-        }
-    }
-    for pair in rows.windows(2) {
-        let step = Sum::from(pair[1].total) - Sum::from(pair[0].total);
-        if step.rem_euclid(TOTALS_WRAP_AT) != Sum::from(pair[1].amount) {
-            return Err(format!("the totals do not add up: {pair:?}"));
-        }
-    }
-    Ok(())
-}
-
-impl Line {
-    /// Every charge that still counts has its row, and every row its charge.
-    fn check_charges(&self, rows: &[Row], now_ns: i64) -> Result<(), String> {
-        let reach_ns = self.longest_reach_ns();
-        let mut charges = self.charges.clone();
-        for row in rows {
-            let found = charges.iter().position(|charge| {
-                charge.at_ns == row.at_ns
-                    && is_amount(row, charge.amount)
-                    && charge.booked_by.is_some() == row.owner_id.is_some()
-            });
-            let Some(position) = found else {
-                return Err(format!("nothing was charged for {row:?}"));
-            };
-            charges.swap_remove(position);
-        }
-        match charges
-            .iter()
-            .find(|charge| charge.at_ns + reach_ns > now_ns)
-        {
-            Some(charge) => Err(format!("there is no row of {charge:?}")),
-            None => Ok(()),
-        }
     }
 }

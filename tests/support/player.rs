@@ -2,6 +2,8 @@
 
 #[path = "held.rs"]
 mod held;
+#[path = "named.rs"]
+mod named;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -10,10 +12,11 @@ use std::time::Duration;
 use quotalite::{Definition, Limit, OnConflict};
 
 use self::held::{Held, pick};
-use crate::history::{Fate, History, KEYS, Op, Patience, Shape, Wall, with_overage};
+use crate::asks::Patience;
+use crate::history::{Fate, History, KEYS, Op, POOLS, Shape, Wall, with_overage};
 use crate::line::{Charge, Growth, Line};
-use crate::model::{Model, Verdict};
-use crate::subject::{Answer, Defined, Row, Standing, Subject, Takes, Wait, ns, wall};
+use crate::model::{Asking, Model, Verdict};
+use crate::subject::{Answer, Asked, Defined, Row, Standing, Subject, Takes, Wait, ns, wall};
 use crate::witness::Witness;
 
 const SECOND_NS: i64 = 1_000_000_000;
@@ -33,6 +36,11 @@ struct Player<'a> {
     claims: usize,
     bookings: Vec<Held>,
     permits: Vec<Held>,
+    /// By id: what was last asked for under it.
+    asked: BTreeMap<String, Takes>,
+    /// The ids that permits were given.
+    given_ids: Vec<String>,
+    last_fence: u64,
     last_denial: Option<(Takes, i64)>,
     /// The last instant at which something was written. A file may remember one that is up to a second
     /// earlier; what was only read or refused, it does not remember.
@@ -64,6 +72,9 @@ pub fn play(subject: &mut dyn Subject, slots: usize, history: &History) -> Check
         claims: 0,
         bookings: Vec::new(),
         permits: Vec::new(),
+        asked: BTreeMap::new(),
+        given_ids: Vec::new(),
+        last_fence: 0,
         last_denial: None,
         written_ns: 0,
         most_ahead_ns: 0,
@@ -79,6 +90,9 @@ pub fn play(subject: &mut dyn Subject, slots: usize, history: &History) -> Check
     player.first_now_ns = player.model.now_ns;
     for (line, shape) in history.shapes.iter().enumerate() {
         player.define(0, line, shape, OnConflict::Fail)?;
+    }
+    for (pool, shape) in history.pools.iter().enumerate() {
+        player.define_as(0, &shape.limit(POOLS[pool]), OnConflict::Fail)?;
     }
     for (step, op) in history.ops.iter().enumerate() {
         let is_due = (step + 1) % SCAN_EVERY == 0 || step + 1 == history.ops.len();
@@ -107,13 +121,13 @@ impl Player<'_> {
                 Some(line) => self.define_as(*slot, &line.limit.clone(), *conflict),
                 None => Ok(()),
             },
-            Op::Try { slot, ask } => self.try_acquire(*slot, &ask.takes(&self.model), false),
-            Op::TryAndHold { slot, ask } => self.try_acquire(*slot, &ask.takes(&self.model), true),
+            Op::Try { slot, ask } => self.try_acquire(*slot, &self.asked(ask, None), false),
+            Op::TryAndHold { slot, ask } => self.try_acquire(*slot, &self.asked(ask, None), true),
             Op::Book {
                 slot,
                 ask,
                 patience,
-            } => self.book(*slot, &ask.takes(&self.model), *patience),
+            } => self.book(*slot, &self.asked_ahead(ask, None), *patience),
             Op::GiveBack {
                 booking,
                 by_dropping,
@@ -165,7 +179,8 @@ impl Player<'_> {
             }
             Op::Close { slot, fate } => {
                 let slot = slot % self.slots.len();
-                self.close(slot, *fate)
+                self.close(slot, *fate);
+                Ok(())
             }
             Op::Reboot {
                 uptime_ms,
@@ -174,6 +189,7 @@ impl Player<'_> {
                 fate,
                 wind_up,
             } => self.reboot(*uptime_ms, *off_ms, *wall, *fate, *wind_up),
+            op => self.step_named(op),
         }
     }
 
@@ -205,45 +221,61 @@ impl Player<'_> {
         }
         same(&must_be, &defined)?;
         match self.subject.limits(slot) {
-            Some(limits) => {
-                let lines = self.model.lines.values();
-                same(&lines.map(|line| line.limit.clone()).collect(), &limits)
-            }
+            Some(limits) => same(&self.model.limits(), &limits),
             None => Ok(()),
         }
     }
 
-    fn try_acquire(&mut self, slot: usize, takes: &Takes, holds: bool) -> Check {
+    fn try_acquire(&mut self, slot: usize, asked: &Asked, holds: bool) -> Check {
         let slot = self.open(slot);
         let claim = self.next_claim();
-        let answer = self.subject.try_acquire(slot, takes, claim, holds);
-        let verdict = self.model.try_acquire(takes, claim);
-        self.judge(&verdict, &answer, takes)?;
-        if holds && let Verdict::Admitted { at_ns } = verdict {
-            let opening = self.slots[slot].expect("it is open");
-            self.permits.push(Held::new(claim, opening, at_ns, takes));
+        let answer = self.subject.try_acquire(slot, asked, claim, holds);
+        match self.decide(slot, asked, claim, None, &answer)? {
+            Some(held) if holds => self.permits.push(held),
+            Some(held) => self.let_go_of(&held),
+            None => {}
         }
-        self.tell_witness(takes, &verdict, claim)
+        Ok(())
     }
 
-    fn book(&mut self, slot: usize, takes: &Takes, patience: Patience) -> Check {
+    /// Lets the model decide, and compares. What somebody holds then, if anything.
+    fn decide(
+        &mut self,
+        slot: usize,
+        (takes, id): &Asked,
+        claim: usize,
+        deadline_ns: Option<i64>,
+        answer: &Answer,
+    ) -> Result<Option<Held>, String> {
+        let opening = self.slots[slot].expect("it is open");
+        let asking = Asking {
+            opening,
+            takes,
+            id: id.as_deref(),
+            deadline_ns,
+            claim,
+        };
+        let verdict = self.model.acquire(&asking);
+        self.judge(&verdict, answer, takes)?;
+        self.check_fence(&verdict, answer, deadline_ns.is_some())?;
+        self.tell_witness(takes, &verdict, claim)?;
+        Ok(self.held(&verdict, claim, opening, takes))
+    }
+
+    fn book(&mut self, slot: usize, asked: &Asked, patience: Patience) -> Check {
         let slot = self.open(slot);
         let now_ns = self.model.now_ns;
-        let wait = patience.wait(&self.model, takes);
+        let wait = patience.wait(&self.model, &asked.0);
         let deadline_ns = match wait {
             Wait::Forever => i64::MAX,
             Wait::Within(longest) => now_ns + ns(longest),
             Wait::Until { deadline_ns } => deadline_ns,
         };
         let claim = self.next_claim();
-        let opening = self.slots[slot].expect("it is open");
-        let answer = self.subject.book(slot, takes, wait, claim);
-        let verdict = self.model.book(opening, takes, deadline_ns, claim);
-        self.judge(&verdict, &answer, takes)?;
-        if let Verdict::Admitted { at_ns } = verdict {
-            self.bookings.push(Held::new(claim, opening, at_ns, takes));
-        }
-        self.tell_witness(takes, &verdict, claim)
+        let answer = self.subject.book(slot, asked, wait, claim);
+        let held = self.decide(slot, asked, claim, Some(deadline_ns), &answer)?;
+        self.bookings.extend(held);
+        Ok(())
     }
 
     fn peek(&mut self, slot: usize, takes: &Takes) -> Check {
@@ -269,7 +301,7 @@ impl Player<'_> {
         for at_ns in [retry_at_ns - 1, retry_at_ns] {
             if at_ns >= self.model.now_ns {
                 self.advance(at_ns - self.model.now_ns);
-                self.try_acquire(slot, &takes, false)?;
+                self.try_acquire(slot, &(takes.clone(), None), false)?;
             }
         }
         Ok(())
@@ -298,7 +330,7 @@ impl Player<'_> {
         if !self.subject.is_durable() {
             return Ok(());
         }
-        self.stop(fate)?;
+        self.stop(fate);
         self.scan()?;
         if wind_up {
             self.subject.wind_up_totals();
@@ -351,6 +383,10 @@ impl Player<'_> {
         if let Some(ledgers) = self.subject.rows() {
             self.model.forget_what_was_swept(former_now_ns, &ledgers);
         }
+        if let Some(entries) = self.subject.entries() {
+            self.model
+                .forget_what_was_struck_out(former_now_ns, &entries);
+        }
         self.scan()
     }
 
@@ -395,14 +431,11 @@ impl Player<'_> {
         if let Verdict::Admitted { .. } = verdict {
             self.written_ns = self.model.now_ns;
         }
-        if *verdict
-            != (Verdict::Admitted {
-                at_ns: self.model.now_ns,
-            })
-        {
+        if !matches!(verdict, Verdict::Admitted { at_ns, .. } if *at_ns == self.model.now_ns) {
             return Ok(());
         }
-        for (key, amount) in takes {
+        let of_rates = |take: &&(String, u64)| self.model.lines.contains_key(&take.0);
+        for (key, amount) in takes.iter().filter(of_rates) {
             let charge = Charge {
                 at_ns: self.witness.now_ns,
                 amount: *amount,
@@ -425,6 +458,9 @@ impl Player<'_> {
         if let Some(ledgers) = ledgers {
             self.model.check_rows(&ledgers)?;
         }
+        if let Some(entries) = self.subject.entries() {
+            self.model.check_entries(&entries)?;
+        }
         for slot in 0..self.slots.len() {
             if self.slots[slot].is_none() {
                 continue;
@@ -432,7 +468,7 @@ impl Player<'_> {
             if let Some(now_ns) = self.subject.now_ns(slot) {
                 same(&self.model.now_ns, &now_ns)?;
             }
-            for key in KEYS {
+            for key in KEYS.into_iter().chain(POOLS) {
                 self.usage(slot, key)?;
             }
         }

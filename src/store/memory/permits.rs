@@ -27,6 +27,7 @@ pub(super) struct OpenPermit {
 /// A permit that had an id.
 #[derive(Debug)]
 pub(super) struct EndedPermit {
+    pub(super) number: PermitNumber,
     pub(super) end: End,
     pub(super) at: Timestamp,
     pub(super) request: String,
@@ -80,6 +81,15 @@ impl State {
         self.permits.insert(registered.number, permit);
     }
 
+    /// Gives a permit an id; not if it has timed out, for then nobody can settle it any more.
+    pub(super) fn name_permit(&mut self, number: PermitNumber, id: &str, request: String) {
+        if let Some(permit) = self.permits.get_mut(&number) {
+            permit.id = Some(id.into());
+            permit.request = request;
+            self.ids.insert(id.into(), number);
+        }
+    }
+
     /// Ends permits whose timeout has passed, and forgets the ids of those that ended long ago.
     pub(super) fn end_what_is_due(&mut self, now: Timestamp) {
         let due = |permit: &OpenPermit| permit.expires.is_some_and(|expires| expires <= now);
@@ -108,10 +118,11 @@ impl State {
         {
             self.ids.remove(&id);
             let ended = EndedPermit {
+                number,
                 end,
                 at: permit.at,
                 request: permit.request,
-                ended_at: now,
+                ended_at: permit.expires.map_or(now, |expires| expires.min(now)),
             };
             self.ended.insert(id, ended);
         }
@@ -182,6 +193,7 @@ impl State {
             && !self.permits.contains_key(&registered.number)
         {
             let ended = registered.id.as_ref().and_then(|id| self.ended.get(id));
+            let ended = ended.filter(|ended| ended.number == registered.number);
             return Ok(ended.map_or(End::Expired, |ended| ended.end).told());
         }
         let settlement = act(self, claim)?;
@@ -262,6 +274,9 @@ impl State {
         let (Some(number), Some(open)) = (number, open) else {
             let mut claim = self.claim_on(PermitNumber(0), Holder::Ended);
             claim.at = ended.map_or(claim.at, |ended| ended.at);
+            if let Some(registered) = &mut claim.registered {
+                registered.id = Some(id.into());
+            }
             return Ok(Some(Resumed::Whole(claim)));
         };
         if open.is_held || open.is_detached {

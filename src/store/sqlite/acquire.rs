@@ -292,7 +292,6 @@ fn resume(
         }
     }
     if found.end == Some(End::Cancelled) {
-        transaction.forget_permit(id)?;
         return Ok(Resumed::Not);
     }
     if found.request != plan.print() {

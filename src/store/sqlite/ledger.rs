@@ -201,8 +201,9 @@ impl Transaction<'_> {
     /// The charges of a claim that are still there.
     pub(super) fn find_claimed(&self, claim: &Claim) -> Result<Vec<Taken>, Error> {
         match claim.booking {
-            Some(booking) => self.find_booked(booking),
-            None => claim
+            // A permit that the file knows of has its charges for as long as it is open.
+            Some(booking) if claim.registered.is_none() => self.find_booked(booking),
+            _ => claim
                 .rows
                 .iter()
                 .filter_map(|row| self.find_charged(row.limit, claim.at, row.seq).transpose())

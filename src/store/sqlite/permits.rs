@@ -101,11 +101,12 @@ pub(super) struct Found {
 
 const FIND_OPEN: &str = "SELECT permit_id, owner_id, at_ns, request, detached, expires_ns
     FROM permit WHERE id = ?1";
-const FIND_ENDED: &str =
-    "SELECT permit_id, at_ns, request, outcome FROM ended_permit WHERE id = ?1";
+const FIND_ENDED: &str = "SELECT permit_id, at_ns, request, outcome FROM ended_permit
+    WHERE id = ?1 AND ended_ns > ?2";
 
 impl Transaction<'_> {
-    /// The permit of an id; one whose timeout has passed ends here.
+    /// The permit of an id; one whose timeout has passed ends here. One that ended long ago is forgotten, whether
+    /// it was swept or not.
     pub(super) fn find_permit(&mut self, id: &str) -> Result<Option<Found>, Error> {
         let connection = self.link.connection;
         let open = connection
@@ -125,17 +126,20 @@ impl Transaction<'_> {
                 .optional()
             })
             .map_err(|error| self.sqlite(error))?;
+        let (now_ns, oldest_ns) = (self.now().as_nanos(), self.forgotten_until_ns());
         if let Some((mut found, expires_ns)) = open {
-            if expires_ns.is_some_and(|expires_ns| expires_ns <= self.now().as_nanos()) {
+            let expired_ns = expires_ns.filter(|expires_ns| *expires_ns <= now_ns);
+            if expired_ns.is_some() {
                 found.end = Some(End::Expired);
                 self.end_permit(found.number, End::Expired)?;
             }
-            return Ok(Some(found));
+            let is_forgotten = expired_ns.is_some_and(|expired_ns| expired_ns <= oldest_ns);
+            return Ok((!is_forgotten).then_some(found));
         }
         connection
             .prepare_cached(FIND_ENDED)
             .and_then(|mut s| {
-                s.query_row([id], |row| {
+                s.query_row((id, oldest_ns), |row| {
                     Ok(Found {
                         number: PermitNumber(row.get(0)?),
                         owner: None,
@@ -148,6 +152,13 @@ impl Transaction<'_> {
                 .optional()
             })
             .map_err(|error| self.sqlite(error))
+    }
+}
+
+impl Transaction<'_> {
+    /// Who ended at this instant or before it is not remembered any more.
+    fn forgotten_until_ns(&self) -> i64 {
+        self.now().saturating_minus_ns(REMEMBERED_NS).as_nanos()
     }
 }
 
@@ -253,8 +264,10 @@ impl Transaction<'_> {
     }
 }
 
-const IS_OPEN: &str = "SELECT expires_ns FROM permit WHERE permit_id = ?1 AND ended_ns IS NULL";
-const HOW_ENDED: &str = "SELECT outcome FROM ended_permit WHERE id = ?1 AND permit_id = ?2";
+const IS_OPEN: &str =
+    "SELECT expires_ns, owner_id FROM permit WHERE permit_id = ?1 AND ended_ns IS NULL";
+const HOW_ENDED: &str = "SELECT outcome FROM ended_permit
+    WHERE id = ?1 AND permit_id = ?2 AND ended_ns > ?3";
 
 impl Transaction<'_> {
     pub(super) fn is_open(&self, permit: PermitNumber) -> Result<bool, Error> {
@@ -273,19 +286,26 @@ impl Transaction<'_> {
         };
         let number = registered.number;
         let connection = self.link.connection;
-        let expires_ns: Option<Option<i64>> = connection
+        let open: Option<(Option<i64>, Option<i64>)> = connection
             .prepare_cached(IS_OPEN)
-            .and_then(|mut s| s.query_row([number.0], |row| row.get(0)).optional())
+            .and_then(|mut s| {
+                s.query_row([number.0], |row| Ok((row.get(0)?, row.get(1)?)))
+                    .optional()
+            })
             .map_err(|error| self.sqlite(error))?;
         let now_ns = self.now().as_nanos();
-        match expires_ns {
-            Some(Some(expires_ns)) if expires_ns <= now_ns => {
+        match open {
+            Some((Some(expires_ns), _)) if expires_ns <= now_ns => {
                 self.end_permit(number, End::Expired)?;
                 Ok(Some(End::Expired))
             }
-            Some(_) => {
+            Some((_, owner)) => {
                 let slots = registered.slots.iter().map(|slot| slot.limit);
                 self.give_back_slots(number, slots)?;
+                // Its owner's booking of it, if it is one, must not be taken for that of a later charge.
+                if let (Some(owner), Some(_), None) = (owner, &registered.id, claim.booking) {
+                    self.forget_booked_rows(owner, claim)?;
+                }
                 self.strike_out(number, end)?;
                 Ok(None)
             }
@@ -293,9 +313,10 @@ impl Transaction<'_> {
                 let Some(id) = &registered.id else {
                     return Ok(Some(End::Expired));
                 };
+                let key = (&**id, number.0, self.forgotten_until_ns());
                 let outcome: Option<String> = connection
                     .prepare_cached(HOW_ENDED)
-                    .and_then(|mut s| s.query_row((&**id, number.0), |row| row.get(0)).optional())
+                    .and_then(|mut s| s.query_row(key, |row| row.get(0)).optional())
                     .map_err(|error| self.sqlite(error))?;
                 Ok(Some(outcome.map_or(End::Expired, |text| End::parse(&text))))
             }
@@ -312,7 +333,7 @@ impl Transaction<'_> {
 
 const REMEMBER: &str =
     "INSERT OR REPLACE INTO ended_permit (id, permit_id, at_ns, ended_ns, request, outcome)
-    SELECT id, permit_id, at_ns, ?2, coalesce(request, ''), ?3 FROM permit
+    SELECT id, permit_id, at_ns, min(?2, coalesce(expires_ns, ?2)), coalesce(request, ''), ?3 FROM permit
     WHERE permit_id = ?1 AND id IS NOT NULL";
 const DELETE_CHARGES: &str = "DELETE FROM permit_charge WHERE permit_id = ?1";
 const MARK: &str = "UPDATE permit SET ended_ns = ?2, id = NULL, request = NULL, expires_ns = NULL
@@ -345,11 +366,12 @@ impl Transaction<'_> {
 }
 
 const ABANDON: &str = "UPDATE permit SET owner_id = NULL, expires_ns = ?2
-    WHERE permit_id = ?1 AND id IS NOT NULL AND ended_ns IS NULL";
+    WHERE permit_id = ?1 AND id IS NOT NULL AND ended_ns IS NULL
+        AND (expires_ns IS NULL OR expires_ns > ?3)";
 
 impl Transaction<'_> {
     /// The claim on a permit is dropped: its slots come back. A permit that has an id stays open for a while, so that
-    /// somebody can still settle it.
+    /// somebody can still settle it; but not if it has timed out before.
     pub(super) fn abandon(
         &mut self,
         permit: PermitNumber,
@@ -362,7 +384,7 @@ impl Transaction<'_> {
             .link
             .connection
             .prepare_cached(ABANDON)
-            .and_then(|mut s| s.execute((permit.0, until_ns)))
+            .and_then(|mut s| s.execute((permit.0, until_ns, self.now().as_nanos())))
             .map_err(|error| self.sqlite(error))?;
         if abandoned == 0 {
             self.strike_out(permit, End::Expired)?;
@@ -371,25 +393,31 @@ impl Transaction<'_> {
     }
 }
 
-const HELD_BY: &str =
-    "SELECT permit_id, at_ns FROM permit WHERE owner_id = ?1 AND ended_ns IS NULL";
+const HELD_BY: &str = "SELECT permit_id, EXISTS (
+        SELECT 1 FROM permit_charge AS c JOIN booking AS b USING (limit_id, seq)
+        WHERE c.permit_id = p.permit_id AND b.at_ns = p.at_ns AND b.owner_id = p.owner_id
+            AND b.at_ns > ?2
+    )
+    FROM permit AS p WHERE owner_id = ?1 AND ended_ns IS NULL";
 
 impl Transaction<'_> {
     /// Gives back the slots of a dead owner. True if it had any. What it had booked for later than `reached` is gone
     /// altogether.
     pub(super) fn abandon_all_of(&mut self, owner: i64, reached: Timestamp) -> Result<bool, Error> {
-        let permits: Vec<(PermitNumber, i64)> = self
+        let permits: Vec<(PermitNumber, bool)> = self
             .link
             .connection
             .prepare_cached(HELD_BY)
             .and_then(|mut s| {
-                s.query_map([owner], |row| Ok((PermitNumber(row.get(0)?), row.get(1)?)))?
-                    .collect()
+                s.query_map((owner, reached.as_nanos()), |row| {
+                    Ok((PermitNumber(row.get(0)?), row.get(1)?))
+                })?
+                .collect()
             })
             .map_err(|error| self.sqlite(error))?;
         let any = !permits.is_empty();
-        for (permit, at_ns) in permits {
-            if at_ns > reached.as_nanos() {
+        for (permit, is_ahead) in permits {
+            if is_ahead {
                 self.end_permit(permit, End::Cancelled)?;
             } else {
                 let slots = self.slots_of(permit)?;
@@ -425,23 +453,12 @@ impl Transaction<'_> {
             .link
             .connection
             .prepare_cached(FORGET)
-            .and_then(|mut s| s.execute([now.saturating_minus_ns(REMEMBERED_NS).as_nanos()]))
+            .and_then(|mut s| s.execute([self.forgotten_until_ns()]))
             .map_err(|error| self.sqlite(error))?;
         if forgotten > 0 {
             self.wrote();
         }
         Ok(())
-    }
-
-    /// Forgets a permit that was cancelled, so that its id stands for nothing again.
-    pub(super) fn forget_permit(&mut self, id: &str) -> Result<(), Error> {
-        self.wrote();
-        self.link
-            .connection
-            .prepare_cached("DELETE FROM ended_permit WHERE id = ?1")
-            .and_then(|mut s| s.execute([id]))
-            .map(drop)
-            .map_err(|error| self.sqlite(error))
     }
 }
 
@@ -481,8 +498,7 @@ impl Transaction<'_> {
                     ..(**registered).clone()
                 };
                 if named == 0 {
-                    // Its timeout has passed.
-                    self.remember_expired(claim, number, id, &request)?;
+                    // It has timed out, and nobody can settle it any more.
                     return Ok(registered);
                 }
                 registered
@@ -493,29 +509,9 @@ impl Transaction<'_> {
     }
 }
 
-const REMEMBER_EXPIRED: &str = "INSERT INTO ended_permit
-    (id, permit_id, at_ns, ended_ns, request, outcome) VALUES (?1, ?2, ?3, ?4, ?5, 'expired')";
-
-impl Transaction<'_> {
-    fn remember_expired(
-        &self,
-        claim: &Claim,
-        permit: PermitNumber,
-        id: &str,
-        request: &str,
-    ) -> Result<(), Error> {
-        let now_ns = self.now().as_nanos();
-        self.link
-            .connection
-            .prepare_cached(REMEMBER_EXPIRED)
-            .and_then(|mut s| s.execute((id, permit.0, claim.at.as_nanos(), now_ns, request)))
-            .map(drop)
-            .map_err(|error| self.sqlite(error))
-    }
-}
-
 const RENEW: &str = "UPDATE permit SET expires_ns = ?2
     WHERE permit_id = ?1 AND ended_ns IS NULL AND expires_ns > ?3";
+const OWNER_OF: &str = "SELECT owner_id FROM permit WHERE permit_id = ?1";
 const DETACH: &str = "UPDATE permit SET owner_id = NULL, detached = 1, expires_ns = ?2
     WHERE permit_id = ?1 AND ended_ns IS NULL AND (expires_ns IS NULL OR expires_ns > ?3)";
 
@@ -529,13 +525,29 @@ impl Transaction<'_> {
         self.let_expire(RENEW, permit, timeout_ns)
     }
 
-    /// Unties a permit from its owner, and lets it end by itself. Nothing if it has ended.
+    /// Unties the permit of a claim from its owner, and lets it end by itself. Nothing if it has ended.
     pub(super) fn detach(
         &mut self,
+        claim: &Claim,
         permit: PermitNumber,
         timeout_ns: i64,
     ) -> Result<Option<Timestamp>, Error> {
-        self.let_expire(DETACH, permit, timeout_ns)
+        let owner = self.owner_of(permit)?;
+        let expires = self.let_expire(DETACH, permit, timeout_ns)?;
+        // Its charges are not taken back when whoever has booked them dies.
+        if let (Some(owner), Some(_)) = (owner, expires) {
+            self.forget_booked_rows(owner, claim)?;
+        }
+        Ok(expires)
+    }
+
+    fn owner_of(&self, permit: PermitNumber) -> Result<Option<i64>, Error> {
+        self.link
+            .connection
+            .prepare_cached(OWNER_OF)
+            .and_then(|mut s| s.query_row([permit.0], |row| row.get(0)).optional())
+            .map(Option::flatten)
+            .map_err(|error| self.sqlite(error))
     }
 
     fn let_expire(

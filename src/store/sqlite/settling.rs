@@ -74,10 +74,6 @@ impl Transaction<'_> {
             return Ok(end.told());
         }
         let claim = self.claim_on(&found, id, session, Holder::Other)?;
-        // Its owner's booking of it, if it is one, must not be taken for that of a later charge.
-        if let Some(owner) = found.owner {
-            self.forget_booked_rows(owner, &claim)?;
-        }
         act(self, &claim)
     }
 }

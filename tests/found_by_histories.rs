@@ -1,0 +1,258 @@
+//! What histories, and the reading for them, have shown of permits with ids: each as short as it can be told.
+mod support;
+
+use std::time::Duration;
+
+use quotalite::{
+    Error, HOUR, Limit, Limiter, MINUTE, ManualClock, Permit, Request, RequestError, SECOND,
+    Settled,
+};
+use support::{Scratch, open_raw, scratch};
+
+fn on_both(story: impl Fn(&Limiter, &ManualClock)) {
+    let clock = ManualClock::new();
+    let limiter = Limiter::in_memory_with(clock.clone());
+    define(&limiter);
+    story(&limiter, &clock);
+    let (_scratch, limiter, clock) = on_file();
+    story(&limiter, &clock);
+}
+
+fn on_file() -> (Scratch, Limiter, ManualClock) {
+    let scratch = scratch();
+    let clock = ManualClock::new();
+    let limiter = open(&scratch, &clock);
+    define(&limiter);
+    (scratch, limiter, clock)
+}
+
+fn open(scratch: &Scratch, clock: &ManualClock) -> Limiter {
+    Limiter::builder(scratch.file())
+        .clock(clock.clone())
+        .open()
+        .unwrap()
+}
+
+fn define(limiter: &Limiter) {
+    limiter.define(Limit::slots("slots", 1)).unwrap();
+    limiter
+        .define(Limit::slots("timed", 1).timeout(SECOND))
+        .unwrap();
+    limiter
+        .define(Limit::new("tokens").rate(100, MINUTE))
+        .unwrap();
+}
+
+/// Whoever has permits or bookings in the file counts as dead from now on.
+fn kill_all(scratch: &Scratch) {
+    let connection = open_raw(&scratch.file());
+    let kill = "UPDATE owner SET boot_id = 'another'";
+    connection.execute(kill, []).unwrap();
+}
+
+fn get(limiter: &Limiter, ask: &Request) -> Permit {
+    limiter.try_acquire(ask).unwrap().granted().unwrap()
+}
+
+fn tokens(amount: u64) -> Request {
+    Request::new().take("tokens", amount)
+}
+
+fn free(limiter: &Limiter, key: &str) -> u64 {
+    limiter.usage(key).unwrap().available()
+}
+
+fn settle(limiter: &Limiter, id: impl AsRef<str>) -> Settled {
+    limiter.settle(id, [("tokens", 1)]).unwrap()
+}
+
+#[test]
+fn a_permit_that_is_settled_gets_no_new_id_to_be_settled_under() {
+    on_both(|limiter, _| {
+        for detaches in [false, true] {
+            let permit = get(limiter, &tokens(40));
+            permit.settle([("tokens", 30)]).unwrap();
+            let refused = if detaches {
+                permit.detach(HOUR)
+            } else {
+                permit.id()
+            };
+            assert!(
+                matches!(refused, Err(Error::Request(RequestError::Ended))),
+                "{refused:?}"
+            );
+            assert_eq!(permit.renew(HOUR).unwrap(), None);
+        }
+        assert_eq!(free(limiter, "tokens"), 40);
+    });
+}
+
+#[test]
+fn a_permit_that_has_ended_keeps_its_id() {
+    on_both(|limiter, _| {
+        let ask = tokens(40).id("job");
+        get(limiter, &ask).settle([("tokens", 30)]).unwrap();
+        assert_eq!(get(limiter, &ask).id().unwrap().to_string(), "job");
+    });
+}
+
+#[test]
+fn asking_for_an_id_changes_nothing_about_a_timeout() {
+    on_both(|limiter, clock| {
+        let ask = tokens(10).take("timed", 1);
+        let permit = get(limiter, &ask);
+        let id = permit.id().unwrap();
+        clock.advance(SECOND);
+        assert_eq!(settle(limiter, &id), Settled::Expired);
+        let late = get(limiter, &ask);
+        clock.advance(SECOND);
+        assert_eq!(free(limiter, "timed"), 1);
+        let id = late.id().unwrap();
+        assert_eq!(free(limiter, "timed"), 1);
+        assert!(settle(limiter, &id).settlement().is_none());
+    });
+}
+
+#[test]
+fn what_has_timed_out_does_not_open_again_when_it_is_dropped() {
+    on_both(|limiter, clock| {
+        let permit = get(limiter, &tokens(10).take("timed", 1).id("job"));
+        clock.advance(SECOND);
+        drop(permit);
+        assert_eq!(settle(limiter, "job"), Settled::Expired);
+        assert_eq!(free(limiter, "tokens"), 90);
+    });
+}
+
+#[test]
+fn only_a_permit_that_has_a_timeout_can_be_renewed() {
+    on_both(|limiter, clock| {
+        let permit = get(limiter, &tokens(10).take("slots", 1).id("job"));
+        assert_eq!(permit.renew(SECOND).unwrap(), None);
+        assert_eq!(limiter.renew("job", SECOND).unwrap(), None);
+        clock.advance(SECOND);
+        assert_eq!(free(limiter, "slots"), 0);
+        assert!(settle(limiter, "job").settlement().is_some());
+    });
+}
+
+#[test]
+fn an_id_is_remembered_for_an_hour_and_not_a_nanosecond_longer() {
+    on_both(|limiter, clock| {
+        let ask = tokens(10).take("timed", 1).id("timed out");
+        let timed = get(limiter, &ask);
+        get(limiter, &tokens(10).id("settled"))
+            .settle([("tokens", 1)])
+            .unwrap();
+        clock.advance(HOUR.saturating_sub(Duration::from_nanos(1)));
+        assert_eq!(settle(limiter, "settled"), Settled::Before);
+        clock.advance(Duration::from_nanos(1));
+        assert_eq!(settle(limiter, "settled"), Settled::Unknown);
+        clock.advance(SECOND.saturating_sub(Duration::from_nanos(1)));
+        // However late its end is noticed.
+        assert_eq!(timed.settle([("tokens", 1)]).unwrap(), Settled::Expired);
+        assert_eq!(settle(limiter, "timed out"), Settled::Expired);
+        clock.advance(Duration::from_nanos(1));
+        assert_eq!(settle(limiter, "timed out"), Settled::Unknown);
+        assert_eq!(get(limiter, &ask).at(), limiter.now().unwrap());
+    });
+}
+
+#[test]
+fn what_was_cancelled_stays_cancelled_when_the_next_try_is_denied() {
+    on_both(|limiter, _| {
+        let ask = tokens(100).id("job");
+        get(limiter, &ask).cancel().unwrap();
+        drop(get(limiter, &tokens(1)));
+        assert!(!limiter.try_acquire(&ask).unwrap().is_granted());
+        assert_eq!(settle(limiter, "job"), Settled::Before);
+    });
+}
+
+#[test]
+fn the_slots_that_cannot_be_booked_are_named() {
+    on_both(|limiter, _| {
+        let ask = tokens(1).take("slots", 1).id("job");
+        drop(get(limiter, &ask));
+        match limiter.book(&ask) {
+            Err(Error::Request(RequestError::NotBookable { key })) => assert_eq!(key, "slots"),
+            other => panic!("{other:?}"),
+        }
+    });
+}
+
+#[test]
+fn who_finds_the_place_of_another_gives_nothing_back_by_dropping_it() {
+    on_both(|limiter, clock| {
+        drop(get(limiter, &tokens(100)));
+        let ask = tokens(100).id("job");
+        let booking = limiter.book(&ask).unwrap();
+        drop(limiter.book(&ask).unwrap());
+        clock.advance(MINUTE);
+        assert_eq!(free(limiter, "tokens"), 0);
+        // Who says so gives it back for both.
+        limiter.book(&ask).unwrap().cancel().unwrap();
+        assert_eq!(free(limiter, "tokens"), 100);
+        drop(booking);
+    });
+}
+
+#[test]
+fn what_one_has_booked_and_another_settled_stays_charged_when_the_first_dies() {
+    for detaches in [false, true] {
+        let (scratch, limiter, clock) = on_file();
+        drop(get(&limiter, &tokens(100)));
+        let ask = tokens(60).id("job");
+        let booking = limiter.book(&ask).unwrap();
+        let other = open(&scratch, &clock);
+        let second = other.book(&ask).unwrap().accept();
+        if detaches {
+            second.detach(HOUR).unwrap();
+        } else {
+            second.settle([("tokens", 60)]).unwrap();
+        }
+        kill_all(&scratch);
+        assert!(other.book_within(&tokens(100), SECOND).is_err());
+        clock.advance(MINUTE);
+        assert_eq!(free(&other, "tokens"), 40);
+        assert_eq!(settle(&other, "job").settlement().is_some(), detaches);
+        assert_eq!(free(&other, "tokens"), if detaches { 99 } else { 40 });
+        drop(booking);
+    }
+}
+
+#[test]
+fn what_was_booked_under_an_id_and_dropped_stays_charged_when_its_process_dies() {
+    let (scratch, limiter, clock) = on_file();
+    drop(get(&limiter, &tokens(100)));
+    let ask = tokens(60).id("job");
+    drop(limiter.book(&ask).unwrap().accept());
+    kill_all(&scratch);
+    let other = open(&scratch, &clock);
+    let again = other.book(&ask).unwrap();
+    assert_eq!(again.wait_time(), MINUTE);
+    let permit = {
+        clock.advance(MINUTE);
+        again.accept()
+    };
+    assert_eq!(free(&other, "tokens"), 40);
+    drop(permit);
+}
+
+#[test]
+fn what_was_used_is_not_charged_again_when_a_boot_comes_up_a_little_earlier() {
+    let (scratch, limiter, clock) = on_file();
+    // Half a second is not enough for the file to note how far time has come.
+    clock.advance(Duration::from_millis(500));
+    let ask = tokens(60).id("job");
+    let permit = get(&limiter, &ask);
+    let at = permit.at();
+    std::mem::forget(permit);
+    clock.reboot(Duration::ZERO);
+    clock.set_wall(std::time::UNIX_EPOCH);
+    let other = open(&scratch, &clock);
+    assert!(other.now().unwrap() < at);
+    assert_eq!(get(&other, &ask).at(), at);
+    clock.advance(SECOND);
+    assert_eq!(free(&other, "tokens"), 40);
+}

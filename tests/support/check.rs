@@ -1,0 +1,257 @@
+//! How answers and files are compared with the model.
+
+use std::collections::BTreeMap;
+
+use quotalite::Obstacle;
+
+use crate::entry::End;
+use crate::line::{Line, Sum};
+use crate::model::{Model, Verdict};
+use crate::subject::{Answer, FileEntry, Refused, Row, Takes};
+
+/// The running totals of a ledger count modulo this.
+const TOTALS_WRAP_AT: Sum = 1 << 62;
+
+impl Model {
+    /// Compares an answer with the verdict. What was charged is in the model already, and a refusal
+    /// charges nothing, so this is asked after the verdict was given.
+    pub fn check(&self, verdict: &Verdict, answer: &Answer, takes: &Takes) -> Result<(), String> {
+        match (verdict, answer) {
+            (
+                Verdict::Admitted { at_ns, .. },
+                Answer::Admitted {
+                    at_ns: told,
+                    waits_ns,
+                    ..
+                },
+            ) if at_ns == told && *waits_ns == at_ns - self.now_ns => Ok(()),
+            (
+                Verdict::Resumed { at_ns, waits, .. },
+                Answer::Admitted {
+                    at_ns: told,
+                    waits_ns,
+                    ..
+                },
+            ) if at_ns == told
+                && *waits_ns
+                    == if *waits {
+                        (at_ns - self.now_ns).max(0)
+                    } else {
+                        0
+                    } =>
+            {
+                Ok(())
+            }
+            (
+                Verdict::Taken { key, count, amount },
+                Answer::Taken {
+                    key: told,
+                    count: there,
+                    amount: asked,
+                    now_ns,
+                },
+            ) if (key, count, amount, self.now_ns) == (told, there, asked, *now_ns) => Ok(()),
+            (Verdict::NotBookable { key }, Answer::NotBookable { key: told }) if key == told => {
+                Ok(())
+            }
+            (
+                Verdict::IdTaken { id, stored },
+                Answer::IdTaken {
+                    id: told,
+                    stored: found,
+                },
+            ) if (id, stored) == (told, found) => Ok(()),
+            (
+                Verdict::Refused {
+                    retry_at_ns,
+                    deadline_ns: None,
+                },
+                Answer::Refused(refused),
+            ) if *retry_at_ns == refused.retry_at_ns => self.check_refusal(refused, takes),
+            (
+                Verdict::Refused {
+                    retry_at_ns,
+                    deadline_ns: Some(deadline_ns),
+                },
+                Answer::TooLate {
+                    refused,
+                    deadline_ns: told,
+                },
+            ) if *retry_at_ns == refused.retry_at_ns
+                && (deadline_ns == told
+                    || (*deadline_ns < self.now_ns && *told == self.now_ns)) =>
+            {
+                self.check_refusal(refused, takes)
+            }
+            (Verdict::Wrong, Answer::Unknown { key })
+                if takes.iter().any(|take| take.0 == *key) && self.limit(key).is_none() =>
+            {
+                Ok(())
+            }
+            (
+                Verdict::Wrong,
+                Answer::NeverFits {
+                    key,
+                    amount,
+                    obstacle,
+                },
+            ) if takes.contains(&(key.clone(), *amount))
+                && self.limit(key).is_some_and(|limit| match obstacle {
+                    Obstacle::Rate(rate) => limit.rates().contains(rate),
+                    obstacle => limit.slot_count() == Some(obstacle.capacity()),
+                })
+                && obstacle.capacity() < *amount =>
+            {
+                Ok(())
+            }
+            _ => Err(format!("it must be {verdict:?}, it was {answer:?}")),
+        }
+    }
+
+    /// A nanosecond before the request fits, the rate that the denial names forbids it by itself.
+    fn check_refusal(&self, refused: &Refused, takes: &Takes) -> Result<(), String> {
+        if refused.now_ns != self.now_ns {
+            return Err(format!("now is {}, the denial: {refused:?}", self.now_ns));
+        }
+        if !takes.contains(&(refused.key.clone(), refused.amount)) {
+            return Err(format!("a denial of something else: {refused:?}"));
+        }
+        let line = &self.lines[&refused.key];
+        let is_the_one = line.limit.rates().contains(&refused.rate)
+            && !line.rate_admits(&refused.rate, refused.retry_at_ns - 1, refused.amount);
+        if is_the_one {
+            Ok(())
+        } else {
+            Err(format!(
+                "another rate stands in the way than the one of {refused:?}"
+            ))
+        }
+    }
+
+    /// Compares the permits that a file knows of with the list.
+    pub fn check_entries(&self, file: &[FileEntry]) -> Result<(), String> {
+        let now_ns = self.now_ns;
+        let is_due = |row: &&FileEntry| row.expires_ns.is_none_or(|expires_ns| expires_ns > now_ns);
+        let mut open: Vec<&FileEntry> = file.iter().filter(is_due).collect();
+        for entry in self.entries.iter().filter(|entry| entry.is_open(now_ns)) {
+            let is_it = |row: &&FileEntry| {
+                row.id == entry.id
+                    && row.is_owned == entry.owner.is_some()
+                    && row.is_detached == entry.is_detached
+                    && row.expires_ns == entry.expires_ns
+                    && entry.fence.is_none_or(|fence| fence == row.fence)
+                    && row.slots.len() == entry.slots.len()
+                    && row.slots.iter().all(|take| entry.slots.contains(take))
+            };
+            let Some(position) = open.iter().position(is_it) else {
+                return Err(format!("{entry:?} is not in the file: {open:?}"));
+            };
+            open.swap_remove(position);
+        }
+        match open.first() {
+            Some(row) => Err(format!("nobody was granted {row:?}")),
+            None => Ok(()),
+        }
+    }
+
+    /// After a boot that came up with an earlier instant than the last: who had timed out by then may have been
+    /// struck out, and does not come back.
+    pub fn forget_what_was_struck_out(&mut self, latest_ns: i64, file: &[FileEntry]) {
+        for entry in &mut self.entries {
+            let was_over = entry
+                .expires_ns
+                .filter(|expires_ns| *expires_ns <= latest_ns);
+            let is_there = |row: &FileEntry| {
+                Some(row.fence) == entry.fence || (row.id.is_some() && row.id == entry.id)
+            };
+            if let Some(expires_ns) = was_over
+                && entry.end.is_none()
+                && !file.iter().any(is_there)
+            {
+                entry.end = Some((End::Expired, expires_ns));
+            }
+        }
+    }
+
+    /// Compares the ledgers of a file with the charges.
+    pub fn check_rows(&self, ledgers: &BTreeMap<String, Vec<Row>>) -> Result<(), String> {
+        for key in ledgers.keys() {
+            if !self.lines.contains_key(key) {
+                return Err(format!("there are rows of `{key}`, which nobody defined"));
+            }
+        }
+        let none = Vec::new();
+        for (key, line) in &self.lines {
+            let rows = ledgers.get(key).unwrap_or(&none);
+            check_totals(rows)
+                .and_then(|()| line.check_charges(rows, self.now_ns))
+                .and_then(|()| line.check_law())
+                .map_err(|what| format!("`{key}`: {what}: {rows:?}"))?;
+        }
+        Ok(())
+    }
+
+    /// After a boot that came up with an earlier instant than the last: what had left its windows may
+    /// have been swept, and does not come back. Rows that are still there count again.
+    pub fn forget_what_was_swept(&mut self, latest_ns: i64, ledgers: &BTreeMap<String, Vec<Row>>) {
+        for (key, line) in &mut self.lines {
+            let reach_ns = line.longest_reach_ns();
+            let mut rows = ledgers.get(key).cloned().unwrap_or_default();
+            line.charges.retain(|charge| {
+                if charge.at_ns + reach_ns > latest_ns {
+                    return true;
+                }
+                let found = rows
+                    .iter()
+                    .position(|row| row.at_ns == charge.at_ns && is_amount(row, charge.amount));
+                found.map(|position| rows.remove(position)).is_some()
+            });
+        }
+    }
+}
+
+fn is_amount(row: &Row, amount: u64) -> bool {
+    u64::try_from(row.amount) == Ok(amount)
+}
+
+/// Each total is the one before it and the amount of its row.
+fn check_totals(rows: &[Row]) -> Result<(), String> {
+    for row in rows {
+        if row.amount <= 0 || !(0..TOTALS_WRAP_AT).contains(&Sum::from(row.total)) {
+            return Err(format!("a row that nobody should write: {row:?}"));
+        }
+    }
+    for pair in rows.windows(2) {
+        let step = Sum::from(pair[1].total) - Sum::from(pair[0].total);
+        if step.rem_euclid(TOTALS_WRAP_AT) != Sum::from(pair[1].amount) {
+            return Err(format!("the totals do not add up: {pair:?}"));
+        }
+    }
+    Ok(())
+}
+
+impl Line {
+    /// Every charge that still counts has its row, and every row its charge.
+    fn check_charges(&self, rows: &[Row], now_ns: i64) -> Result<(), String> {
+        let reach_ns = self.longest_reach_ns();
+        let mut charges = self.charges.clone();
+        for row in rows {
+            let found = charges.iter().position(|charge| {
+                charge.at_ns == row.at_ns
+                    && is_amount(row, charge.amount)
+                    && charge.booked_by.is_some() == row.owner_id.is_some()
+            });
+            let Some(position) = found else {
+                return Err(format!("nothing was charged for {row:?}"));
+            };
+            charges.swap_remove(position);
+        }
+        match charges
+            .iter()
+            .find(|charge| charge.at_ns + reach_ns > now_ns)
+        {
+            Some(charge) => Err(format!("there is no row of {charge:?}")),
+            None => Ok(()),
+        }
+    }
+}

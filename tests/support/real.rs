@@ -1,0 +1,506 @@
+//! The limiters of this crate, as a history is played to them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime};
+
+use quotalite::{
+    Booking, DAY, Decision, Denial, Error, Handle, Limit, Limiter, ManualClock, Obstacle,
+    OnConflict, Peek, Permit, PermitId, Request, RequestError, Settled, Timestamp,
+};
+
+use crate::subject::{
+    Answer, Asked, Closing, Defined, FileEntry, RateStanding, Refused, Row, Settling, Standing,
+    Subject, Takes, Wait, Which, ns,
+};
+use crate::support::{Scratch, open_raw, scratch};
+
+/// Limiters of this crate.
+#[derive(Debug)]
+pub struct Real {
+    file: Option<Scratch>,
+    pub clock: ManualClock,
+    limiters: Vec<Option<Limiter>>,
+    bookings: BTreeMap<usize, Booking>,
+    permits: BTreeMap<usize, Permit>,
+    twist: Twist,
+    /// The ids that were asked for.
+    asked: BTreeSet<String>,
+}
+
+/// What is made wrong on purpose, to show that histories notice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Twist {
+    Nothing,
+    /// Slots do not come back when their timeout has passed.
+    ForgetsTimeouts,
+    /// Who asks a second time under an id is charged a second time.
+    ChargesTwice,
+}
+
+impl Real {
+    pub fn in_memory() -> Self {
+        let clock = ManualClock::new();
+        Self {
+            file: None,
+            limiters: vec![Some(Limiter::in_memory_with(clock.clone()))],
+            clock,
+            bookings: BTreeMap::new(),
+            permits: BTreeMap::new(),
+            twist: Twist::Nothing,
+            asked: BTreeSet::new(),
+        }
+    }
+
+    /// On a new file; nothing is open yet.
+    pub fn on_file(slots: usize) -> Self {
+        Self {
+            file: Some(scratch()),
+            clock: ManualClock::new(),
+            limiters: (0..slots).map(|_| None).collect(),
+            bookings: BTreeMap::new(),
+            permits: BTreeMap::new(),
+            twist: Twist::Nothing,
+            asked: BTreeSet::new(),
+        }
+    }
+
+    pub fn twisted(twist: Twist) -> Self {
+        Self {
+            twist,
+            ..Self::in_memory()
+        }
+    }
+
+    fn limiter(&self, slot: usize) -> &Limiter {
+        self.limiters[slot].as_ref().expect("the slot is open")
+    }
+}
+
+impl Subject for Real {
+    fn define(&mut self, slot: usize, limit: &Limit, conflict: OnConflict) -> Defined {
+        match self.limiter(slot).define_or(limit, conflict) {
+            Ok(definition) => Defined::Done(definition),
+            Err(Error::Conflict { stored, given, .. }) => Defined::Conflict {
+                stored: *stored,
+                given: *given,
+            },
+            Err(error) => Defined::Failed(error.to_string()),
+        }
+    }
+
+    fn try_acquire(&mut self, slot: usize, ask: &Asked, claim: usize, holds: bool) -> Answer {
+        let request = self.request(ask);
+        let decided = self.limiter(slot).try_acquire(&request);
+        let answer = self.decided(decided, claim);
+        if !holds {
+            self.permits.remove(&claim);
+        }
+        answer
+    }
+
+    fn book(&mut self, slot: usize, ask: &Asked, wait: Wait, claim: usize) -> Answer {
+        let ask = self.request(ask);
+        let limiter = self.limiter(slot);
+        let once = || match wait {
+            Wait::Forever => limiter.book(&ask),
+            Wait::Within(longest) => limiter.book_within(&ask, longest),
+            Wait::Until { deadline_ns } => {
+                limiter.book_until(&ask, Timestamp::from_nanos(deadline_ns))
+            }
+        };
+        // A caller in a hurry waits for the lock no longer than 50 ms of real time, and a machine that
+        // is busy with other things can take that long. The call has changed nothing, then.
+        let booked = std::iter::repeat_with(once)
+            .take(50)
+            .find(|booked| !matches!(booked, Err(Error::Busy { .. })))
+            .expect("nobody holds the lock");
+        match booked {
+            Ok(booking) => {
+                let answer = Answer::Admitted {
+                    at_ns: booking.at().as_nanos(),
+                    waits_ns: ns(booking.wait_time()),
+                    fence: None,
+                };
+                self.bookings.insert(claim, booking);
+                answer
+            }
+            Err(error) => answer(error),
+        }
+    }
+
+    fn give_back(&mut self, claim: usize, by_dropping: bool) {
+        let booking = self.bookings.remove(&claim).expect("the booking is held");
+        if by_dropping {
+            drop(booking);
+        } else {
+            booking.cancel().expect("the file is there");
+        }
+    }
+
+    fn accept(&mut self, claim: usize, holds: bool) -> i64 {
+        let booking = self.bookings.remove(&claim).expect("the booking is held");
+        let permit = booking.accept();
+        let at_ns = permit.at().as_nanos();
+        if holds {
+            self.permits.insert(claim, permit);
+        }
+        at_ns
+    }
+
+    fn settle(&mut self, claim: usize, used: &Takes) -> Closing {
+        let used = used.iter().map(|(key, amount)| (key, *amount));
+        closing(self.permits[&claim].settle(used))
+    }
+
+    fn cancel(&mut self, claim: usize) -> Closing {
+        closing(self.permits[&claim].cancel())
+    }
+
+    fn let_go(&mut self, claim: usize) {
+        self.permits.remove(&claim).expect("the permit is held");
+    }
+
+    fn id(&mut self, claim: usize) -> Option<String> {
+        id_of(self.permits[&claim].id())
+    }
+
+    fn renew(&mut self, slot: usize, which: &Which, timeout: Duration) -> Option<i64> {
+        let renewed = match which {
+            Which::Claim(claim) => self.permits[claim].renew(timeout),
+            Which::Id(id) => self.limiter(slot).renew(id, timeout),
+        };
+        renewed.expect("the file is there").map(Timestamp::as_nanos)
+    }
+
+    fn detach(&mut self, claim: usize, timeout: Duration) -> Option<String> {
+        id_of(self.permits[&claim].detach(timeout))
+    }
+
+    fn settle_by_id(&mut self, slot: usize, id: &str, used: &Takes) -> Closing {
+        let used = used.iter().map(|(key, amount)| (key, *amount));
+        closing(self.limiter(slot).settle(id, used))
+    }
+
+    fn cancel_by_id(&mut self, slot: usize, id: &str) -> Closing {
+        closing(self.limiter(slot).cancel(id))
+    }
+
+    fn try_all(&mut self, slot: usize, asks: &[Asked], first_claim: usize) -> Vec<Answer> {
+        let requests: Vec<Request> = asks.iter().map(|ask| self.request(ask)).collect();
+        let decided = self.limiter(slot).try_acquire_all(&requests);
+        let decided = decided.expect("the file is there").into_iter();
+        let numbered = decided.zip(first_claim..);
+        numbered
+            .map(|(decided, claim)| self.decided(decided, claim))
+            .collect()
+    }
+
+    fn settle_all(&mut self, slot: usize, all: &[(Which, Takes)]) -> Vec<Closing> {
+        let all = all.iter().map(|(which, used)| {
+            let used = used.iter().map(|(key, amount)| (key, *amount));
+            (self.handle(which), used)
+        });
+        let settled = self.limiter(slot).settle_all(all);
+        let settled = settled.expect("the file is there");
+        settled.into_iter().map(closing).collect()
+    }
+
+    fn cancel_all(&mut self, slot: usize, all: &[Which]) -> Vec<Closing> {
+        let all = all.iter().map(|which| self.handle(which));
+        let cancelled = self.limiter(slot).cancel_all(all);
+        let cancelled = cancelled.expect("the file is there");
+        cancelled.into_iter().map(closing).collect()
+    }
+
+    fn advance(&mut self, duration: Duration) {
+        self.clock.advance(duration);
+    }
+
+    fn peek(&mut self, slot: usize, takes: &Takes) -> Option<Answer> {
+        let limiter = self.limiter(slot);
+        Some(match limiter.peek(&request(takes, None)) {
+            Ok(Peek::Now) => Answer::Admitted {
+                at_ns: limiter.now().expect("the file is there").as_nanos(),
+                waits_ns: 0,
+                fence: None,
+            },
+            Ok(Peek::Later(denial)) => denied(&denial),
+            Err(error) => answer(error),
+        })
+    }
+
+    fn usage(&mut self, slot: usize, key: &str) -> Option<Result<Standing, Answer>> {
+        let usage = match self.limiter(slot).usage(key) {
+            Ok(usage) => usage,
+            Err(error) => return Some(Err(answer(error))),
+        };
+        let rates = usage.rates().iter().map(|rate| RateStanding {
+            rate: rate.rate(),
+            used: rate.used(),
+            available: rate.available(),
+            next_release_ns: rate.next_release().map(Timestamp::as_nanos),
+        });
+        Some(Ok(Standing {
+            limit: usage.limit().clone(),
+            at_ns: usage.at().as_nanos(),
+            available: usage.available(),
+            rates: rates.collect(),
+            debt: usage.debt(),
+            held: usage.held(),
+            permits: usage.permits(),
+        }))
+    }
+
+    fn limits(&mut self, slot: usize) -> Option<Vec<Limit>> {
+        Some(self.limiter(slot).limits().expect("the file is there"))
+    }
+
+    fn now_ns(&mut self, slot: usize) -> Option<i64> {
+        Some(self.limiter(slot).now().expect("a clock").as_nanos())
+    }
+
+    fn rows(&mut self) -> Option<BTreeMap<String, Vec<Row>>> {
+        const ROWS: &str = "SELECT key, at_ns, seq, amount, total, owner_id
+            FROM ledger LEFT JOIN limit_definition USING (limit_id)
+                LEFT JOIN booking USING (limit_id, at_ns, seq)
+            ORDER BY limit_id, at_ns, seq";
+        let connection = open_raw(&self.file.as_ref()?.file());
+        let mut statement = connection.prepare(ROWS).unwrap();
+        let mut rows = statement.query([]).unwrap();
+        let mut ledgers: BTreeMap<String, Vec<Row>> = BTreeMap::new();
+        while let Some(row) = rows.next().unwrap() {
+            let read = Row {
+                at_ns: row.get(1).unwrap(),
+                seq: row.get(2).unwrap(),
+                amount: row.get(3).unwrap(),
+                total: row.get(4).unwrap(),
+                owner_id: row.get(5).unwrap(),
+            };
+            ledgers.entry(row.get(0).unwrap()).or_default().push(read);
+        }
+        Some(ledgers)
+    }
+
+    fn entries(&mut self) -> Option<Vec<FileEntry>> {
+        const OPEN: &str = "SELECT permit_id, id, owner_id IS NOT NULL, detached, expires_ns
+            FROM permit WHERE ended_ns IS NULL";
+        const SLOTS: &str = "SELECT key, amount FROM slot JOIN limit_definition USING (limit_id)
+            WHERE permit_id = ?1 AND expires_ns IS ?2";
+        const LEFT_OVER: &str = "SELECT
+            (SELECT count(*) FROM permit_charge WHERE permit_id NOT IN
+                (SELECT permit_id FROM permit WHERE ended_ns IS NULL))
+            + (SELECT count(*) FROM slot WHERE permit_id NOT IN
+                (SELECT permit_id FROM permit WHERE ended_ns IS NULL))";
+        let connection = open_raw(&self.file.as_ref()?.file());
+        let left_over: i64 = connection
+            .query_row(LEFT_OVER, [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(left_over, 0, "rows of permits that are gone");
+        let mut statement = connection.prepare(OPEN).unwrap();
+        let mut slots = connection.prepare(SLOTS).unwrap();
+        let mut rows = statement.query([]).unwrap();
+        let mut entries = Vec::new();
+        while let Some(row) = rows.next().unwrap() {
+            let (number, expires_ns): (i64, Option<i64>) =
+                (row.get(0).unwrap(), row.get(4).unwrap());
+            let slots = slots.query_map((number, expires_ns), |row| {
+                let amount: i64 = row.get(1)?;
+                Ok((row.get(0)?, amount.unsigned_abs()))
+            });
+            entries.push(FileEntry {
+                fence: number.unsigned_abs(),
+                id: row.get(1).unwrap(),
+                is_owned: row.get(2).unwrap(),
+                is_detached: row.get(3).unwrap(),
+                expires_ns,
+                slots: slots.unwrap().map(Result::unwrap).collect(),
+            });
+        }
+        Some(entries)
+    }
+
+    /// Drops them, and then the file is as if nobody had.
+    fn die(&mut self, claims: &[usize]) {
+        const TABLES: [&str; 5] = ["booking", "permit", "permit_charge", "ended_permit", "slot"];
+        let connection = open_raw(&self.file.as_ref().expect("on a file").file());
+        for table in TABLES {
+            let keep = format!("CREATE TEMP TABLE kept_{table} AS SELECT * FROM main.{table}");
+            connection.execute_batch(&keep).unwrap();
+        }
+        for claim in claims {
+            drop(self.permits.remove(claim));
+            drop(self.bookings.remove(claim).map(Booking::accept));
+        }
+        for table in TABLES {
+            let bring_back = format!(
+                "DELETE FROM main.{table}; INSERT INTO main.{table} SELECT * FROM kept_{table}"
+            );
+            connection.execute_batch(&bring_back).unwrap();
+        }
+    }
+
+    fn is_durable(&self) -> bool {
+        self.file.is_some()
+    }
+
+    fn open(&mut self, slot: usize) {
+        let Some(file) = &self.file else {
+            // The one in memory is always open.
+            return;
+        };
+        let builder = Limiter::builder(file.file())
+            .clock(self.clock.clone())
+            .readers(1);
+        self.limiters[slot] = Some(builder.open().expect("the file can be opened"));
+    }
+
+    fn close(&mut self, slot: usize) {
+        self.limiters[slot] = None;
+    }
+
+    fn set_wall(&mut self, wall: SystemTime) {
+        self.clock.set_wall(wall);
+    }
+
+    fn reboot(&mut self, uptime: Duration) {
+        self.clock.reboot(uptime);
+    }
+
+    fn wind_up_totals(&mut self) {
+        const WIND_UP: &str = "WITH last (limit_id, shift) AS (
+                SELECT limit_id, 4611686018427387903 - max(total) FROM charge GROUP BY limit_id
+            )
+            UPDATE charge
+            SET total = (total + last.shift) & 4611686018427387903
+            FROM last
+            WHERE last.limit_id = charge.limit_id";
+        let connection = open_raw(&self.file.as_ref().expect("on a file").file());
+        connection.execute(WIND_UP, []).unwrap();
+    }
+}
+
+impl Real {
+    fn request(&mut self, (takes, id): &Asked) -> Request {
+        let is_new = id.as_ref().is_none_or(|id| self.asked.insert(id.clone()));
+        let forgets_it = self.twist == Twist::ChargesTwice && !is_new;
+        request(takes, id.as_deref().filter(|_| !forgets_it))
+    }
+
+    fn decided(&mut self, decided: Result<Decision, Error>, claim: usize) -> Answer {
+        match decided {
+            Ok(Decision::Granted(permit)) => {
+                if self.twist == Twist::ForgetsTimeouts {
+                    permit.renew(365 * DAY).expect("it is in memory");
+                }
+                let answer = Answer::Admitted {
+                    at_ns: permit.at().as_nanos(),
+                    waits_ns: ns(permit.waited()),
+                    fence: permit.fence(),
+                };
+                self.permits.insert(claim, permit);
+                answer
+            }
+            Ok(Decision::Denied(denial)) => denied(&denial),
+            Err(error) => answer(error),
+        }
+    }
+
+    fn handle<'a>(&'a self, which: &'a Which) -> Handle<'a> {
+        match which {
+            Which::Claim(claim) => (&self.permits[claim]).into(),
+            Which::Id(id) => id.as_str().into(),
+        }
+    }
+}
+
+fn request(takes: &Takes, id: Option<&str>) -> Request {
+    let request = match id {
+        Some(id) => Request::new().id(id),
+        None => Request::new(),
+    };
+    takes.iter().fold(request, |request, (key, amount)| {
+        request.take(key.as_str(), *amount)
+    })
+}
+
+fn denied(denial: &Denial) -> Answer {
+    match denial.obstacle() {
+        Obstacle::Slots(count) => match denial.retry_at() {
+            None => Answer::Taken {
+                key: denial.key().to_owned(),
+                count,
+                amount: denial.amount(),
+                now_ns: denial.now().as_nanos(),
+            },
+            Some(at) => Answer::Failed(format!("slots come back at {at:?}")),
+        },
+        _ => Answer::Refused(refused(denial)),
+    }
+}
+
+fn refused(denial: &Denial) -> Refused {
+    Refused {
+        key: denial.key().to_owned(),
+        rate: match denial.obstacle() {
+            Obstacle::Rate(rate) => rate,
+            obstacle => panic!("{obstacle} are not waited for by time"),
+        },
+        amount: denial.amount(),
+        now_ns: denial.now().as_nanos(),
+        retry_at_ns: denial.retry_at().expect("a rate").as_nanos(),
+    }
+}
+
+fn answer(error: Error) -> Answer {
+    match error {
+        Error::TooLate {
+            denial, deadline, ..
+        } => Answer::TooLate {
+            refused: refused(&denial),
+            deadline_ns: deadline.as_nanos(),
+        },
+        Error::NeverFits {
+            key,
+            amount,
+            obstacle,
+            ..
+        } => Answer::NeverFits {
+            key,
+            amount,
+            obstacle,
+        },
+        Error::UnknownLimit { key, .. } => Answer::Unknown { key },
+        Error::IdTaken { id, stored, .. } => Answer::IdTaken { id, stored },
+        Error::Request(RequestError::NotBookable { key }) => Answer::NotBookable { key },
+        error => Answer::Failed(error.to_string()),
+    }
+}
+
+fn closing(settled: Result<Settled, Error>) -> Closing {
+    let settlement = match settled {
+        Ok(Settled::Now(settlement)) => settlement,
+        Ok(Settled::Before) => return Closing::Before,
+        Ok(Settled::Expired) => return Closing::Expired,
+        Ok(Settled::Unknown) => return Closing::Unknown,
+        other => return Closing::Failed(format!("{other:?}")),
+    };
+    let settling = settlement.amounts().iter().map(|amount| Settling {
+        key: amount.key().to_owned(),
+        estimated: amount.estimated(),
+        used: amount.used(),
+        charged: amount.charged(),
+        debt: amount.debt(),
+    });
+    let mut settled: Vec<Settling> = settling.collect();
+    settled.sort_by(|a, b| a.key.cmp(&b.key));
+    Closing::Now(settled)
+}
+
+/// None of a permit that has ended.
+fn id_of(given: Result<PermitId, Error>) -> Option<String> {
+    match given {
+        Ok(id) => Some(id.to_string()),
+        Err(Error::Request(RequestError::Ended)) => None,
+        Err(error) => panic!("{error}"),
+    }
+}
