@@ -218,9 +218,9 @@ impl Player<'_> {
         }
     }
 
-    pub(super) fn close(&mut self, slot: usize, fate: Fate) -> Check {
+    pub(super) fn close(&mut self, slot: usize, fate: Fate) {
         let Some(opening) = self.slots[slot].filter(|_| self.subject.is_durable()) else {
-            return Ok(());
+            return;
         };
         match fate {
             Fate::Held => {}
@@ -233,18 +233,16 @@ impl Player<'_> {
         self.subject.close(slot);
         self.slots[slot] = None;
         self.bury_if_nothing_is_left(opening);
-        Ok(())
     }
 
     /// A machine that stops takes all bookings and permits with it, so those that are held are orphaned.
-    pub(super) fn stop(&mut self, fate: Fate) -> Check {
+    pub(super) fn stop(&mut self, fate: Fate) {
         let bookings = std::mem::take(&mut self.bookings);
         let permits = std::mem::take(&mut self.permits);
         self.let_go_all(&bookings, &permits, fate);
         for slot in 0..self.slots.len() {
-            self.close(slot, fate)?;
+            self.close(slot, fate);
         }
-        Ok(())
     }
 
     fn let_go_all(&mut self, bookings: &[Held], permits: &[Held], fate: Fate) {

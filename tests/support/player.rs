@@ -179,7 +179,8 @@ impl Player<'_> {
             }
             Op::Close { slot, fate } => {
                 let slot = slot % self.slots.len();
-                self.close(slot, *fate)
+                self.close(slot, *fate);
+                Ok(())
             }
             Op::Reboot {
                 uptime_ms,
@@ -329,7 +330,7 @@ impl Player<'_> {
         if !self.subject.is_durable() {
             return Ok(());
         }
-        self.stop(fate)?;
+        self.stop(fate);
         self.scan()?;
         if wind_up {
             self.subject.wind_up_totals();
