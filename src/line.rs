@@ -2,7 +2,8 @@
 //!
 //! Rates are waited for in the calendar. Slots have none, for nobody knows when a holder ends: who wants some
 //! waits by a ticket until everything in its request is free at once, and charges nothing until then. A
-//! limit that a ticket is short of is kept for it; a limit that it is not short of, others may use.
+//! limit that a ticket is short of is kept for it; a limit that it is not short of, others may use, as long as
+//! all who can go still can.
 //! So nobody is overtaken where that would delay it, and nobody stands still for a limit that
 //! those ahead could not use anyway.
 
@@ -96,15 +97,16 @@ impl Kept {
                 short.push(line.id);
             }
         }
-        if !short.is_empty() {
-            self.wanted.extend(short);
-            return Ok(false);
+        let can_go = short.is_empty();
+        if waiter.is_late {
+            return Ok(can_go);
         }
-        if !waiter.is_late {
+        if can_go {
             let promises = waiter.lines().map(|line| (line.id, line.amount));
             self.promised.extend(promises);
         }
-        Ok(true)
+        self.wanted.extend(short);
+        Ok(can_go)
     }
 }
 
@@ -117,8 +119,11 @@ pub(crate) fn decide_behind<B: Books>(
     latest: Timestamp,
 ) -> Result<Verdict, B::Error> {
     let mut kept = Kept::default();
+    let mut can_go = Few::<&Waiter>::new();
     for waiter in ahead {
-        kept.stand_ahead(books, waiter, now)?;
+        if kept.stand_ahead(books, waiter, now)? && !waiter.is_late {
+            can_go.push(waiter);
+        }
     }
     let is_behind = |position: usize, line: &Line<'_>| Blocker {
         line: position,
@@ -134,7 +139,26 @@ pub(crate) fn decide_behind<B: Books>(
         }
         behind.push(with_promises);
     }
-    decide(books, &behind, now, latest)
+    let verdict = decide(books, &behind, now, latest)?;
+    if verdict != Verdict::Admit(now) || can_go.len() == ahead.len() {
+        return Ok(verdict);
+    }
+    // Somebody ahead waits for something else. If the request left it short of one limit more, it would keep that,
+    // too, and hold up those between the two who can go now.
+    let mut kept = Kept {
+        promised: lines.iter().map(|line| (line.id, line.amount)).collect(),
+        ..Kept::default()
+    };
+    for waiter in ahead {
+        let goes = kept.stand_ahead(books, waiter, now)?;
+        if !goes && can_go.iter().any(|other| std::ptr::eq(*other, waiter)) {
+            let held_up = lines.iter().position(|line| kept.is_wanted(line.id));
+            let position = held_up.unwrap_or(0);
+            let blocker = is_behind(position, &lines[position]);
+            return Ok(Verdict::Refuse(Refusal::Behind { blocker }));
+        }
+    }
+    Ok(verdict)
 }
 
 /// The positions of those who can go now, of all who wait, the first one first.
@@ -170,3 +194,6 @@ pub(crate) fn rates_admit<B: Books>(
 pub(crate) fn is_of_slots(line: &Line<'_>) -> bool {
     matches!(line.limit.tightest(), Obstacle::Slots(_))
 }
+
+#[cfg(test)]
+mod tests;
