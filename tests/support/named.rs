@@ -78,7 +78,9 @@ impl Player<'_> {
         let given = number
             .checked_sub(4)
             .and_then(|number| self.given_ids.iter().rev().nth(number));
-        given.cloned().unwrap_or_else(|| format!("job {number}"))
+        given
+            .cloned()
+            .unwrap_or_else(|| format!("job {}", number % 4))
     }
 
     /// What is asked for, the other way around if it repeats what was asked for before.
