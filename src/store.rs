@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::calendar::{LimitId, Line};
+use crate::calendar::{Blocker, LimitId, Line};
 use crate::clock::{Clock, Reading, Timestamp};
 use crate::decision::{Denial, Peek, Refusal};
 use crate::error::{Error, RequestError};
@@ -364,6 +364,30 @@ pub(crate) fn latest(patience: Patience, now: Timestamp, reading: Reading) -> Ti
                 .unwrap_or(Timestamp::from_nanos(i64::MAX))
         }
     }
+}
+
+/// The refusal of a request whose permit was booked before under the same id, for an instant that is later than its
+/// caller allows this time.
+pub(crate) fn booked_for_later(
+    claim: &Claim,
+    lines: &[Line<'_>],
+    plan: &Plan<'_>,
+    now: Timestamp,
+    latest: Timestamp,
+) -> Option<Outcome> {
+    if claim.at <= latest {
+        return None;
+    }
+    let of_rates = lines.iter().position(|line| !is_of_slots(line));
+    let position = of_rates.unwrap_or(0);
+    let blocker = Blocker {
+        line: position,
+        obstacle: lines.get(position)?.limit.tightest(),
+    };
+    Some(Outcome::Refused {
+        denial: Denial::new(lines, &blocker, now, Some(claim.at)),
+        deadline: (plan.patience != Patience::Now).then_some(latest),
+    })
 }
 
 /// A refusal, as the caller is told of it.

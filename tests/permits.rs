@@ -428,6 +428,23 @@ fn booked_ahead_under_an_id() {
 }
 
 #[test]
+fn a_place_in_line_under_an_id_is_no_permit_to_go_now() {
+    in_both_stores(|limiter, clock| {
+        define(limiter);
+        drop(limiter.acquire(("tokens", 100)).unwrap());
+        let ask = Request::new().take("tokens", 30).id("later");
+        let booked = limiter.book(&ask).unwrap();
+        let denial = limiter.try_acquire(&ask).unwrap().denied().unwrap();
+        assert_eq!(denial.retry_at(), Some(booked.at()));
+        let refused = limiter.acquire_within(&ask, 59 * SECOND);
+        assert!(matches!(refused, Err(Error::TooLate { .. })), "{refused:?}");
+        clock.advance(MINUTE);
+        assert_eq!(get(limiter, &ask).at(), booked.at());
+        drop(booked.wait());
+    });
+}
+
+#[test]
 fn bad_ids_are_refused() {
     in_both_stores(|limiter, _| {
         define(limiter);

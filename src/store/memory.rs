@@ -12,8 +12,8 @@ use self::accounts::Accounts;
 use self::permits::{EndedPermit, OpenPermit, Resumed};
 use super::{
     Change, Claim, Definition, Few, Holder, Known, OnConflict, Outcome, PermitNumber, Queued,
-    Registered, Row, SlotTake, Store, TicketId, Which, check_bookable, denial, expiry, latest,
-    lines,
+    Registered, Row, SlotTake, Store, TicketId, Which, booked_for_later, check_bookable, denial,
+    expiry, latest, lines,
 };
 use crate::calendar::{LimitId, Line};
 use crate::clock::{Clock, Reading, Timeline, Timestamp};
@@ -166,7 +166,9 @@ impl Store for MemoryStore {
                         state.tickets.remove(&queued.ticket.number);
                         self.changed(&mut state);
                     }
-                    return Ok(Outcome::Admitted { claim, now });
+                    let latest = latest(plan.patience, now, reading);
+                    let refused = booked_for_later(&claim, &lines, plan, now, latest);
+                    return Ok(refused.unwrap_or(Outcome::Admitted { claim, now }));
                 }
                 Some(Resumed::WithoutSlots(number)) => {
                     lines.retain(|line| is_of_slots(line));

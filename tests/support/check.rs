@@ -15,6 +15,7 @@ const TOTALS_WRAP_AT: Sum = 1 << 62;
 impl Model {
     /// Compares an answer with the verdict. What was charged is in the model already, and a refusal
     /// charges nothing, so this is asked after the verdict was given.
+    #[expect(clippy::too_many_lines, reason = "a table of answers")]
     pub fn check(&self, verdict: &Verdict, answer: &Answer, takes: &Takes) -> Result<(), String> {
         match (verdict, answer) {
             (
@@ -61,6 +62,20 @@ impl Model {
                     stored: found,
                 },
             ) if (id, stored) == (told, found) => Ok(()),
+            (
+                Verdict::Later {
+                    at_ns,
+                    deadline_ns: None,
+                },
+                Answer::Refused(refused),
+            ) if (*at_ns, self.now_ns) == (refused.retry_at_ns, refused.now_ns) => Ok(()),
+            (
+                Verdict::Later {
+                    at_ns,
+                    deadline_ns: Some(_),
+                },
+                Answer::TooLate { refused, .. },
+            ) if (*at_ns, self.now_ns) == (refused.retry_at_ns, refused.now_ns) => Ok(()),
             (
                 Verdict::Refused {
                     retry_at_ns,

@@ -27,6 +27,11 @@ pub enum Verdict {
         /// Whether the caller stands in line until then.
         waits: bool,
     },
+    /// It was booked before under its id, for an instant that is later than the caller allows.
+    Later {
+        at_ns: i64,
+        deadline_ns: Option<i64>,
+    },
     /// Not before `retry_at_ns`; with the deadline of a caller who would have waited.
     Refused {
         retry_at_ns: i64,
@@ -226,6 +231,13 @@ impl Model {
 
     fn resumed(&self, entry: usize, whose: Whose, asking: &Asking<'_>) -> Verdict {
         let found = &self.entries[entry];
+        let latest_ns = asking.deadline_ns.unwrap_or(self.now_ns).max(self.now_ns);
+        if found.at_ns > latest_ns {
+            return Verdict::Later {
+                at_ns: found.at_ns,
+                deadline_ns: asking.deadline_ns,
+            };
+        }
         Verdict::Resumed {
             at_ns: found.at_ns,
             entry,

@@ -13,7 +13,7 @@ use crate::plan::{Patience, Plan};
 use crate::settlement::End;
 use crate::store::{
     BookingId, Claim, Few, Holder, Outcome, PermitNumber, Queued, Registered, Row, TicketId,
-    check_bookable, denial, expiry, latest, lines,
+    booked_for_later, check_bookable, denial, expiry, latest, lines,
 };
 
 /// What one attempt at an acquisition came to.
@@ -52,7 +52,10 @@ pub(super) fn attempt(
                 if let Some(ticket) = ticket {
                     transaction.leave_line(ticket)?;
                 }
-                return Ok(Attempt::Done(Outcome::Admitted { claim, now }));
+                let latest = latest(plan.patience, now, transaction.reading);
+                let refused = booked_for_later(&claim, &lines, plan, now, latest);
+                let outcome = refused.unwrap_or(Outcome::Admitted { claim, now });
+                return Ok(Attempt::Done(outcome));
             }
             Resumed::WithoutSlots(number) => {
                 // Its charges stand; only the slots have to be taken again.
