@@ -38,7 +38,7 @@ SELECT c.limit_id, c.at_ns, c.seq, c.amount,
 FROM charge AS c;
 
 -- Permits that are open and hold slots, or have an id. `permit_id` grows from each to the next: it is the fencing
--- number. The last row stays when its permit has ended, until the next one has got its number.
+-- number, as long as the slots are those that were granted first. The last row stays when its permit has ended, until the next one has got its number.
 CREATE TABLE permit (
     permit_id  INTEGER PRIMARY KEY,
     -- nobody, once it was detached, or its owner has died and its id is still known
@@ -49,9 +49,12 @@ CREATE TABLE permit (
     id         TEXT,
     -- what was asked for under the id: an amount and a key a line, by key
     request    TEXT,
-    detached   INTEGER NOT NULL DEFAULT 0
+    detached   INTEGER NOT NULL DEFAULT 0,
+    -- the fencing number, if its slots were taken again since it was granted
+    fence      INTEGER
 ) STRICT;
 
+CREATE INDEX permit_fence ON permit (fence) WHERE fence IS NOT NULL;
 CREATE INDEX permit_expires ON permit (expires_ns) WHERE expires_ns IS NOT NULL;
 CREATE UNIQUE INDEX permit_by_id ON permit (id) WHERE id IS NOT NULL;
 
@@ -226,7 +229,7 @@ WITH present (now_ns, shift_ns) AS (
     FROM clock
 )
 SELECT p.id,
-       p.permit_id AS fence,
+       coalesce(p.fence, p.permit_id) AS fence,
        o.pid,
        strftime('%Y-%m-%d %H:%M:%f', (p.at_ns + c.shift_ns) / 1e9, 'unixepoch') AS since,
        strftime('%Y-%m-%d %H:%M:%f', (p.expires_ns + c.shift_ns) / 1e9, 'unixepoch') AS expires,

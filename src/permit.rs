@@ -9,7 +9,7 @@ use ulid::Ulid;
 use crate::clock::Timestamp;
 use crate::error::{Error, RequestError};
 use crate::settlement::{Settled, Settlement, Used};
-use crate::store::{Claim, Holder, PermitNumber, Registered, Store, Which};
+use crate::store::{Claim, Holder, Store, Which};
 
 /// A request that was admitted and is charged.
 ///
@@ -83,7 +83,13 @@ impl Permit {
         let registered = inner.claim.registered.as_ref();
         registered
             .filter(|registered| !registered.slots.is_empty())
-            .map(|registered| registered.number.0.unsigned_abs())
+            .map(|registered| {
+                registered
+                    .fence
+                    .unwrap_or(registered.number)
+                    .0
+                    .unsigned_abs()
+            })
     }
 
     /// Whether this is the permit of an earlier request under the same [id](crate::Request::id), so that
@@ -175,17 +181,6 @@ impl Permit {
             return Err(RequestError::Ended.into());
         }
         let id = PermitId::new(&*self.store);
-        if inner.state == State::Closed {
-            // Nobody else has to know: there is nothing left to settle.
-            let known = inner.claim.registered.take();
-            inner.claim.registered = Some(Box::new(Registered {
-                number: known.as_ref().map_or(PermitNumber(0), |known| known.number),
-                id: Some(id.0.clone()),
-                slots: known.map(|known| known.slots).unwrap_or_default(),
-                holder: Holder::Ended,
-            }));
-            return Ok(id);
-        }
         let registered = self.store.register(&inner.claim, &id.0)?;
         inner.claim.registered = Some(Box::new(registered));
         Ok(id)

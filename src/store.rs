@@ -184,6 +184,8 @@ pub(crate) struct Registered {
     pub(crate) number: PermitNumber,
     pub(crate) id: Option<Box<str>>,
     pub(crate) slots: Few<SlotTake>,
+    /// The number that its slots came with, if they were taken again since.
+    pub(crate) fence: Option<PermitNumber>,
     pub(crate) holder: Holder,
 }
 

@@ -292,6 +292,7 @@ impl Store for MemoryStore {
                 number: state.next_permit(),
                 id: Some(id.into()),
                 slots: Few::new(),
+                fence: None,
                 holder: Holder::Claim,
             };
             state.enter_permit(&registered, claim.at, claim.print(), &claim.rows, None);
@@ -460,6 +461,7 @@ impl State {
                 number: self.next_permit(),
                 id: plan.id().map(Into::into),
                 slots: slots.map(SlotTake::new).collect(),
+                fence: None,
                 holder: Holder::Claim,
             };
             self.enter_permit(&permit, at, plan.print(), &rows, expires);

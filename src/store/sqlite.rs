@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 pub(crate) use bookings::Accepted;
 pub use connection::Durability;
 
-use self::acquire::{Attempt, attempt};
+use self::acquire::{Attempt, attempt, glance};
 use self::connection::waiting_until;
 use self::place::Place;
 use self::session::{LONGEST_OPEN, Opening, Session, lock_until};
@@ -360,12 +360,24 @@ impl Store for SqliteStore {
         // A ticket of another session is in another file, or in nobody's.
         let waited = waited.filter(|queued| queued.session == session.number);
         let ticket = waited.map(|queued| queued.ticket);
+        let is_now = plan.patience == Patience::Now;
+        if is_now && plan.id().is_none() && session.was_refused() {
+            let look = |transaction: &mut Transaction<'_>| glance(transaction, plan);
+            if let Some(outcome) = self.transact(&session, Access::Look, deadline, look)? {
+                return Ok(outcome);
+            }
+        }
         loop {
             let attempt = self.transact(&session, Access::Write, deadline, |transaction| {
                 attempt(transaction, &session, plan, ticket)
             })?;
             match attempt {
-                Attempt::Done(outcome) => return Ok(outcome),
+                Attempt::Done(outcome) => {
+                    if is_now {
+                        session.refused(matches!(outcome, Outcome::Refused { .. }));
+                    }
+                    return Ok(outcome);
+                }
                 Attempt::NeedsOwner => self.become_owner(&session, deadline)?,
             }
         }

@@ -282,7 +282,8 @@ impl Subject for Real {
     }
 
     fn entries(&mut self) -> Option<Vec<FileEntry>> {
-        const OPEN: &str = "SELECT permit_id, id, owner_id IS NOT NULL, detached, expires_ns
+        const OPEN: &str = "SELECT permit_id, id, owner_id IS NOT NULL, detached, expires_ns,
+                coalesce(fence, permit_id)
             FROM permit WHERE ended_ns IS NULL";
         const SLOTS: &str = "SELECT key, amount FROM slot JOIN limit_definition USING (limit_id)
             WHERE permit_id = ?1 AND expires_ns IS ?2";
@@ -308,7 +309,7 @@ impl Subject for Real {
                 Ok((row.get(0)?, amount.unsigned_abs()))
             });
             entries.push(FileEntry {
-                fence: number.unsigned_abs(),
+                fence: row.get::<_, i64>(5).unwrap().unsigned_abs(),
                 id: row.get(1).unwrap(),
                 is_owned: row.get(2).unwrap(),
                 is_detached: row.get(3).unwrap(),

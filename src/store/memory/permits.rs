@@ -20,6 +20,7 @@ pub(super) struct OpenPermit {
     pub(super) rows: Few<Row>,
     pub(super) slots: Few<SlotTake>,
     pub(super) expires: Option<Timestamp>,
+    pub(super) fence: Option<PermitNumber>,
     pub(super) is_held: bool,
     pub(super) is_detached: bool,
 }
@@ -75,6 +76,7 @@ impl State {
             rows: rows.into(),
             slots: registered.slots.clone(),
             expires,
+            fence: None,
             is_held: true,
             is_detached: false,
         };
@@ -222,6 +224,7 @@ impl State {
                 slots: permit
                     .map(|permit| permit.slots.clone())
                     .unwrap_or_default(),
+                fence: permit.and_then(|permit| permit.fence),
                 holder,
             })),
         }
@@ -305,14 +308,10 @@ impl State {
         now: Timestamp,
     ) -> Claim {
         let expires = expiry(lines.iter(), now);
-        // Others may have held the slots since it got its number, with larger ones.
-        let former = number;
-        let number = self.next_permit();
-        if let Some(permit) = self.permits.remove(&former) {
-            if let Some(id) = &permit.id {
-                self.ids.insert(id.clone(), number);
-            }
-            self.permits.insert(number, permit);
+        // Others may have held the slots since, with larger numbers.
+        let fence = self.next_permit();
+        if let Some(permit) = self.permits.get_mut(&number) {
+            permit.fence = Some(fence);
         }
         self.adopt(number, expires);
         for line in lines {

@@ -134,6 +134,32 @@ pub(super) fn attempt(
     }
 }
 
+/// Refuses a request that the committed state refuses already, where nothing could come back and nobody waits; else
+/// says nothing. For this the write lock is not needed.
+pub(super) fn glance(
+    transaction: &mut Transaction<'_>,
+    plan: &Plan<'_>,
+) -> Result<Option<Outcome>, Error> {
+    if transaction.clock_has_to_be_fixed() || !transaction.nobody_waits()? {
+        return Ok(None);
+    }
+    let now = transaction.now();
+    let known = transaction.all_known(plan)?;
+    let lines = lines(plan, &known, &transaction.place.database)?;
+    let verdict = decide(transaction, &lines, now, now)?;
+    let Verdict::Refuse(refusal) = verdict else {
+        return Ok(None);
+    };
+    if may_come_back(transaction, &lines, &verdict)? {
+        return Ok(None);
+    }
+    let denial = denial(refusal, &lines, now, &transaction.place.database)?;
+    Ok(Some(Outcome::Refused {
+        denial,
+        deadline: None,
+    }))
+}
+
 /// What is decided behind those who wait, and who they are.
 fn decide_in_line(
     transaction: &mut Transaction<'_>,
@@ -235,6 +261,7 @@ fn charge(
                 slots: slots
                     .map(|line| transaction.take_slots(number, line, expires))
                     .collect::<Result<_, _>>()?,
+                fence: None,
                 holder: Holder::Claim,
             }));
         }
@@ -315,7 +342,7 @@ fn resume(
         return Ok(Resumed::WithoutSlots(found.number));
     }
     if let (Holder::Claim, Some(me)) = (holder, me) {
-        transaction.adopt(found.number, me, None)?;
+        transaction.adopt(found.number, me, None, None)?;
     }
     Ok(Resumed::Whole(claim))
 }
@@ -330,8 +357,9 @@ fn retake(
     id: &str,
 ) -> Result<Claim, Error> {
     let expires = expiry(lines.iter(), transaction.now());
-    let number = transaction.renumber(number)?;
-    transaction.adopt(number, owner, expires)?;
+    // Others may have held the slots since, with larger numbers.
+    let fence = transaction.next_permit()?;
+    transaction.adopt(number, owner, expires, Some(fence))?;
     for line in lines {
         transaction.take_slots(number, line, expires)?;
     }

@@ -10,7 +10,11 @@ use crate::error::Error;
 use crate::settlement::End;
 use crate::store::{Claim, Few, Holder, PermitNumber, REMEMBERED_NS, Registered, Row, SlotTake};
 
-const LAST: &str = "SELECT permit_id, ended_ns FROM permit ORDER BY permit_id DESC LIMIT 1";
+const LAST: &str =
+    "SELECT permit_id, ended_ns, (SELECT max(fence) FROM permit WHERE fence IS NOT NULL)
+    FROM permit ORDER BY permit_id DESC LIMIT 1";
+const DELETE_FENCED: &str =
+    "DELETE FROM permit WHERE fence IS NOT NULL AND fence < ?1 AND ended_ns IS NOT NULL";
 const INSERT: &str = "INSERT INTO permit (permit_id, owner_id, at_ns, expires_ns, id, request)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
 const DELETE: &str = "DELETE FROM permit WHERE permit_id = ?1";
@@ -37,21 +41,32 @@ impl Transaction<'_> {
         Ok(number)
     }
 
-    fn next_permit(&mut self) -> Result<PermitNumber, Error> {
+    /// A number that is larger than all before it. It is taken once a permit has it.
+    pub(super) fn next_permit(&mut self) -> Result<PermitNumber, Error> {
         self.wrote();
-        let last: Option<(i64, Option<i64>)> = self
+        let last: Option<(i64, Option<i64>, Option<i64>)> = self
             .link
             .connection
             .prepare_cached(LAST)
             .and_then(|mut s| {
-                s.query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
+                s.query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
                     .optional()
             })
             .map_err(|error| self.sqlite(error))?;
         let now_ns = self.now().as_nanos();
-        let number = last.map_or(now_ns, |(last, _)| now_ns.max(last.saturating_add(1)));
-        if let Some((last, Some(_ended))) = last {
+        let number = last.map_or(now_ns, |(last, _, fence)| {
+            let largest = fence.map_or(last, |fence| fence.max(last));
+            now_ns.max(largest.saturating_add(1))
+        });
+        if let Some((last, Some(_ended), _)) = last {
             self.delete_permit(PermitNumber(last))?;
+        }
+        if let Some((_, _, Some(_fence))) = last {
+            self.link
+                .connection
+                .prepare_cached(DELETE_FENCED)
+                .and_then(|mut s| s.execute([number]))
+                .map_err(|error| self.sqlite(error))?;
         }
         Ok(PermitNumber(number))
     }
@@ -96,10 +111,11 @@ pub(super) struct Found {
     pub(super) at: Timestamp,
     pub(super) request: String,
     pub(super) detached: bool,
+    pub(super) fence: Option<PermitNumber>,
     pub(super) end: Option<End>,
 }
 
-const FIND_OPEN: &str = "SELECT permit_id, owner_id, at_ns, request, detached, expires_ns
+const FIND_OPEN: &str = "SELECT permit_id, owner_id, at_ns, request, detached, expires_ns, fence
     FROM permit WHERE id = ?1";
 const FIND_ENDED: &str = "SELECT permit_id, at_ns, request, outcome FROM ended_permit
     WHERE id = ?1 AND ended_ns > ?2";
@@ -119,6 +135,7 @@ impl Transaction<'_> {
                         at: Timestamp::from_nanos(row.get(2)?),
                         request: row.get::<_, Option<String>>(3)?.unwrap_or_default(),
                         detached: row.get(4)?,
+                        fence: row.get::<_, Option<i64>>(6)?.map(PermitNumber),
                         end: None,
                     };
                     Ok((found, row.get::<_, Option<i64>>(5)?))
@@ -146,6 +163,7 @@ impl Transaction<'_> {
                         at: Timestamp::from_nanos(row.get(1)?),
                         request: row.get(2)?,
                         detached: false,
+                        fence: None,
                         end: Some(End::parse(&row.get::<_, String>(3)?)),
                     })
                 })
@@ -218,32 +236,15 @@ impl Transaction<'_> {
                 number: found.number,
                 id: Some(id.into()),
                 slots,
+                fence: found.fence,
                 holder,
             })),
         })
     }
 }
 
-const RENUMBER: &str = "UPDATE permit SET permit_id = ?2 WHERE permit_id = ?1";
-const RENUMBER_CHARGES: &str = "UPDATE permit_charge SET permit_id = ?2 WHERE permit_id = ?1";
-
-impl Transaction<'_> {
-    /// Gives a permit that takes slots again a number of that moment: others may have held them since it got its
-    /// first, with larger ones.
-    pub(super) fn renumber(&mut self, permit: PermitNumber) -> Result<PermitNumber, Error> {
-        let number = self.next_permit()?;
-        let connection = self.link.connection;
-        for sql in [RENUMBER, RENUMBER_CHARGES] {
-            connection
-                .prepare_cached(sql)
-                .and_then(|mut s| s.execute((permit.0, number.0)))
-                .map_err(|error| self.sqlite(error))?;
-        }
-        Ok(number)
-    }
-}
-
-const ADOPT: &str = "UPDATE permit SET owner_id = ?2, expires_ns = ?3 WHERE permit_id = ?1";
+const ADOPT: &str = "UPDATE permit SET owner_id = ?2, expires_ns = ?3, fence = coalesce(?4, fence)
+    WHERE permit_id = ?1";
 
 impl Transaction<'_> {
     /// Makes an owner answer for a permit that nobody answers for.
@@ -252,13 +253,15 @@ impl Transaction<'_> {
         permit: PermitNumber,
         owner: i64,
         expires: Option<Timestamp>,
+        fence: Option<PermitNumber>,
     ) -> Result<(), Error> {
         self.wrote();
+        let fence = fence.map(|fence| fence.0);
         let expires_ns = expires.map(Timestamp::as_nanos);
         self.link
             .connection
             .prepare_cached(ADOPT)
-            .and_then(|mut s| s.execute((permit.0, owner, expires_ns)))
+            .and_then(|mut s| s.execute((permit.0, owner, expires_ns, fence)))
             .map(drop)
             .map_err(|error| self.sqlite(error))
     }
@@ -337,10 +340,11 @@ const REMEMBER: &str =
     WHERE permit_id = ?1 AND id IS NOT NULL";
 const DELETE_CHARGES: &str = "DELETE FROM permit_charge WHERE permit_id = ?1";
 const MARK: &str = "UPDATE permit SET ended_ns = ?2, id = NULL, request = NULL, expires_ns = NULL
-    WHERE permit_id = ?1 AND permit_id = (SELECT max(permit_id) FROM permit)";
+    WHERE permit_id = ?1
+        AND (fence IS NOT NULL OR permit_id = (SELECT max(permit_id) FROM permit))";
 
 impl Transaction<'_> {
-    /// Removes a permit, or marks it as ended if it is the last one: from that, the next one gets its number. Its id
+    /// Removes a permit, or marks it as ended if it has the last number: from that, the next one gets its own. Its id
     /// is remembered.
     fn strike_out(&mut self, permit: PermitNumber, end: End) -> Result<(), Error> {
         self.wrote();
@@ -481,6 +485,7 @@ impl Transaction<'_> {
                     number: self.insert_permit(owner, claim.at, None, name)?,
                     id: Some(id.into()),
                     slots: Few::new(),
+                    fence: None,
                     holder: Holder::Claim,
                 }
             }

@@ -42,6 +42,8 @@ pub(super) struct Session {
     pub(super) accepted: Arc<Accepted>,
     charged: AtomicU32,
     written: AtomicU32,
+    /// Whether the last one who wanted to be admitted at once was refused.
+    refused: AtomicBool,
     /// The limit that was last swept in passing.
     swept: AtomicI64,
 }
@@ -135,6 +137,7 @@ impl Session {
             accepted: Arc::default(),
             charged: AtomicU32::new(0),
             written: AtomicU32::new(0),
+            refused: AtomicBool::new(false),
             // Processes that live shortly shall not all sweep the same limits.
             swept: AtomicI64::new(fastrand::i64(0..1_000_000)),
         });
@@ -277,6 +280,18 @@ impl Session {
         charged
             .is_multiple_of(SWEEP_EVERY)
             .then(|| LimitId(self.swept.load(Ordering::Relaxed)))
+    }
+
+    /// Whether it is worth a look if the next one is to be refused, too, before the write lock is asked for.
+    pub(super) fn was_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn refused(&self, refused: bool) {
+        // Most of the time it is what it was.
+        if self.was_refused() != refused {
+            self.refused.store(refused, Ordering::Relaxed);
+        }
     }
 
     /// Whether it is time to look at the length of the WAL.

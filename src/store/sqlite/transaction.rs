@@ -220,8 +220,11 @@ impl Open<'_> {
     /// Brings the memo up to date with the file, and returns the row of the clock.
     fn refresh(&mut self, access: Access, place: &Place) -> Result<Option<ClockRow>, Error> {
         let memo = &mut *self.memo;
-        // A reading transaction sees the file only from its first read on, which is the one below.
-        if access == Access::Write
+        // A transaction that reads sees the file only from its first read on.
+        if access == Access::Look && memo.version.is_some() {
+            read_anything(self.connection).map_err(|error| place.sqlite(error))?;
+        }
+        if access != Access::Read
             && memo.clock.is_some()
             && memo.version.is_some()
             && memo.version == data_version(self.connection)
@@ -259,6 +262,13 @@ impl Drop for Open<'_> {
             tracing::error!(%error, "a transaction could not be rolled back");
         }
     }
+}
+
+const ANYTHING: &str = "SELECT 1 FROM clock";
+
+fn read_anything(connection: &Connection) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare_cached(ANYTHING)?;
+    statement.query([])?.next().map(drop)
 }
 
 fn run(connection: &Connection, statement: &str) -> rusqlite::Result<()> {
