@@ -15,8 +15,8 @@ use crate::plan::{Latest, Patience, Plan};
 use crate::request::Ask;
 use crate::settlement::{Settled, Used};
 use crate::store::{
-    Definition, Durability, MemoryStore, OnConflict, Options, Outcome, Queued, SqliteStore, Store,
-    Which,
+    Change, Definition, Durability, MemoryStore, OnConflict, Options, Outcome, Queued, SqliteStore,
+    Store, Which,
 };
 use crate::usage::Usage;
 
@@ -311,14 +311,16 @@ impl Limiter {
         used: impl IntoIterator<Item = (K, u64)>,
     ) -> Result<Settled, Error> {
         let used = Used::new(used)?;
-        let settled = self.store.settle(Which::Id(id.as_ref()), &used)?;
+        let settled = self
+            .store
+            .change(Change::settle(Which::Id(id.as_ref()), &used))?;
         tell_settled(&settled);
         Ok(settled)
     }
 
     /// Cancels a permit under its id: see [`Permit::cancel`].
     pub fn cancel(&self, id: impl AsRef<str>) -> Result<Settled, Error> {
-        self.store.cancel(Which::Id(id.as_ref()))
+        self.store.change(Change::cancel(Which::Id(id.as_ref())))
     }
 
     /// Lets a permit that has a timeout go on for so long from now, under its id: see [`Permit::renew`].

@@ -9,7 +9,7 @@ use ulid::Ulid;
 use crate::clock::Timestamp;
 use crate::error::{Error, RequestError};
 use crate::settlement::{Settled, Settlement, Used};
-use crate::store::{Claim, Holder, Store, Which};
+use crate::store::{Change, Claim, Holder, Store, Which};
 
 /// A request that was admitted and is charged.
 ///
@@ -95,7 +95,7 @@ impl Permit {
     /// Whether this is the permit of an earlier request under the same [id](crate::Request::id), so that
     /// nothing was charged for this one.
     #[must_use]
-    pub fn is_resumed(&self) -> bool {
+    pub const fn is_resumed(&self) -> bool {
         self.is_resumed
     }
 
@@ -145,7 +145,10 @@ impl Permit {
         used: impl IntoIterator<Item = (K, u64)>,
     ) -> Result<Settled, Error> {
         let used = Used::new(used)?;
-        let settled = self.close(|claim| self.store.settle(Which::Claim(claim), &used))?;
+        let settled = self.close(|claim| {
+            self.store
+                .change(Change::settle(Which::Claim(claim), &used))
+        })?;
         tell_settled(&settled);
         Ok(settled)
     }
@@ -155,7 +158,7 @@ impl Permit {
     /// # Errors
     /// Whatever can happen to the file. The permit then stays as it was, and can be cancelled again.
     pub fn cancel(&self) -> Result<Settled, Error> {
-        self.close(|claim| self.store.cancel(Which::Claim(claim)))
+        self.close(|claim| self.store.change(Change::cancel(Which::Claim(claim))))
     }
 
     /// The id under which any process can [settle](crate::Limiter::settle), cancel or renew this permit: that of
@@ -251,7 +254,10 @@ impl Drop for Permit {
         let claim = &inner.claim;
         let limit = claim.first_key();
         let result = match inner.state {
-            State::Booked => self.store.cancel(Which::Claim(claim)).map(drop),
+            State::Booked => {
+                let change = Change::cancel(Which::Claim(claim));
+                self.store.change(change).map(drop)
+            }
             State::Open => {
                 // It holds a slot while something runs, and has charged more than one of something: who drops it has
                 // likely forgotten to settle it.
@@ -290,7 +296,7 @@ pub(crate) fn clamped_ns(duration: Duration) -> i64 {
 
 /// Names a permit, in any process.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PermitId(pub(crate) Box<str>);
+pub struct PermitId(Box<str>);
 
 impl PermitId {
     /// A new [ULID](https://github.com/ulid/spec).

@@ -51,17 +51,14 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
     /// Leaves the line.
     fn leave(&self, queued: &Queued) -> Result<(), Error>;
 
-    /// Takes back what `acquire` charged or booked, and the slots. A claim that is no longer there is no
-    /// error.
-    fn cancel(&self, which: Which<'_>) -> Result<Settled, Error>;
-
-    /// Corrects what `acquire` charged to what was used, and takes back the slots.
-    fn settle(&self, which: Which<'_>, used: &Used) -> Result<Settled, Error>;
+    /// Corrects what `acquire` charged or booked to what was used, or takes it back, and takes back the slots. A
+    /// permit that is no longer there is no error.
+    fn change(&self, change: Change<'_>) -> Result<Settled, Error>;
 
     /// `acquire`, for each plan by itself and in their order, in one operation. None of them waits.
     fn acquire_all(&self, plans: &[Plan<'_>]) -> Result<Vec<Result<Outcome, Error>>, Error>;
 
-    /// `settle` or `cancel`, for each permit by itself and in their order, in one operation.
+    /// `change`, for each permit by itself and in their order, in one operation.
     fn change_all(&self, changes: &[Change<'_>]) -> Result<Vec<Result<Settled, Error>>, Error>;
 
     /// Gives a permit an id under which any process can settle it.
@@ -74,7 +71,7 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
     fn renew(&self, which: Which<'_>, timeout_ns: i64) -> Result<Option<Timestamp>, Error>;
 
     /// Says that what `acquire` charged or booked will not be corrected any more, and takes back the slots.
-    fn release(&self, _claim: &Claim) -> Result<(), Error>;
+    fn release(&self, claim: &Claim) -> Result<(), Error>;
 
     /// What `acquire` would say now. Writes nothing.
     fn peek(&self, plan: &Plan<'_>) -> Result<Peek, Error>;
@@ -226,6 +223,24 @@ pub(crate) struct Change<'a> {
     pub(crate) used: Option<&'a Used>,
 }
 
+impl<'a> Change<'a> {
+    pub(crate) const fn settle(which: Which<'a>, used: &'a Used) -> Self {
+        Self {
+            which,
+            used: Some(used),
+        }
+    }
+
+    pub(crate) const fn cancel(which: Which<'a>) -> Self {
+        Self { which, used: None }
+    }
+
+    /// Whether the permit was inherited through `fork`: then it is the parent's to change.
+    pub(crate) fn is_inherited(&self) -> bool {
+        matches!(self.which, Which::Claim(claim) if claim.pid != std::process::id())
+    }
+}
+
 /// Which permit is meant.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Which<'a> {
@@ -261,7 +276,9 @@ impl Claim {
 
     /// What is told of it in a trace.
     pub(crate) fn first_key(&self) -> Option<&str> {
-        self.rows.first().map(|row| &*row.key)
+        let rates = self.rows.iter().map(|row| &*row.key);
+        let slots = self.registered.iter().flat_map(|found| &found.slots);
+        rates.chain(slots.map(|slot| &*slot.key)).next()
     }
 }
 

@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::limit::{DAY, Limit, MAX_CAPACITY};
 use crate::line::{Waiter, decide_behind, is_of_slots, rates_admit};
 use crate::plan::{Patience, Plan};
-use crate::settlement::{End, Settled, Settlement, Used};
+use crate::settlement::Settled;
 use crate::usage::{People, Usage};
 
 /// What errors name in place of a file.
@@ -106,6 +106,89 @@ impl MemoryStore {
         state.ledgers.now = present.now;
         (state, reading, present.now)
     }
+
+    /// Decides one request and charges it, or lets it wait in line.
+    fn attempt(
+        &self,
+        state: &mut State,
+        (reading, now): (Reading, Timestamp),
+        plan: &Plan<'_>,
+        waited: Option<&Queued>,
+    ) -> Result<Outcome, Error> {
+        let known = state.all_known(plan)?;
+        let mut lines = lines(plan, &known, Path::new(PLACE))?;
+        let mut resumed = None;
+        if let Some(id) = plan.id() {
+            match state.resume(plan, id)? {
+                None => {}
+                Some(Resumed::Whole(claim)) => {
+                    // Somebody else was served who waited for the same.
+                    if let Some(queued) = waited {
+                        state.tickets.remove(&queued.ticket.number);
+                        self.changed(state);
+                    }
+                    let latest = latest(plan.patience, now, reading);
+                    let refused = booked_for_later(&claim, &lines, plan, now, latest);
+                    return Ok(refused.unwrap_or(Outcome::Admitted { claim, now }));
+                }
+                Some(Resumed::WithoutSlots(number)) => {
+                    lines.retain(|line| is_of_slots(line));
+                    resumed = Some(number);
+                }
+            }
+        }
+        let has_slots = lines.iter().any(is_of_slots);
+        check_bookable(plan, &lines)?;
+        let latest = latest(plan.patience, now, reading);
+        let number = waited.map(|queued| queued.ticket.number);
+        let refusal = match state.decide(&lines, plan, number, now, latest) {
+            Verdict::Admit(at) => {
+                if let Some(number) = number {
+                    state.tickets.remove(&number);
+                    self.changed(state);
+                }
+                let claim = match resumed {
+                    Some(number) => state.retake(number, &lines, now),
+                    None => state.charge(plan, &lines, at, now),
+                };
+                return Ok(Outcome::Admitted { claim, now });
+            }
+            Verdict::Refuse(refusal) => refusal,
+        };
+        let denial = denial(refusal, &lines, now, Path::new(PLACE))?;
+        if plan.patience.waits() && latest > now && (has_slots || refusal.is_of_the_line()) {
+            let Ok(rates) = rates_admit(&mut state.ledgers, &lines, now);
+            if rates.is_none_or(|(at, _)| at <= latest) {
+                let number = number.unwrap_or_else(|| state.queue(&known, &lines, latest));
+                let mut again_at = rates.map_or(latest, |(at, _)| at);
+                for line in lines.iter().filter(|line| is_of_slots(line)) {
+                    again_at = again_at.min(state.ledgers.next_expiry(line.id));
+                }
+                return Ok(Outcome::Queued(Queued {
+                    denial,
+                    ticket: TicketId {
+                        number,
+                        owner: 0,
+                        since: now,
+                    },
+                    session: 0,
+                    pid: std::process::id(),
+                    seen: state.changes,
+                    in_the_way: Few::new(),
+                    again_at: (again_at < Timestamp::from_nanos(i64::MAX))
+                        .then(|| state.timeline.elapsed_at(again_at)),
+                }));
+            }
+        }
+        if let Some(number) = number {
+            state.tickets.remove(&number);
+            self.changed(state);
+        }
+        Ok(Outcome::Refused {
+            denial,
+            deadline: (plan.patience != Patience::Now).then_some(latest),
+        })
+    }
 }
 
 impl Store for MemoryStore {
@@ -154,79 +237,7 @@ impl Store for MemoryStore {
 
     fn acquire(&self, plan: &Plan<'_>, waited: Option<&Queued>) -> Result<Outcome, Error> {
         let (mut state, reading, now) = self.enter();
-        let known = state.all_known(plan)?;
-        let mut lines = lines(plan, &known, Path::new(PLACE))?;
-        let mut resumed = None;
-        if let Some(id) = plan.id() {
-            match state.resume(plan, id)? {
-                None => {}
-                Some(Resumed::Whole(claim)) => {
-                    // Somebody else was served who waited for the same.
-                    if let Some(queued) = waited {
-                        state.tickets.remove(&queued.ticket.number);
-                        self.changed(&mut state);
-                    }
-                    let latest = latest(plan.patience, now, reading);
-                    let refused = booked_for_later(&claim, &lines, plan, now, latest);
-                    return Ok(refused.unwrap_or(Outcome::Admitted { claim, now }));
-                }
-                Some(Resumed::WithoutSlots(number)) => {
-                    lines.retain(|line| is_of_slots(line));
-                    resumed = Some(number);
-                }
-            }
-        }
-        let has_slots = lines.iter().any(is_of_slots);
-        check_bookable(plan, &lines)?;
-        let latest = latest(plan.patience, now, reading);
-        let number = waited.map(|queued| queued.ticket.number);
-        let refusal = match state.decide(&lines, plan, number, now, latest) {
-            Verdict::Admit(at) => {
-                if let Some(number) = number {
-                    state.tickets.remove(&number);
-                    self.changed(&mut state);
-                }
-                let claim = match resumed {
-                    Some(number) => state.retake(number, &lines, now),
-                    None => state.charge(plan, &lines, at, now),
-                };
-                return Ok(Outcome::Admitted { claim, now });
-            }
-            Verdict::Refuse(refusal) => refusal,
-        };
-        let denial = denial(refusal, &lines, now, Path::new(PLACE))?;
-        if plan.patience.waits() && latest > now && (has_slots || refusal.is_of_the_line()) {
-            let Ok(rates) = rates_admit(&mut state.ledgers, &lines, now);
-            if rates.is_none_or(|(at, _)| at <= latest) {
-                let number = number.unwrap_or_else(|| state.queue(&known, &lines, latest));
-                let mut again_at = rates.map_or(latest, |(at, _)| at);
-                for line in lines.iter().filter(|line| is_of_slots(line)) {
-                    again_at = again_at.min(state.ledgers.next_expiry(line.id));
-                }
-                return Ok(Outcome::Queued(Queued {
-                    denial,
-                    ticket: TicketId {
-                        number,
-                        owner: 0,
-                        since: now,
-                    },
-                    session: 0,
-                    pid: std::process::id(),
-                    seen: state.changes,
-                    in_the_way: Few::new(),
-                    again_at: (again_at < Timestamp::from_nanos(i64::MAX))
-                        .then(|| state.timeline.elapsed_at(again_at)),
-                }));
-            }
-        }
-        if let Some(number) = number {
-            state.tickets.remove(&number);
-            self.changed(&mut state);
-        }
-        Ok(Outcome::Refused {
-            denial,
-            deadline: (plan.patience != Patience::Now).then_some(latest),
-        })
+        self.attempt(&mut state, (reading, now), plan, waited)
     }
 
     fn wait(&self, queued: &Queued) {
@@ -251,37 +262,24 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    fn cancel(&self, which: Which<'_>) -> Result<Settled, Error> {
+    fn change(&self, change: Change<'_>) -> Result<Settled, Error> {
         let (mut state, _, _) = self.enter();
-        let settled = state.change(which, End::Cancelled, |state, claim| {
-            for row in &claim.rows {
-                state.ledgers.amend(row.limit, claim.at, row.seq, 0);
-            }
-            Ok(Settlement::default())
-        });
-        self.changed(&mut state);
-        settled
-    }
-
-    fn settle(&self, which: Which<'_>, used: &Used) -> Result<Settled, Error> {
-        let (mut state, _, _) = self.enter();
-        let settled = state.change(which, End::Settled, |state, claim| {
-            state.settle(claim, used)
-        });
+        let settled = state.change(change);
         self.changed(&mut state);
         settled
     }
 
     fn acquire_all(&self, plans: &[Plan<'_>]) -> Result<Vec<Result<Outcome, Error>>, Error> {
-        Ok(plans.iter().map(|plan| self.acquire(plan, None)).collect())
+        let (mut state, reading, now) = self.enter();
+        let attempt = |plan| self.attempt(&mut state, (reading, now), plan, None);
+        Ok(plans.iter().map(attempt).collect())
     }
 
     fn change_all(&self, changes: &[Change<'_>]) -> Result<Vec<Result<Settled, Error>>, Error> {
-        let change = |change: &Change<'_>| match change.used {
-            Some(used) => self.settle(change.which, used),
-            None => self.cancel(change.which),
-        };
-        Ok(changes.iter().map(change).collect())
+        let (mut state, _, _) = self.enter();
+        let settled = changes.iter().map(|change| state.change(*change)).collect();
+        self.changed(&mut state);
+        Ok(settled)
     }
 
     fn register(&self, claim: &Claim, id: &str) -> Result<Registered, Error> {

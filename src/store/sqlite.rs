@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 pub(crate) use bookings::Accepted;
 pub use connection::Durability;
 
-use self::acquire::{Attempt, attempt, glance};
+use self::acquire::{Attempt, attempt, decide_in_line, glance};
 use self::connection::waiting_until;
 use self::place::Place;
 use self::session::{LONGEST_OPEN, Opening, Session, lock_until};
@@ -47,9 +47,8 @@ use crate::clock::{Clock, Timestamp, elapsed_at};
 use crate::decision::{Peek, Verdict};
 use crate::error::Error;
 use crate::limit::Limit;
-use crate::line::decide_behind;
 use crate::plan::{Latest, Patience, Plan};
-use crate::settlement::{Settled, Used};
+use crate::settlement::Settled;
 use crate::usage::Usage;
 
 /// How a file is opened and used.
@@ -279,30 +278,6 @@ impl SqliteStore {
         result
     }
 
-    /// Changes what a permit has charged, inside one transaction.
-    fn change(
-        &self,
-        which: Which<'_>,
-        act: impl FnOnce(&mut Transaction<'_>, &Claim) -> Result<Settled, Error>,
-    ) -> Result<Settled, Error> {
-        match which {
-            Which::Claim(claim) => {
-                if claim.pid != std::process::id() {
-                    // Inherited through `fork`; it is the parent's to change.
-                    return Ok(Settled::Before);
-                }
-                let session = self.session_of(claim)?;
-                self.write(&session, |transaction| act(transaction, claim))
-            }
-            Which::Id(id) => {
-                let session = self.session(self.busy_deadline())?;
-                self.write(&session, |transaction| {
-                    transaction.with_permit(id, &session, act)
-                })
-            }
-        }
-    }
-
     /// The session in which a claim was made; an error if that was left since.
     fn session_of(&self, claim: &Claim) -> Result<Arc<Session>, Error> {
         let session = self.session(self.busy_deadline())?;
@@ -419,19 +394,12 @@ impl Store for SqliteStore {
         })
     }
 
-    #[expect(
-        clippy::redundant_closure_for_method_calls,
-        reason = "the method itself is not general enough over the lifetime of the transaction"
-    )]
-    fn cancel(&self, which: Which<'_>) -> Result<Settled, Error> {
-        self.change(which, |transaction, claim| transaction.cancel(claim))
-    }
-
-    fn settle(&self, which: Which<'_>, used: &Used) -> Result<Settled, Error> {
-        self.change(which, |transaction, claim| {
-            used.check(&claim.rows)?;
-            transaction.settle(claim, used)
-        })
+    fn change(&self, change: Change<'_>) -> Result<Settled, Error> {
+        if change.is_inherited() {
+            return Ok(Settled::Before);
+        }
+        let session = self.session(self.busy_deadline())?;
+        self.write(&session, |transaction| transaction.change(change, &session))
     }
 
     fn acquire_all(&self, plans: &[Plan<'_>]) -> Result<Vec<Result<Outcome, Error>>, Error> {
@@ -465,27 +433,11 @@ impl Store for SqliteStore {
 
     fn change_all(&self, changes: &[Change<'_>]) -> Result<Vec<Result<Settled, Error>>, Error> {
         let session = self.session(self.busy_deadline())?;
-        let change =
-            |transaction: &mut Transaction<'_>, claim: &Claim, used: Option<&Used>| match used {
-                Some(used) => {
-                    used.check(&claim.rows)?;
-                    transaction.settle(claim, used)
-                }
-                None => transaction.cancel(claim),
-            };
         self.write(&session, |transaction| {
             let mut all = Vec::with_capacity(changes.len());
-            for Change { which, used } in changes {
-                let settled = transaction.as_a_whole(|transaction| match which {
-                    Which::Claim(claim) if claim.pid != session.pid => Ok(Settled::Before),
-                    Which::Claim(claim) if claim.session != session.number => {
-                        Err(self.place.moved())
-                    }
-                    Which::Claim(claim) => change(transaction, claim, *used),
-                    Which::Id(id) => transaction.with_permit(id, &session, |transaction, claim| {
-                        change(transaction, claim, *used)
-                    }),
-                });
+            for change in changes {
+                let settled =
+                    transaction.as_a_whole(|transaction| transaction.change(*change, &session));
                 match settled {
                     Err(error) if !error.is_of_one() => return Err(error),
                     settled => all.push(settled),
@@ -576,9 +528,7 @@ impl Store for SqliteStore {
             let known = transaction.all_known(plan)?;
             let lines = lines(plan, &known, &transaction.place.database)?;
             let now = transaction.now();
-            let line = transaction.line_before(lines.iter().map(|line| line.id), None)?;
-            let ahead: Vec<_> = line.into_values().collect();
-            match decide_behind(transaction, &ahead, &lines, now, now)? {
+            match decide_in_line(transaction, &lines, plan, None, now)?.0 {
                 Verdict::Admit(_) => Ok(Peek::Now),
                 Verdict::Refuse(refusal) => {
                     denial(refusal, &lines, now, &transaction.place.database).map(Peek::Later)

@@ -8,7 +8,8 @@ use crate::error::Error;
 use crate::plan::Plan;
 use crate::settlement::{End, Estimate, Settled, Settlement, Used, correction};
 use crate::store::{
-    Claim, Few, Holder, PermitNumber, REMEMBERED_NS, Registered, Row, SlotTake, Which, expiry,
+    Change, Claim, Few, Holder, PermitNumber, REMEMBERED_NS, Registered, Row, SlotTake, Which,
+    expiry,
 };
 
 /// A permit that holds slots or has an id.
@@ -170,17 +171,12 @@ impl State {
         }
     }
 
-    /// Ends a permit and does something about its charges, if it is open.
-    pub(super) fn change(
-        &mut self,
-        which: Which<'_>,
-        end: End,
-        act: impl FnOnce(&mut Self, &Claim) -> Result<Settlement, Error>,
-    ) -> Result<Settled, Error> {
+    /// Settles or cancels a permit, if it is open.
+    pub(super) fn change(&mut self, change: Change<'_>) -> Result<Settled, Error> {
         let now = self.ledgers.now;
         self.end_what_is_due(now);
         let found;
-        let claim = match which {
+        let claim = match change.which {
             Which::Claim(claim) => claim,
             Which::Id(id) => {
                 let Some(number) = self.ids.get(id).copied() else {
@@ -198,11 +194,21 @@ impl State {
             let ended = ended.filter(|ended| ended.number == registered.number);
             return Ok(ended.map_or(End::Expired, |ended| ended.end).told());
         }
-        let settlement = act(self, claim)?;
+        let (settlement, end) = match change.used {
+            Some(used) => (self.settle(claim, used)?, End::Settled),
+            None => (self.take_back(claim), End::Cancelled),
+        };
         if let Some(registered) = &claim.registered {
             self.end_permit(registered.number, end, now);
         }
         Ok(Settled::Now(settlement))
+    }
+
+    fn take_back(&mut self, claim: &Claim) -> Settlement {
+        for row in &claim.rows {
+            self.ledgers.amend(row.limit, claim.at, row.seq, 0);
+        }
+        Settlement::default()
     }
 
     /// A claim on an open permit.
@@ -230,7 +236,7 @@ impl State {
         }
     }
 
-    pub(super) fn settle(&mut self, claim: &Claim, used: &Used) -> Result<Settlement, Error> {
+    fn settle(&mut self, claim: &Claim, used: &Used) -> Result<Settlement, Error> {
         used.check(&claim.rows)?;
         let now = self.ledgers.now;
         let mut settlement = Settlement::default();

@@ -161,7 +161,7 @@ pub(super) fn glance(
 }
 
 /// What is decided behind those who wait, and who they are.
-fn decide_in_line(
+pub(super) fn decide_in_line(
     transaction: &mut Transaction<'_>,
     lines: &[Line<'_>],
     plan: &Plan<'_>,

@@ -5,12 +5,12 @@ use super::transaction::Transaction;
 use crate::calendar::LimitId;
 use crate::error::Error;
 use crate::settlement::{End, Estimate, Settled, Settlement, Used, correction};
-use crate::store::{Claim, Holder};
+use crate::store::{Change, Claim, Holder, Which};
 use crate::usage::People;
 
 impl Transaction<'_> {
     /// Corrects the charges of a claim.
-    pub(super) fn settle(&mut self, claim: &Claim, used: &Used) -> Result<Settled, Error> {
+    fn settle(&mut self, claim: &Claim, used: &Used) -> Result<Settled, Error> {
         if let Some(end) = self.close(claim, End::Settled)? {
             return Ok(end.told());
         }
@@ -48,7 +48,7 @@ impl Transaction<'_> {
 
 impl Transaction<'_> {
     /// Takes back the charges of a claim, and its slots.
-    pub(super) fn cancel(&mut self, claim: &Claim) -> Result<Settled, Error> {
+    fn cancel(&mut self, claim: &Claim) -> Result<Settled, Error> {
         if let Some(end) = self.close(claim, End::Cancelled)? {
             return Ok(end.told());
         }
@@ -60,21 +60,39 @@ impl Transaction<'_> {
         Ok(Settled::Now(Settlement::default()))
     }
 
-    /// Does something about the permit of an id, if that is open.
-    pub(super) fn with_permit(
+    /// Settles or cancels a permit: of a claim that this session made, or by its id.
+    pub(super) fn change(
         &mut self,
-        id: &str,
+        change: Change<'_>,
         session: &Session,
-        act: impl FnOnce(&mut Self, &Claim) -> Result<Settled, Error>,
     ) -> Result<Settled, Error> {
-        let Some(found) = self.find_permit(id)? else {
-            return Ok(Settled::Unknown);
-        };
-        if let Some(end) = found.end {
-            return Ok(end.told());
+        if change.is_inherited() {
+            return Ok(Settled::Before);
         }
-        let claim = self.claim_on(&found, id, session, Holder::Other)?;
-        act(self, &claim)
+        let found;
+        let claim = match change.which {
+            Which::Claim(claim) if claim.session != session.number => {
+                return Err(self.place.moved());
+            }
+            Which::Claim(claim) => claim,
+            Which::Id(id) => {
+                let Some(permit) = self.find_permit(id)? else {
+                    return Ok(Settled::Unknown);
+                };
+                if let Some(end) = permit.end {
+                    return Ok(end.told());
+                }
+                found = self.claim_on(&permit, id, session, Holder::Other)?;
+                &found
+            }
+        };
+        match change.used {
+            Some(used) => {
+                used.check(&claim.rows)?;
+                self.settle(claim, used)
+            }
+            None => self.cancel(claim),
+        }
     }
 }
 
