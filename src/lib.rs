@@ -30,8 +30,12 @@
 //! # Where to look
 //!
 //! - [`Limiter`]: everything that callers do. [`Builder`] sets up how a file is opened.
-//! - [`Limit`], [`Rate`]: definitions. [`Request`], [`Ask`]: what is asked for.
+//! - [`Limit`], [`Rate`]: definitions; [`Limit::slots`] for how many may run at once. [`Request`], [`Ask`]: what is
+//!   asked for.
 //! - [`Decision`], [`Denial`], [`Permit`], [`Booking`], [`Peek`], [`Usage`]: the answers.
+//! - [`Permit::settle`], [`Permit::cancel`], [`Permit::detach`]: what becomes of a permit; [`Settled`] tells, and
+//!   [`Overage`] says what a limit does about too low an estimate. [`PermitId`], [`Request::id`]: permits that other
+//!   processes know, and that are granted once.
 //! - [`Error`]: what can go wrong, and what still holds then.
 //! - [`ManualClock`]: for tests, together with [`Limiter::in_memory_with`].
 //!
@@ -39,14 +43,17 @@
 //!
 //! A charge at `t` counts at `s` in a window of length `w` when `s - w < t <= s`. At every instant the sum in
 //! every rate's window is at most its capacity, over all processes, threads and restarts, whatever the wall
-//! clock does. Linux is where all of this is promised and tested. On macOS and Windows the crate is meant to
-//! compile, but is not tested: there the wall clock stands in for the boot clock, and nobody notices when the
+//! clock does; only an amount that is [settled](Permit::settle) above its estimate can show afterwards that a
+//! window that has ended was over. Never more slots are held than a limit has.
+//!
+//! Linux is where all of this is promised and tested. On macOS and Windows the crate is meant to compile, but
+//! is not tested: there the wall clock stands in for the boot clock, and nobody notices when the
 //! file is replaced on Windows.
 //!
 //! A limiter may be used after `fork`, in parent and child: the child opens the file anew with its first
 //! call, unless another thread was in the middle of a call or a connection was being opened
 //! ([`Error::Forked`], then and from then on). Until that call, or its `exec`, it keeps its parent's bookings
-//! alive.
+//! and slots alive.
 //!
 //! Two copies of SQLite in one process must not open the same file: POSIX locks belong to the process, and
 //! one copy would drop those of the other. If your program links SQLite by another way than

@@ -3,19 +3,14 @@ mod support;
 
 use std::time::Duration;
 
-use quotalite::{Limit, Limiter, ManualClock, SECOND};
-use support::scratch;
+use quotalite::{Limit, SECOND};
+use support::on_file;
 
 /// A pre-check counted rows that had left the window but had not been cleaned up yet, so that one a
 /// second became one in ten seconds.
 #[test]
 fn one_a_second_admits_again_after_a_second_though_nothing_was_cleaned_up() {
-    let scratch = scratch();
-    let clock = ManualClock::new();
-    let limiter = Limiter::builder(scratch.file())
-        .clock(clock.clone())
-        .open()
-        .unwrap();
+    let (scratch, limiter, clock) = on_file();
     limiter.define(Limit::new("mail").per_second(1)).unwrap();
     for second in 0..20 {
         assert!(
@@ -37,12 +32,7 @@ fn one_a_second_admits_again_after_a_second_though_nothing_was_cleaned_up() {
 /// A limiter took a token from one bucket and then failed on the next.
 #[test]
 fn a_thousand_refusals_on_the_minute_leave_the_second_untouched() {
-    let scratch = scratch();
-    let clock = ManualClock::new();
-    let limiter = Limiter::builder(scratch.file())
-        .clock(clock.clone())
-        .open()
-        .unwrap();
+    let (scratch, limiter, clock) = on_file();
     limiter.define(Limit::new("second").per_second(10)).unwrap();
     limiter
         .define(Limit::new("minute").per_minute(100))

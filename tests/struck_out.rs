@@ -3,17 +3,12 @@ mod support;
 
 use std::time::Duration;
 
-use quotalite::{Error, Limit, Limiter, ManualClock, SECOND};
-use support::{open_raw, scratch};
+use quotalite::{Error, Limit, Limiter, SECOND};
+use support::{on_file, open_raw, scratch};
 
 #[test]
 fn a_booking_whose_striking_out_failed_is_struck_out_later() {
-    let scratch = scratch();
-    let clock = ManualClock::new();
-    let limiter = Limiter::builder(scratch.file())
-        .clock(clock.clone())
-        .open()
-        .unwrap();
+    let (scratch, limiter, clock) = on_file();
     limiter.define(Limit::new("k").per_second(1)).unwrap();
     let rows = || scratch.sqlite::<i64>("SELECT count(*) FROM booking");
     let accept = || limiter.book("k").unwrap().accept();

@@ -1,4 +1,5 @@
-//! Owners: processes that have booked something. When one dies, what it had booked comes back.
+//! Owners: processes that book, wait in line or hold something. When one dies, what it had booked or held comes
+//! back.
 
 use std::collections::BTreeSet;
 use std::io;

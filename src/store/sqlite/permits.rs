@@ -420,6 +420,13 @@ impl Transaction<'_> {
             })
             .map_err(|error| self.sqlite(error))?;
         let any = !permits.is_empty();
+        if any {
+            tracing::info!(
+                owner,
+                permits = permits.len(),
+                "reclaimed the permits of a dead process"
+            );
+        }
         for (permit, is_ahead) in permits {
             if is_ahead {
                 self.end_permit(permit, End::Cancelled)?;

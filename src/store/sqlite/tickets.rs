@@ -55,7 +55,7 @@ impl Transaction<'_> {
     }
 }
 
-const IS_THERE: &str = "UPDATE ticket SET ready_ns = NULL
+const WAITS_ON: &str = "UPDATE ticket SET ready_ns = NULL
     WHERE ticket_id = ?1 AND owner_id = ?2 AND since_ns = ?3 AND ready_ns IS NOT NULL";
 const FIND: &str = "SELECT 1 FROM ticket WHERE ticket_id = ?1 AND owner_id = ?2 AND since_ns = ?3";
 
@@ -77,7 +77,7 @@ impl Transaction<'_> {
         let changed = self
             .link
             .connection
-            .prepare_cached(IS_THERE)
+            .prepare_cached(WAITS_ON)
             .and_then(|mut s| s.execute(key))
             .map_err(|error| self.sqlite(error))?;
         if changed > 0 {
@@ -161,6 +161,8 @@ impl Transaction<'_> {
     }
 }
 
+// One more than are looked at: who has so many ahead is behind them. The number is no parameter, because SQLite
+// would plan the statement anew for each value bound to a limit.
 const TICKETS_OF: &str = "SELECT ticket_id FROM ticket_take
     WHERE limit_id = ?1 AND ticket_id < ?2 ORDER BY ticket_id LIMIT 257";
 const TICKET: &str = "SELECT owner_id, deadline_ns, ready_ns FROM ticket WHERE ticket_id = ?1";
@@ -244,7 +246,7 @@ impl Transaction<'_> {
     }
 }
 
-const IS_READY: &str = "UPDATE ticket SET ready_ns = ?2 WHERE ticket_id = ?1 AND ready_ns IS NULL";
+const TELL: &str = "UPDATE ticket SET ready_ns = ?2 WHERE ticket_id = ?1 AND ready_ns IS NULL";
 
 impl Transaction<'_> {
     /// Whose turn it is now that something came free: the numbers of their tickets.
@@ -264,7 +266,7 @@ impl Transaction<'_> {
             let changed = self
                 .link
                 .connection
-                .prepare_cached(IS_READY)
+                .prepare_cached(TELL)
                 .and_then(|mut s| s.execute((number, now.as_nanos())))
                 .map_err(|error| self.sqlite(error))?;
             if changed > 0 {
