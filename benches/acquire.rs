@@ -48,6 +48,7 @@ fn ratios(_: &mut Criterion) {
     let directory = tempfile::tempdir().unwrap();
     let mut plain = Raw::open(directory.path(), "plain.db", PLAIN);
     let mut keyed = Raw::open(directory.path(), "keyed.db", KEYED);
+    let mut stock = Raw::with_pages(directory.path(), "stock.db", PLAIN, 4_096);
     let granted = open(&directory, "granted.db");
     granted
         .define(Limit::new("key").per_second(PLENTY).rate(PLENTY, MINUTE))
@@ -77,6 +78,10 @@ fn ratios(_: &mut Criterion) {
         (
             "raw transaction, one row keyed as a charge",
             Box::new(|| keyed.transaction()),
+        ),
+        (
+            "raw transaction, one row, SQLite's page size",
+            Box::new(|| stock.transaction()),
         ),
         (
             "granted: one limit, two rates",

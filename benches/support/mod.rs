@@ -28,18 +28,30 @@ pub const KEYED: (&str, &str) = (
 );
 
 impl Raw {
+    /// A file with this crate's settings.
     pub fn open(directory: &Path, name: &str, table: (&str, &'static str)) -> Self {
+        Self::with_pages(directory, name, table, 1_024)
+    }
+
+    /// The same, with pages of another size.
+    pub fn with_pages(
+        directory: &Path,
+        name: &str,
+        table: (&str, &'static str),
+        page_bytes: u32,
+    ) -> Self {
         let connection = Connection::open(directory.join(name)).unwrap();
         connection
-            .execute_batch(
-                "PRAGMA page_size = 1024;
+            .execute_batch(&format!(
+                "PRAGMA page_size = {page_bytes};
                  PRAGMA auto_vacuum = INCREMENTAL;
                  PRAGMA journal_mode = WAL;
                  PRAGMA synchronous = NORMAL;
                  PRAGMA cache_size = -4096;
                  PRAGMA journal_size_limit = 4194304;
-                 PRAGMA wal_autocheckpoint = 4096;",
-            )
+                 PRAGMA wal_autocheckpoint = {};",
+                4_194_304 / page_bytes
+            ))
             .unwrap();
         connection.execute_batch(table.0).unwrap();
         Self {

@@ -34,7 +34,7 @@ pub(crate) use bookings::Accepted;
 pub use connection::Durability;
 
 use self::acquire::{Attempt, attempt, decide_in_line, glance};
-use self::connection::waiting_until;
+use self::connection::{Deadline, waiting_until};
 use self::place::Place;
 use self::session::{LONGEST_OPEN, Opening, Session, lock_until};
 use self::transaction::{Access, Transaction};
@@ -102,7 +102,7 @@ impl SqliteStore {
         // Opening takes as long as it takes those in front; nobody is to be turned away for that.
         let opening = Opening {
             create: options.create,
-            deadline: Instant::now() + options.busy_deadline.max(LONGEST_OPEN),
+            deadline: Deadline::after(options.busy_deadline.max(LONGEST_OPEN)),
         };
         let session = Session::open(&place, &options, opening)?;
         let store = Self {
@@ -125,7 +125,7 @@ impl SqliteStore {
 
     /// The open session, opened anew if the former one had to be left, or belongs to the process that
     /// this one was forked from.
-    fn session(&self, deadline: Instant) -> Result<Arc<Session>, Error> {
+    fn session(&self, deadline: Deadline) -> Result<Arc<Session>, Error> {
         let mut state = self.lock_state_until(deadline)?;
         if let Some(session) = &state.session
             && session.is_ours()
@@ -158,26 +158,18 @@ impl SqliteStore {
 
     /// The state, or an error if another thread keeps it: because that thread waits for a lock itself, or
     /// because there was one when this process was forked, and here there is none.
-    fn lock_state_until(&self, deadline: Instant) -> Result<MutexGuard<'_, State>, Error> {
-        let asked = Instant::now();
-        lock_until(&self.state, deadline).ok_or_else(|| {
+    fn lock_state_until(&self, deadline: Deadline) -> Result<MutexGuard<'_, State>, Error> {
+        lock_until(&self.state, deadline.at).ok_or_else(|| {
             if self.pid == std::process::id() {
-                self.busy(asked)
+                deadline.busy(&self.place)
             } else {
                 self.place.forked()
             }
         })
     }
 
-    fn busy(&self, asked: Instant) -> Error {
-        Error::Busy {
-            file: self.place.database.clone(),
-            waited: asked.elapsed(),
-        }
-    }
-
     /// Lets go of a session that can no longer be used.
-    fn leave(&self, session: &Session, deadline: Instant) {
+    fn leave(&self, session: &Session, deadline: Deadline) {
         let Ok(mut state) = self.lock_state_until(deadline) else {
             return;
         };
@@ -193,21 +185,20 @@ impl SqliteStore {
         &self,
         session: &Session,
         access: Access,
-        deadline: Instant,
+        deadline: Deadline,
         act: impl FnOnce(&mut Transaction<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let asked = Instant::now();
         let mut is_stuck = false;
         let result = match session.call() {
             None => Err(self.place.moved()),
             Some(_call) => session
                 .link(access, &self.place, deadline)
                 .and_then(|mut link| {
-                    let result = waiting_until(deadline, || {
+                    let result = waiting_until(deadline.at, || {
                         let (place, clock) = (&self.place, &*self.options.clock);
                         let opened = &session.watch;
                         let mut transaction =
-                            Transaction::begin(&mut link, access, place, opened, clock, asked)?;
+                            Transaction::begin(&mut link, access, place, opened, clock, deadline)?;
                         let offset_ns = transaction.timeline().offset_ns;
                         self.offset_ns.store(offset_ns, Ordering::Relaxed);
                         let value = act(&mut transaction)?;
@@ -252,9 +243,9 @@ impl SqliteStore {
     }
 
     /// Makes this process an owner, if it is none yet.
-    fn become_owner(&self, session: &Session, deadline: Instant) -> Result<(), Error> {
-        let asked = Instant::now();
-        let _entering = lock_until(&session.entering, deadline).ok_or_else(|| self.busy(asked))?;
+    fn become_owner(&self, session: &Session, deadline: Deadline) -> Result<(), Error> {
+        let _entering =
+            lock_until(&session.entering, deadline.at).ok_or_else(|| deadline.busy(&self.place))?;
         if session.owner().is_some() {
             return Ok(());
         }
@@ -288,12 +279,12 @@ impl SqliteStore {
         }
     }
 
-    fn busy_deadline(&self) -> Instant {
-        Instant::now() + self.options.busy_deadline
+    fn busy_deadline(&self) -> Deadline {
+        Deadline::after(self.options.busy_deadline)
     }
 
     /// Until when a request may wait for locks: no longer than for its turn, but long enough for an answer.
-    fn lock_deadline(&self, patience: Patience) -> Instant {
+    fn lock_deadline(&self, patience: Patience) -> Deadline {
         let deadline = match patience.latest() {
             Some(Latest::UntilElapsed(deadline)) => Some(deadline),
             Some(Latest::Until(deadline)) => self.elapsed_at(deadline),
@@ -302,7 +293,7 @@ impl SqliteStore {
         let left = deadline.map_or(Duration::MAX, |deadline| {
             deadline.saturating_sub(self.options.clock.elapsed())
         });
-        Instant::now() + self.options.busy_deadline.min(left.max(SHORTEST_LOCK_WAIT))
+        Deadline::after(self.options.busy_deadline.min(left.max(SHORTEST_LOCK_WAIT)))
     }
 
     /// What the clock shows at an instant, by the last transaction of this process.
@@ -496,6 +487,9 @@ impl Store for SqliteStore {
     }
 
     fn release(&self, claim: &Claim) -> Result<(), Error> {
+        if claim.registered.is_none() && claim.booking.is_none() {
+            return Ok(());
+        }
         // What was inherited through `fork` is the parent's to use.
         if claim.pid != std::process::id() {
             return Ok(());

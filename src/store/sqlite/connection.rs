@@ -134,6 +134,35 @@ pub(super) fn prepare(connection: &Connection, durability: Durability) -> rusqli
     connection.pragma_update(None, "trusted_schema", false)
 }
 
+/// Until when a call waits for locks of whatever kind, and since when.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadline {
+    asked: Instant,
+    pub(super) at: Instant,
+}
+
+impl Deadline {
+    pub(super) fn after(patience: Duration) -> Self {
+        let asked = Instant::now();
+        Self {
+            asked,
+            at: asked + patience,
+        }
+    }
+
+    pub(super) fn has_passed(self) -> bool {
+        Instant::now() >= self.at
+    }
+
+    /// What a caller is told who could not have a lock in time.
+    pub(super) fn busy(self, place: &Place) -> Error {
+        Error::Busy {
+            file: place.database.clone(),
+            waited: self.asked.elapsed(),
+        }
+    }
+}
+
 thread_local! {
     static LOCK_DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
 }
@@ -366,7 +395,7 @@ impl Pools {
         &self,
         place: &Place,
         watch: &Watch,
-        deadline: Instant,
+        deadline: Deadline,
     ) -> Result<Pooled, Error> {
         self.writer.get(place, watch, deadline)
     }
@@ -375,7 +404,7 @@ impl Pools {
         &self,
         place: &Place,
         watch: &Watch,
-        deadline: Instant,
+        deadline: Deadline,
     ) -> Result<Pooled, Error> {
         self.readers.get(place, watch, deadline)
     }
@@ -441,7 +470,7 @@ impl Pools {
 }
 
 impl Pool {
-    fn get(&self, place: &Place, watch: &Watch, deadline: Instant) -> Result<Pooled, Error> {
+    fn get(&self, place: &Place, watch: &Watch, deadline: Deadline) -> Result<Pooled, Error> {
         if let Some(link) = self.links.try_get() {
             return Ok(link);
         }
@@ -449,11 +478,9 @@ impl Pool {
         if !watch.clone().holds() {
             return Err(place.moved());
         }
-        let start = Instant::now();
         let begun = self.making.begun();
-        let link = self
-            .links
-            .get_timeout(deadline.saturating_duration_since(start));
+        let left = deadline.at.saturating_duration_since(Instant::now());
+        let link = self.links.get_timeout(left);
         // So that a child which is forked after this call finds nobody in the middle of anything.
         if self.making.begun() != begun {
             self.making.settle();
@@ -462,10 +489,7 @@ impl Pool {
             Ok(link) => Ok(link),
             Err(_) => match self.making.take_error() {
                 Some(error) => Err(place.sqlite(error)),
-                None => Err(Error::Busy {
-                    file: place.database.clone(),
-                    waited: start.elapsed(),
-                }),
+                None => Err(deadline.busy(place)),
             },
         }
     }

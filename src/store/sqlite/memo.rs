@@ -9,7 +9,7 @@
     reason = "whether there is an answer is one question, whether it names a charge is another"
 )]
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::calendar::{Charge, LimitId};
@@ -33,11 +33,11 @@ pub(super) struct Memo {
     /// Whether the line is empty, if that is known.
     pub(super) nobody_waits: Option<bool>,
     /// Holds for as long as `clock.definitions` stays the same, whoever writes.
-    limits: HashMap<Arc<str>, Arc<Known>>,
+    limits: BTreeMap<Arc<str>, Arc<Known>>,
     /// The same by id, as far as they were asked for by it.
-    limits_by_id: HashMap<LimitId, Arc<Known>>,
+    limits_by_id: BTreeMap<LimitId, Arc<Known>>,
     /// Whether the totals of a ledger are shifted anywhere; holds as long as `limits` does.
-    shifted: HashMap<LimitId, bool>,
+    shifted: BTreeMap<LimitId, bool>,
     ledgers: BTreeMap<LimitId, LedgerMemo>,
 }
 

@@ -9,7 +9,7 @@ use rusqlite::Connection;
 
 use super::Options;
 use super::bookings::Accepted;
-use super::connection::{Pooled, Pools, Setup, flags, prepare, waiting_until};
+use super::connection::{Deadline, Pooled, Pools, Setup, flags, prepare, waiting_until};
 use super::file_control::has_moved;
 use super::lock_file::LockFile;
 use super::place::{Place, Watch};
@@ -52,7 +52,7 @@ pub(super) struct Session {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Opening {
     pub(super) create: bool,
-    pub(super) deadline: Instant,
+    pub(super) deadline: Deadline,
 }
 
 /// All sessions of this process, by number; in a child that was forked and has not closed them yet,
@@ -69,11 +69,7 @@ impl Session {
         opening: Opening,
     ) -> Result<Arc<Self>, Error> {
         static NUMBERS: AtomicU64 = AtomicU64::new(1);
-        let asked = Instant::now();
-        let busy = || Error::Busy {
-            file: place.database.clone(),
-            waited: asked.elapsed(),
-        };
+        let busy = || opening.deadline.busy(place);
         place.check_kind(opening.create)?;
         // From here until the session is in the list, a child that is forked could not close what is open.
         let _under_way = UnderWay::new();
@@ -81,7 +77,7 @@ impl Session {
             .map_err(|source| place.failed("opening its lock file", source))?;
         let guard = loop {
             let guard = lock_file
-                .guard_open(opening.deadline)
+                .guard_open(opening.deadline.at)
                 .map_err(|source| place.failed("locking its lock file", source))?
                 .ok_or_else(busy)?;
             if Self::close_lost(place) {
@@ -89,7 +85,7 @@ impl Session {
             }
             // Other processes need not wait for the calls of this one.
             drop(guard);
-            if Instant::now() >= opening.deadline {
+            if opening.deadline.has_passed() {
                 return Err(busy());
             }
             thread::sleep(NAP);
@@ -102,7 +98,7 @@ impl Session {
             durability: options.durability,
             reader_count: options.reader_count,
         };
-        let connection = waiting_until(opening.deadline, || -> Result<Connection, Error> {
+        let connection = waiting_until(opening.deadline.at, || -> Result<Connection, Error> {
             let failed = |error| place.sqlite(error);
             let connection =
                 Connection::open_with_flags(&place.database, flags()).map_err(failed)?;
@@ -246,7 +242,7 @@ impl Session {
         &self,
         access: Access,
         place: &Place,
-        deadline: Instant,
+        deadline: Deadline,
     ) -> Result<Pooled, Error> {
         match access {
             Access::Read => self.pools.reader(place, &self.watch, deadline),

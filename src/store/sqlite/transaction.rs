@@ -1,10 +1,8 @@
 //! One transaction: the lock, the present, and the end.
 
-use std::time::Instant;
-
 use rusqlite::Connection;
 
-use super::connection::Link;
+use super::connection::{Deadline, Link};
 use super::file_control::data_version;
 use super::memo::{ClockRow, Memo};
 use super::place::{Place, Watch};
@@ -66,7 +64,7 @@ impl<'l> Transaction<'l> {
         place: &'l Place,
         opened: &Watch,
         clock: &'l dyn Clock,
-        asked: Instant,
+        deadline: Deadline,
     ) -> Result<Self, Error> {
         let begin = match access {
             Access::Read | Access::Look => BEGIN_READ,
@@ -74,10 +72,7 @@ impl<'l> Transaction<'l> {
         };
         if let Err(error) = run(&link.connection, begin) {
             return Err(if is_busy(&error) {
-                Error::Busy {
-                    file: place.database.clone(),
-                    waited: asked.elapsed(),
-                }
+                deadline.busy(place)
             } else {
                 place.sqlite(error)
             });
