@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use quotalite::{Error, Limit, Limiter, Permit, Request, SECOND, Settled};
 use support::audit::audit;
 use support::processes::{
-    Diary, Process, argument, await_signal, command, command_under, eventually, number, path, play,
+    Diary, Process, argument, await_signal, command, command_under, eventually, path, play,
     read_diaries, signal_by, size, start,
 };
 use support::{Scratch, open_raw, scratch};
@@ -25,6 +25,8 @@ fn child() {
     play(&[
         ("stay", stay_until_told),
         ("use in spite of kills", use_in_spite_of_kills),
+        ("leave all behind", leave_all_behind),
+        ("take what comes back", take_what_comes_back),
     ]);
 }
 
@@ -289,7 +291,7 @@ fn use_in_spite_of_kills() {
     let limiter = Limiter::open(path("FILE")).unwrap();
     let mut diary = Diary::open(&path("DIARY"));
     let ask = |tokens| Request::new().take("mail", 1).take("tokens", tokens);
-    for _ in 0..number("COUNT") {
+    for _ in 0..4 {
         let permit = limiter.acquire(&ask(10).take("slots", 1)).unwrap();
         let refused = limiter.acquire_within(("slots", 2), 2 * MILLISECOND);
         assert!(matches!(refused, Err(Error::TooLate { .. })), "{refused:?}");
@@ -305,16 +307,10 @@ fn use_in_spite_of_kills() {
     }
 }
 
-/// Runs a child that `strace` kills at one of its calls, and uses what it leaves. Returns whether it was killed, or
-/// nothing if there is no `strace`.
-fn is_killed_at(calls: &str, when: usize) -> Option<bool> {
-    let scratch = scratch();
-    {
-        let limiter = open_with_slots(&scratch, 2);
-        limiter.define(Limit::new("mail").per_hour(1_000)).unwrap();
-        limiter.define(Limit::new("tokens").per_hour(500)).unwrap();
-    }
-    let (file, diary) = (scratch.file(), scratch.path().join("diary"));
+/// Runs a child under `strace`, which kills it at one of its calls that have to do with the file. Returns whether it
+/// was killed, and did not end well before; or nothing if there is no `strace`.
+fn run_and_kill(scratch: &Scratch, role: &str, calls: &str, when: usize) -> Option<bool> {
+    let (file, diary) = (scratch.file(), diary(scratch));
     let trace = scratch.path().join("trace");
     let inject = format!("inject={calls}:signal=KILL:when={when}");
     let mut strace = vec!["strace", "-f", "-o", trace.to_str().unwrap(), "-e", &inject];
@@ -326,19 +322,57 @@ fn is_killed_at(calls: &str, when: usize) -> Option<bool> {
     let arguments = [
         ("FILE", file.to_str().unwrap()),
         ("DIARY", diary.to_str().unwrap()),
-        ("COUNT", "4"),
     ];
-    let status = match command_under(&strace, "use in spite of kills", &arguments).status() {
+    let status = match command_under(&strace, role, &arguments).status() {
         Err(error) => {
             println!("skipped: strace cannot be run: {error}");
             return None;
         }
         Ok(status) => status,
     };
-    let fault = format!("{calls} {when}");
     // `strace` ends as the child has ended.
     let killed = status.signal() == Some(9);
-    assert!(status.success() || killed, "{fault}: {status}");
+    assert!(
+        status.success() || killed,
+        "{role}, {calls} {when}: {status}"
+    );
+    Some(killed)
+}
+
+/// Where a child that is killed writes what it was told.
+fn diary(scratch: &Scratch) -> PathBuf {
+    scratch.path().join("diary")
+}
+
+/// Kills at one call after the other, each time another child, and says how often one was killed.
+#[track_caller]
+fn kill_at_each(plan: &[(&str, usize, usize)], is_killed_at: impl Fn(&str, usize) -> Option<bool>) {
+    for (calls, last, step) in plan {
+        let mut killed = 0;
+        let mut runs = 0;
+        for when in (1..=*last).step_by(*step) {
+            match is_killed_at(calls, when) {
+                None => return,
+                Some(it_was) => killed += usize::from(it_was),
+            }
+            runs += 1;
+        }
+        println!("{calls}: killed {killed} times of {runs}");
+        assert!(killed > 0, "{calls}");
+    }
+}
+
+/// Kills a process that uses slots, and uses what it leaves.
+fn user_is_killed_at(calls: &str, when: usize) -> Option<bool> {
+    let scratch = scratch();
+    {
+        let limiter = open_with_slots(&scratch, 2);
+        limiter.define(Limit::new("mail").per_hour(1_000)).unwrap();
+        limiter.define(Limit::new("tokens").per_hour(500)).unwrap();
+    }
+    let killed = run_and_kill(&scratch, "use in spite of kills", calls, when)?;
+    let (file, fault) = (scratch.file(), format!("{calls} {when}"));
+    let diary = diary(&scratch);
     let acknowledged = read_diaries([&diary]);
     audit(&file, &acknowledged).assert_clean();
     let last: Option<i64> = scratch.sqlite("SELECT max(permit_id) FROM permit");
@@ -361,23 +395,110 @@ fn is_killed_at(calls: &str, when: usize) -> Option<bool> {
 
 #[test]
 fn who_is_killed_at_any_call_of_the_system_leaves_no_slot_and_no_place_in_line_behind() {
-    for (calls, last, step) in [
+    let plan = [
         ("fcntl", 120, size(23, 1)),
         ("pwrite64", 60, size(13, 1)),
         ("pread64", 20, size(7, 1)),
         ("futex", 24, size(5, 1)),
         ("close", 10, size(3, 1)),
-    ] {
-        let mut killed = 0;
-        let mut runs = 0;
-        for when in (1..=last).step_by(step) {
-            match is_killed_at(calls, when) {
-                None => return,
-                Some(it_was) => killed += usize::from(it_was),
-            }
-            runs += 1;
-        }
-        println!("{calls}: killed {killed} times of {runs}");
-        assert!(killed > 0, "{calls}");
+    ];
+    kill_at_each(&plan, user_is_killed_at);
+}
+
+/// Holds a slot of its own and one under an id, has booked ahead, waits for more, and stays so.
+fn leave_all_behind() {
+    let limiter = Limiter::open(path("FILE")).unwrap();
+    let named = Request::new().take("slots", 1).take("tokens", 10).id("job");
+    let _named = limiter.try_acquire(&named).unwrap().granted().unwrap();
+    let _slot = limiter.try_acquire("slots").unwrap().granted().unwrap();
+    let _mail = limiter.try_acquire(("mail", 3)).unwrap().granted().unwrap();
+    let _booking = limiter.book(("mail", 3)).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| limiter.acquire(("slots", 2)).unwrap());
+        scope.spawn(|| {
+            eventually("it waits in line", || {
+                limiter.usage("slots").unwrap().waiting() == 1
+            });
+            signal_by(&path("READY"));
+        });
+    });
+}
+
+/// Takes what a dead process has held.
+fn take_what_comes_back() {
+    let limiter = Limiter::open(path("FILE")).unwrap();
+    let mut diary = Diary::open(&path("DIARY"));
+    let all = Request::new().take("slots", 2).take("tokens", 1);
+    let permit = limiter.try_acquire(&all).unwrap().granted().unwrap();
+    diary.note(permit.at(), &Request::new().take("tokens", 1));
+}
+
+/// What the file still has of the owner that died first.
+const LEFT_OF_THE_DEAD: [&str; 5] = [
+    "SELECT count(*) FROM owner WHERE owner_id = 1",
+    "SELECT count(*) - 1 FROM charge WHERE limit_id = 2",
+    "SELECT count(*) FROM booking WHERE owner_id = 1",
+    "SELECT count(*) FROM ticket WHERE owner_id = 1",
+    "SELECT count(*) FROM slot JOIN permit USING (permit_id) WHERE owner_id = 1",
+];
+
+/// Kills a process that gives back what a dead one held, and gives back what both of them have left.
+fn reclaimer_is_killed_at(calls: &str, when: usize) -> Option<bool> {
+    let scratch = scratch();
+    let (file, ready) = (scratch.file(), scratch.path().join("ready"));
+    {
+        let limiter = open_with_slots(&scratch, 2);
+        limiter.define(Limit::new("mail").per_hour(5)).unwrap();
+        limiter.define(Limit::new("tokens").per_hour(500)).unwrap();
     }
+    let arguments = [
+        ("FILE", file.to_str().unwrap()),
+        ("READY", ready.to_str().unwrap()),
+    ];
+    let dead = start(command("leave all behind", &arguments));
+    await_signal(&ready);
+    dead.kill();
+    let left = || LEFT_OF_THE_DEAD.map(|query| scratch.sqlite::<i64>(query));
+    assert_eq!(left(), [1, 1, 1, 1, 2]);
+
+    let killed = run_and_kill(&scratch, "take what comes back", calls, when)?;
+    let fault = format!("{calls} {when}");
+    assert!(
+        [[1, 1, 1, 1, 2], [0; 5]].contains(&left()),
+        "{fault}: half of it came back: {:?}",
+        left()
+    );
+    let acknowledged = read_diaries([&diary(&scratch)]);
+    audit(&file, &acknowledged).assert_clean();
+
+    let limiter = Limiter::open(&file).unwrap();
+    let all = limiter.try_acquire(("slots", 2)).unwrap().granted();
+    drop(all.unwrap_or_else(|| panic!("{fault}: a slot is lost")));
+    assert_eq!(left(), [0; 5], "{fault}");
+    let mail: i64 = scratch.sqlite("SELECT sum(amount) FROM charge WHERE limit_id = 2");
+    assert_eq!(mail, 3, "{fault}: only what was booked came back");
+    // Whoever knows the id can still say what was used, once.
+    let settled = limiter.settle("job", [("tokens", 4)]).unwrap();
+    assert!(matches!(settled, Settled::Now(_)), "{fault}: {settled:?}");
+    let settled = limiter.settle("job", [("tokens", 4)]).unwrap();
+    assert!(!matches!(settled, Settled::Now(_)), "{fault}: {settled:?}");
+    let tokens: i64 = scratch.sqlite("SELECT sum(amount) FROM charge WHERE limit_id = 3");
+    let told = 4 + i64::try_from(acknowledged.len()).unwrap();
+    // Who is killed after the commit has charged what it was not told of.
+    let allowed = if killed { told..=told + 1 } else { told..=told };
+    assert!(allowed.contains(&tokens), "{fault}: {tokens}, {allowed:?}");
+    assert_nothing_left(&scratch);
+    audit(&file, &acknowledged).assert_clean();
+    Some(killed)
+}
+
+#[test]
+fn who_is_killed_while_it_gives_back_what_a_dead_process_held_gives_back_all_of_it_or_nothing() {
+    let plan = [
+        ("fcntl", 64, size(9, 1)),
+        ("pwrite64", 60, size(7, 1)),
+        ("pread64", 16, size(5, 1)),
+        ("close", 8, size(3, 1)),
+    ];
+    kill_at_each(&plan, reclaimer_is_killed_at);
 }
