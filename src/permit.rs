@@ -323,8 +323,9 @@ impl fmt::Display for PermitId {
 /// A place in line: the request is charged at an instant that is now or lies in the future.
 ///
 /// [`wait`](Self::wait) sleeps until then and gives the permit; [`accept`](Self::accept) gives it without
-/// sleeping. A booking that is dropped instead is given back, even after its instant. If the process dies,
-/// whoever is refused or waits next gives back what is still in the future; what is not counts as used.
+/// sleeping. A booking that is dropped instead is given back, even after its instant, unless it only took up
+/// an earlier permit under its [id](crate::Request::id). If the process dies, whoever is refused or waits next
+/// gives back what is still in the future; what is not counts as used.
 #[must_use = "dropping a booking gives it back"]
 pub struct Booking {
     permit: Permit,
@@ -343,10 +344,9 @@ impl Booking {
     pub(crate) fn new(store: Arc<dyn Store>, claim: Claim, wait: Duration) -> Self {
         let permit = Permit::new(store, claim, wait);
         let mut inner = permit.lock();
-        let registered = inner.claim.registered.as_ref();
-        // Who has only found somebody else's place under its id gives nothing back by dropping it.
-        let is_its_own = registered.is_none_or(|found| found.holder == Holder::Claim);
-        if inner.state == State::Open && is_its_own {
+        // Who takes up an earlier permit under its id gives nothing back by dropping it: it is somebody else's,
+        // or was dropped by somebody who may go ahead with it.
+        if inner.state == State::Open && !inner.claim.is_resumed {
             inner.state = State::Booked;
         }
         drop(inner);

@@ -427,6 +427,33 @@ fn booked_ahead_under_an_id() {
     });
 }
 
+/// Whoever asked first may go ahead with it, or has done so.
+#[test]
+fn a_booking_that_takes_up_an_earlier_permit_gives_it_back_only_when_told_to() {
+    in_both_stores(|limiter, clock| {
+        define(limiter);
+        let ask = Request::new().take("tokens", 60).id("a");
+        drop(get(limiter, &ask));
+        let again = limiter.book(&ask).unwrap();
+        assert!(again.wait_time().is_zero());
+        drop(again);
+        assert_eq!(free(limiter), (1, 40));
+        // Only who says so gives it back.
+        limiter.book(&ask).unwrap().cancel().unwrap();
+        assert_eq!(free(limiter), (1, 100));
+
+        // The same for one that is still ahead.
+        drop(get(limiter, &Request::new().take("tokens", 60)));
+        let ask = ask.id("b");
+        drop(limiter.book(&ask).unwrap().accept());
+        let again = limiter.book(&ask).unwrap();
+        assert_eq!(again.wait_time(), MINUTE);
+        drop(again);
+        clock.advance(MINUTE);
+        assert_eq!(free(limiter), (1, 40));
+    });
+}
+
 #[test]
 fn a_place_in_line_under_an_id_is_no_permit_to_go_now() {
     in_both_stores(|limiter, clock| {

@@ -20,6 +20,8 @@ pub struct Held {
     pub entry: Option<usize>,
     /// Whether the permit ends with it.
     pub is_mine: bool,
+    /// Whether it is the permit of an earlier request under the same id.
+    pub is_resumed: bool,
     /// The request under whose name the charges stand.
     pub charged: usize,
 }
@@ -62,6 +64,7 @@ impl Player<'_> {
             is_closed: false,
             entry: None,
             is_mine: true,
+            is_resumed: false,
             charged: claim,
         };
         match verdict {
@@ -80,6 +83,7 @@ impl Player<'_> {
                 entry: Some(*entry),
                 is_closed: *whose == Whose::Nobodys,
                 is_mine: *whose == Whose::Mine,
+                is_resumed: true,
                 charged: self.model.entries[*entry].claim,
                 ..held
             }),
@@ -89,8 +93,9 @@ impl Player<'_> {
 
     pub(super) fn give_back(&mut self, booking: &Held, by_dropping: bool) {
         self.subject.give_back(booking.claim, by_dropping);
-        let is_over = booking.is_closed || (by_dropping && !booking.is_mine);
-        if !is_over && self.end(booking.entry, End::Cancelled).is_none() {
+        if by_dropping && booking.is_resumed {
+            self.let_go_of(booking);
+        } else if !booking.is_closed && self.end(booking.entry, End::Cancelled).is_none() {
             self.model.give_back(booking.charged);
             self.witness.forget(booking.charged);
         }
