@@ -142,6 +142,8 @@ pub(crate) struct Queued {
     pub(crate) seen: u32,
     /// The owners that may hold it up: should one of them die, nobody would call.
     pub(crate) in_the_way: Few<i64>,
+    /// How many wait ahead.
+    pub(crate) ahead: usize,
     /// The reading of the clock at which to come again if nobody has called.
     pub(crate) again_at: Option<Duration>,
 }

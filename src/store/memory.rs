@@ -175,6 +175,7 @@ impl MemoryStore {
                     pid: std::process::id(),
                     seen: state.changes,
                     in_the_way: Few::new(),
+                    ahead: 0,
                     again_at: (again_at < Timestamp::from_nanos(i64::MAX))
                         .then(|| state.timeline.elapsed_at(again_at)),
                 }));

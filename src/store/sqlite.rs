@@ -365,7 +365,7 @@ impl Store for SqliteStore {
                     SHORTEST_POLL
                 }
             });
-            let nap = left.min(until_again).min(looks_again());
+            let nap = left.min(until_again).min(looks_again(queued.ahead));
             let is_over = nap.is_zero()
                 || session.wakes.sleep(queued.ticket.number, queued.seen, nap)
                 || !session.are_alive(&queued.in_the_way);

@@ -117,6 +117,7 @@ pub(super) fn attempt(
                         // Before the commit: whoever frees something after it will see the ticket.
                         seen: session.wakes.seen(ticket.number),
                         in_the_way: in_the_way(transaction, &lines, &ahead, owner)?,
+                        ahead: ahead.len(),
                         again_at: (again_at < Timestamp::from_nanos(i64::MAX))
                             .then(|| transaction.timeline().elapsed_at(again_at)),
                     })));

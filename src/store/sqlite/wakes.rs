@@ -14,8 +14,9 @@ pub(super) use portable::Wakes;
 /// How long somebody who can be woken sleeps before it tries again, about, for a wake-up can get lost.
 const TRIES_AGAIN: Duration = Duration::from_secs(1);
 
-/// How long it sleeps before it looks, without touching the file, whether those in its way are alive: a
-/// process that is killed wakes nobody.
+/// How long the first one in line sleeps before it looks, without touching the file, whether those in its way are
+/// alive: a process that is killed wakes nobody. Those further back look less often, for the first one will
+/// see it and wake whose turn it is.
 const LOOKS_AGAIN: Duration = Duration::from_millis(60);
 
 /// How long somebody sleeps whom nobody can wake, about.
@@ -32,9 +33,10 @@ impl Wakes {
     }
 }
 
-/// How long to sleep before looking who is alive.
-pub(super) fn looks_again() -> Duration {
-    jittered(LOOKS_AGAIN)
+/// How long somebody sleeps with so many ahead before looking who is alive.
+pub(super) fn looks_again(ahead: usize) -> Duration {
+    let places = u32::try_from(ahead).map_or(u32::MAX, |ahead| ahead.saturating_add(1));
+    jittered(LOOKS_AGAIN.saturating_mul(places).min(TRIES_AGAIN))
 }
 
 /// Never twice the same, so that sleepers do not march in step.
