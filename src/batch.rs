@@ -83,28 +83,50 @@ pub(crate) fn change_all(
         .map(|inner| inner.state == State::Closed)
         .collect();
     let mut todo = Vec::with_capacity(changes.len());
-    let mut is_too_late = Vec::with_capacity(changes.len());
+    // What is told without asking the store.
+    let mut told = Vec::with_capacity(changes.len());
     for (handle, used) in changes {
-        let which = match (place(handle), handle.0) {
-            (Some(place), _) if std::mem::replace(&mut closed[place], true) => None,
-            (Some(place), _) => Some(Which::Claim(&locked[place].claim)),
-            (None, Named::Id(id)) => Some(Which::Id(id)),
-            (None, Named::Permit(_)) => None,
-        };
-        is_too_late.push(which.is_none());
         let used = used.as_ref();
-        todo.extend(which.map(|which| Change { which, used }));
+        told.push(match (handle.0, place(handle)) {
+            (Named::Permit(permit), Some(place)) => {
+                let claim = &locked[place].claim;
+                let wrong = used.and_then(|used| used.check(&claim.rows).err());
+                if !permit.is_of(store) {
+                    Some(Err(RequestError::OtherLimiter.into()))
+                } else if closed[place] {
+                    Some(Ok(Settled::Before))
+                } else if let Some(wrong) = wrong {
+                    Some(Err(wrong))
+                } else {
+                    closed[place] = true;
+                    let which = Which::Claim(claim);
+                    todo.push(Change { which, used });
+                    None
+                }
+            }
+            (Named::Id(id), _) => {
+                let which = Which::Id(id);
+                todo.push(Change { which, used });
+                None
+            }
+            (Named::Permit(_), None) => Some(Ok(Settled::Before)),
+        });
     }
     let mut answers = store.change_all(&todo)?.into_iter();
     drop(todo);
     let mut results = Vec::with_capacity(changes.len());
-    for ((handle, _), is_too_late) in changes.iter().zip(is_too_late) {
-        let result = if is_too_late { None } else { answers.next() };
-        let result = result.unwrap_or(Ok(Settled::Before));
-        if let Ok(settled) = &result {
-            if let Some(place) = place(handle) {
+    for ((handle, _), told) in changes.iter().zip(told) {
+        let Some(result) = told.or_else(|| {
+            let answer = answers.next()?;
+            // Only a store can say that a permit has ended.
+            if let (Ok(_), Some(place)) = (&answer, place(handle)) {
                 locked[place].state = State::Closed;
             }
+            Some(answer)
+        }) else {
+            continue;
+        };
+        if let Ok(settled) = &result {
             tell_settled(settled);
         }
         results.push(result);

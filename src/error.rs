@@ -196,6 +196,9 @@ pub enum RequestError {
         /// The key of the limit.
         key: String,
     },
+    /// The permit was granted by another limiter.
+    #[error("the permit was granted by another limiter")]
+    OtherLimiter,
     /// The permit was settled, cancelled or has timed out before.
     #[error("the permit has ended")]
     Ended,

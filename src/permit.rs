@@ -243,6 +243,10 @@ impl Permit {
         Ok(settled)
     }
 
+    pub(crate) fn is_of(&self, store: &dyn Store) -> bool {
+        std::ptr::addr_eq(Arc::as_ptr(&self.store), store)
+    }
+
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -237,6 +237,11 @@ impl<'a> Change<'a> {
         Self { which, used: None }
     }
 
+    /// Whether the permit was granted in another session than this: by what stood at the path before.
+    pub(crate) fn is_of_another(&self, session: u64) -> bool {
+        matches!(self.which, Which::Claim(claim) if claim.session != session)
+    }
+
     /// Whether the permit was inherited through `fork`: then it is the parent's to change.
     pub(crate) fn is_inherited(&self) -> bool {
         matches!(self.which, Which::Claim(claim) if claim.pid != std::process::id())

@@ -104,6 +104,51 @@ fn permits_are_settled_and_cancelled_by_themselves_and_in_order() {
 }
 
 #[test]
+fn a_permit_twice_in_a_batch_is_settled_once_whatever_was_wrong_with_the_first_time() {
+    in_both_stores(|limiter, _| {
+        define(limiter);
+        let permit = limiter.acquire(&ask(1, 50)).unwrap();
+        let settled = limiter
+            .settle_all([
+                (&permit, [("mail", 1)]),
+                (&permit, [("tokens", 10)]),
+                (&permit, [("tokens", 20)]),
+            ])
+            .unwrap();
+        assert!(settled[0].is_err(), "{settled:?}");
+        assert!(matches!(settled[1], Ok(Settled::Now(_))), "{settled:?}");
+        assert!(matches!(settled[2], Ok(Settled::Before)), "{settled:?}");
+        assert_eq!(free(limiter), (3, 90));
+        assert!(permit.has_ended());
+    });
+}
+
+#[test]
+fn a_permit_of_another_limiter_is_refused_and_left_as_it_is() {
+    in_both_stores(|limiter, clock| {
+        define(limiter);
+        let other = Limiter::in_memory_with(clock.clone());
+        define(&other);
+        let (of_this, of_other) = (
+            limiter.acquire(&ask(1, 50)).unwrap(),
+            other.acquire(&ask(1, 50)).unwrap(),
+        );
+        let cancelled = limiter.cancel_all([&of_other, &of_this]).unwrap();
+        assert!(
+            matches!(
+                cancelled[0],
+                Err(Error::Request(RequestError::OtherLimiter))
+            ),
+            "{cancelled:?}"
+        );
+        assert!(matches!(cancelled[1], Ok(Settled::Now(_))), "{cancelled:?}");
+        assert_eq!((free(limiter), free(&other)), ((3, 100), (2, 50)));
+        of_other.cancel().unwrap();
+        assert_eq!(free(&other), (3, 100));
+    });
+}
+
+#[test]
 fn a_batch_has_an_end() {
     in_both_stores(|limiter, _| {
         define(limiter);

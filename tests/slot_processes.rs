@@ -5,6 +5,7 @@
 mod support;
 
 use std::path::PathBuf;
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use quotalite::{Decision, Error, HOUR, Limit, Limiter, Permit, Request, SECOND};
@@ -24,6 +25,7 @@ fn child() {
         ("take turns", take_turns),
         ("ignore slots", ignore_slots),
         ("mix", mix),
+        ("enter beside others", enter_beside_others),
     ]);
 }
 
@@ -489,4 +491,39 @@ fn the_oracle_counts_who_overlaps_and_not_who_follows() {
     assert_eq!(read, [stay(10, 20, 2), stay(30, 50, 1)]);
     // It was let in after the kill was sent, and before it came.
     assert_eq!(read_stays(&book, Some(25))[1], stay(30, 30, 1));
+}
+
+/// Takes a slot, for the first time in this process, while other threads of it are refused one, and dies.
+fn enter_beside_others() {
+    let limiter = Limiter::open(path("FILE")).unwrap();
+    let start = Barrier::new(5);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                start.wait();
+                loop {
+                    assert!(!limiter.try_acquire("full").unwrap().is_granted());
+                }
+            });
+        }
+        start.wait();
+        let _permit = limiter.acquire("slots").unwrap();
+        std::process::abort();
+    });
+}
+
+/// A process must not take itself for dead while it becomes an owner.
+#[test]
+fn what_a_process_takes_first_comes_back_when_it_dies() {
+    let scratch = scratch();
+    let limiter = open_with_slots(&scratch);
+    limiter.define(Limit::slots("full", 1)).unwrap();
+    let _held = limiter.acquire("full").unwrap();
+    let file = scratch.file();
+    for round in 0..size(30, 300) {
+        let status = spawn("enter beside others", &[("FILE", file.to_str().unwrap())]).wait();
+        assert!(!status.success());
+        let all = limiter.try_acquire(("slots", SLOTS)).unwrap();
+        assert!(all.is_granted(), "round {round}");
+    }
 }

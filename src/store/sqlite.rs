@@ -252,7 +252,7 @@ impl SqliteStore {
         let mut entered = None;
         let result = self.transact(session, Access::Write, deadline, |transaction| {
             // A good moment to see who else is gone.
-            transaction.reclaim(&session.lock_file, None)?;
+            transaction.reclaim(&session.lock_file)?;
             let id = transaction.insert_owner(&session.lock_file)?;
             entered = Some(id);
             Ok(())
@@ -389,7 +389,10 @@ impl Store for SqliteStore {
         if change.is_inherited() {
             return Ok(Settled::Before);
         }
-        let session = self.session(self.busy_deadline())?;
+        let session = match change.which {
+            Which::Claim(claim) => self.session_of(claim)?,
+            Which::Id(_) => self.session(self.busy_deadline())?,
+        };
         self.write(&session, |transaction| transaction.change(change, &session))
     }
 
@@ -427,6 +430,10 @@ impl Store for SqliteStore {
         self.write(&session, |transaction| {
             let mut all = Vec::with_capacity(changes.len());
             for change in changes {
+                if !change.is_inherited() && change.is_of_another(session.number) {
+                    all.push(Err(self.place.moved()));
+                    continue;
+                }
                 let settled =
                     transaction.as_a_whole(|transaction| transaction.change(*change, &session));
                 match settled {

@@ -187,6 +187,9 @@ impl State {
                 &found
             }
         };
+        if let Some(used) = change.used {
+            used.check(&claim.rows)?;
+        }
         if let Some(registered) = &claim.registered
             && !self.permits.contains_key(&registered.number)
         {
@@ -237,7 +240,6 @@ impl State {
     }
 
     fn settle(&mut self, claim: &Claim, used: &Used) -> Result<Settlement, Error> {
-        used.check(&claim.rows)?;
         let now = self.ledgers.now;
         let mut settlement = Settlement::default();
         for row in &claim.rows {

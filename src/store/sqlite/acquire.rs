@@ -70,7 +70,7 @@ pub(super) fn attempt(
     let (mut verdict, mut ahead) = decide_in_line(transaction, &lines, plan, ticket, latest)?;
     if verdict != Verdict::Admit(now)
         && may_come_back(transaction, &lines, &verdict)?
-        && transaction.reclaim(&session.lock_file, owner)?
+        && transaction.reclaim(&session.lock_file)?
     {
         (verdict, ahead) = decide_in_line(transaction, &lines, plan, ticket, latest)?;
     }
@@ -315,7 +315,7 @@ fn resume(
     };
     let me = session.owner();
     if found.owner.is_some_and(|owner| Some(owner) != me)
-        && transaction.reclaim(&session.lock_file, me)?
+        && transaction.reclaim(&session.lock_file)?
     {
         match transaction.find_permit(id)? {
             Some(again) => found = again,

@@ -9,6 +9,8 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
+#[cfg(target_os = "linux")]
+use std::sync::atomic::AtomicI64;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +21,9 @@ pub(super) struct LockFile {
     /// `None` once it was closed in a forked child.
     file: Mutex<Option<File>>,
     inode: i64,
+    /// The owner that this is; 0 if it is none. The kernel does not show to a file what it has locked itself.
+    #[cfg(target_os = "linux")]
+    own: AtomicI64,
     #[cfg(not(target_os = "linux"))]
     owners: portable::OwnerFiles,
 }
@@ -52,6 +57,8 @@ impl LockFile {
         Ok(Self {
             file: Mutex::new(Some(file)),
             inode,
+            #[cfg(target_os = "linux")]
+            own: AtomicI64::new(0),
             #[cfg(not(target_os = "linux"))]
             owners: portable::OwnerFiles::beside(path),
         })
@@ -134,6 +141,7 @@ mod linux {
     use std::fs::File;
     use std::io;
     use std::os::unix::fs::FileExt;
+    use std::sync::atomic::Ordering;
 
     use nix::errno::Errno;
     use nix::fcntl::{FcntlArg, fcntl};
@@ -154,10 +162,15 @@ mod linux {
 
         /// Becomes the owner `id`, for as long as this file stays open. False if somebody else is.
         pub(in super::super) fn lock_owner(&self, id: i64) -> io::Result<bool> {
-            self.with_file(|file| set(file, id, Kind::Exclusive))
+            let is_mine = self.with_file(|file| set(file, id, Kind::Exclusive))?;
+            if is_mine {
+                self.own.store(id, Ordering::SeqCst);
+            }
+            Ok(is_mine)
         }
 
         pub(in super::super) fn unlock_owner(&self, id: i64) -> io::Result<()> {
+            self.own.store(0, Ordering::SeqCst);
             self.with_file(|file| set(file, id, Kind::None).map(drop))
         }
 
@@ -172,8 +185,11 @@ mod linux {
             self.with_file(|file| file.write_all_at(text.as_bytes(), 0))
         }
 
-        /// Whether some other open lock file holds the byte of the owner `id`.
+        /// Whether this or some other open lock file holds the byte of the owner `id`.
         pub(in super::super) fn is_alive(&self, id: i64) -> io::Result<bool> {
+            if self.own.load(Ordering::SeqCst) == id {
+                return Ok(true);
+            }
             self.with_file(|file| {
                 let mut lock = region(id, Kind::Exclusive);
                 fcntl(file, FcntlArg::F_OFD_GETLK(&mut lock))?;
@@ -329,10 +345,11 @@ mod tests {
         );
         assert!(one.lock_owner(7).unwrap());
         assert!(!other.lock_owner(7).unwrap());
-        assert!(other.is_alive(7).unwrap());
+        assert!(other.is_alive(7).unwrap() && one.is_alive(7).unwrap());
         assert!(!other.is_alive(8).unwrap());
         assert!(other.lock_owner(8).unwrap());
         one.unlock_owner(7).unwrap();
+        assert!(!one.is_alive(7).unwrap());
         assert!(!other.is_alive(7).unwrap());
         assert!(one.is_alive(8).unwrap());
         drop(other);

@@ -59,11 +59,7 @@ impl Transaction<'_> {
     ///
     /// An owner may have gone ahead and died since this transaction read the clock. So the clock is read
     /// again after its death is certain: what was booked for later than that, it cannot have used.
-    pub(super) fn reclaim(
-        &mut self,
-        lock_file: &LockFile,
-        own: Option<i64>,
-    ) -> Result<bool, Error> {
+    pub(super) fn reclaim(&mut self, lock_file: &LockFile) -> Result<bool, Error> {
         let owners: Vec<Owner> = self
             .link
             .connection
@@ -82,10 +78,9 @@ impl Transaction<'_> {
         let boot = print_boot(self.timeline().boot);
         let mut dead = Vec::new();
         for owner in owners {
-            if Some(owner.id) != own
-                && !is_alive(&owner, lock_file, &boot)
-                    .map_err(|source| self.place.failed("testing the byte of an owner", source))?
-            {
+            let is_alive = is_alive(&owner, lock_file, &boot)
+                .map_err(|source| self.place.failed("testing the byte of an owner", source))?;
+            if !is_alive {
                 dead.push(owner);
             }
         }

@@ -71,9 +71,6 @@ impl Transaction<'_> {
         }
         let found;
         let claim = match change.which {
-            Which::Claim(claim) if claim.session != session.number => {
-                return Err(self.place.moved());
-            }
             Which::Claim(claim) => claim,
             Which::Id(id) => {
                 let Some(permit) = self.find_permit(id)? else {
