@@ -308,8 +308,15 @@ impl PermitId {
         let since_epoch = store.clock().wall().duration_since(SystemTime::UNIX_EPOCH);
         let ms = since_epoch.map_or(0, |since_epoch| since_epoch.as_millis());
         let ms = u64::try_from(ms).unwrap_or(0);
-        Self(Ulid::from_parts(ms, fastrand::u128(..)).to_string().into())
+        Self(Ulid::from_parts(ms, random()).to_string().into())
     }
+}
+
+/// Random bits from the system: generators of a process are copied when it forks, and all its children would draw
+/// the same ids.
+fn random() -> u128 {
+    let half = || u128::from(getrandom::u64().unwrap_or_else(|_| fastrand::u64(..)));
+    half() << 64 | half()
 }
 
 impl AsRef<str> for PermitId {

@@ -23,6 +23,7 @@ fn child() {
         ("fork after the loss", fork_after_the_loss),
         ("fork with two limiters", fork_with_two_limiters),
         ("fork over and over", fork_over_and_over),
+        ("fork and name permits", fork_and_name_permits),
     ]);
 }
 
@@ -196,4 +197,35 @@ fn a_forked_child_works_or_is_told_that_it_cannot_and_never_hangs() {
     drop(limiter);
     start(&scratch, "fork over and over", &[]).wait_well();
     audit(&scratch.file(), &[]).assert_clean();
+}
+
+fn fork_and_name_permits() {
+    let limiter = Limiter::open(path("FILE")).unwrap();
+    let name_one = || limiter.acquire("slow").unwrap().id().unwrap().to_string();
+    name_one();
+    for name in ["one", "other"] {
+        match fork() {
+            ForkResult::Child => {
+                std::fs::write(path(name), name_one()).unwrap();
+                end(0);
+            }
+            ForkResult::Parent { child } => {
+                assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
+            }
+        }
+    }
+}
+
+#[test]
+fn forked_children_give_their_permits_different_ids() {
+    let scratch = scratch();
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    limiter.define(Limit::new("slow").per_hour(100)).unwrap();
+    start(&scratch, "fork and name permits", &["one", "other"]).wait_well();
+    let random_part = |name| {
+        let id = std::fs::read_to_string(scratch.path().join(name)).unwrap();
+        // Behind the time.
+        id[10..].to_owned()
+    };
+    assert_ne!(random_part("one"), random_part("other"));
 }

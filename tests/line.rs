@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use quotalite::{Error, Limit, Limiter, MINUTE, Permit, Request, RequestError, SECOND};
+use quotalite::{Error, Limit, Limiter, MINUTE, OnConflict, Permit, Request, RequestError, SECOND};
 use support::in_both_stores;
 
 type Answer = Result<Permit, Error>;
@@ -263,5 +263,64 @@ fn slots_cannot_be_booked_ahead() {
             Err(Error::Request(RequestError::NotBookable { key })) => assert_eq!(key, "slots"),
             other => panic!("{other:?}"),
         }
+    });
+}
+
+#[test]
+fn who_waits_learns_that_a_slot_comes_back_sooner_by_itself() {
+    in_both_stores(|limiter, clock| {
+        limiter
+            .define(Limit::slots("slots", 1).timeout(MINUTE))
+            .unwrap();
+        let held = limiter.acquire("slots").unwrap();
+        let next = wait(limiter, "slots", |limiter| limiter.acquire("slots"));
+        held.renew(SECOND).unwrap();
+        clock.advance(SECOND);
+        let permit = get(&next);
+        let next = wait(limiter, "slots", |limiter| limiter.acquire("slots"));
+        permit.detach(SECOND / 2).unwrap();
+        clock.advance(SECOND / 2);
+        drop(get(&next));
+    });
+}
+
+#[test]
+fn a_turn_that_comes_because_time_has_brought_those_ahead_further_is_not_missed() {
+    in_both_stores(|limiter, clock| {
+        limiter.define(Limit::slots("slots", 1)).unwrap();
+        limiter.define(Limit::new("mail").per_second(8)).unwrap();
+        let held = limiter.acquire("slots").unwrap();
+        drop(limiter.acquire(("mail", 3)).unwrap());
+        let all = Request::new().take("slots", 1).take("mail", 8);
+        let first = wait(limiter, "slots", move |limiter| limiter.acquire(&all));
+        // 5 are left, but the first one is short of 8.
+        let second = wait(limiter, "mail", |limiter| limiter.acquire("mail"));
+        assert_waits(&second);
+        // Now it is short of a slot only, and leaves the mail to others.
+        clock.advance(SECOND);
+        drop(get(&second));
+        drop(held);
+        clock.advance(SECOND);
+        drop(get(&first));
+    });
+}
+
+#[test]
+fn more_slots_reach_those_who_wait_at_once() {
+    in_both_stores(|limiter, _| {
+        limiter.define(Limit::slots("slots", 1)).unwrap();
+        let _held = limiter.acquire("slots").unwrap();
+        let mut longest = Duration::ZERO;
+        let mut served = Vec::new();
+        for count in 2..8 {
+            let next = wait(limiter, "slots", |limiter| limiter.acquire("slots"));
+            let start = Instant::now();
+            let more = Limit::slots("slots", count);
+            limiter.define_or(more, OnConflict::Replace).unwrap();
+            served.push(get(&next));
+            longest = longest.max(start.elapsed());
+        }
+        // Who is not called tries again after half a second to a second.
+        assert!(longest < SECOND / 2, "{longest:?}");
     });
 }

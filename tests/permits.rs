@@ -513,3 +513,40 @@ fn two_who_wait_for_the_same_under_one_id_get_one_permit_and_both_leave_the_line
         assert_eq!(free(limiter), (1, 40));
     });
 }
+
+#[test]
+fn a_permit_that_somebody_else_has_detached_outlives_the_first_handle_on_it() {
+    in_both_stores(|limiter, clock| {
+        define(limiter);
+        let first = get(limiter, &ask().id("job"));
+        let second = get(limiter, &ask().id("job"));
+        second.detach(24 * HOUR).unwrap();
+        drop(first);
+        assert_eq!(free(limiter), (0, 40));
+        clock.advance(23 * HOUR);
+        let settled = limiter.settle("job", [("tokens", 1)]).unwrap();
+        assert!(settled.settlement().is_some(), "{settled:?}");
+        assert_eq!(free(limiter).0, 1);
+    });
+}
+
+#[test]
+fn what_ends_by_itself_does_not_pile_up() {
+    let (scratch, limiter, clock) = on_file();
+    let slots = Limit::slots("slots", 1).timeout(SECOND);
+    limiter.define(slots).unwrap();
+    limiter.define(Limit::new("mail").per_second(1)).unwrap();
+    for n in 0..3_000 {
+        std::mem::forget(get(&limiter, &Request::new().take("slots", 1)));
+        drop(get(
+            &limiter,
+            &Request::new().take("mail", 1).id(n.to_string()),
+        ));
+        clock.advance(4 * SECOND);
+    }
+    // Those of the last hour can still be settled under their ids.
+    let kept: i64 = scratch.sqlite("SELECT count(*) FROM permit");
+    assert!((900..900 + 256).contains(&kept), "{kept}");
+    let slots: i64 = scratch.sqlite("SELECT count(*) FROM slot");
+    assert!(slots < 256, "{slots}");
+}

@@ -5,6 +5,7 @@
 #![cfg(target_os = "linux")]
 mod support;
 
+use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::Command;
@@ -501,4 +502,43 @@ fn who_is_killed_while_it_gives_back_what_a_dead_process_held_gives_back_all_of_
         ("close", 8, size(3, 1)),
     ];
     kill_at_each(&plan, reclaimer_is_killed_at);
+}
+
+/// Behind one whose process is stopped and who could go, and behind more than are looked at.
+#[test]
+fn who_is_refused_behind_others_does_not_come_again_and_again() {
+    let behind_one = "
+        INSERT INTO ticket (ticket_id, owner_id, since_ns)
+            SELECT n, owner_id, since_ns FROM owner, (SELECT 1 AS n UNION SELECT 2);
+        INSERT INTO ticket_take
+            SELECT 1, limit_id, iif(key = 'slots', 2, 1) FROM limit_definition;
+        INSERT INTO ticket_take
+            SELECT 2, limit_id, 1 FROM limit_definition WHERE key = 'slots';";
+    let behind_many = "
+        WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 300)
+            INSERT INTO ticket (ticket_id, owner_id, since_ns)
+            SELECT n, owner_id, since_ns FROM number, owner;
+        INSERT INTO ticket_take
+            SELECT ticket_id, limit_id, 1 FROM ticket, limit_definition WHERE key = 'full';
+        INSERT INTO ticket_take
+            SELECT 1, limit_id, 1 FROM limit_definition WHERE key = 'slots';";
+    for line in [behind_one, behind_many] {
+        let scratch = scratch();
+        let limiter = open_with_slots(&scratch, 2);
+        limiter.define(Limit::slots("full", 1)).unwrap();
+        let _full = limiter.acquire("full").unwrap();
+        let raw = open_raw(&scratch.file());
+        raw.execute_batch(line).unwrap();
+        let waiter = Limiter::open(scratch.file()).unwrap();
+        let mut versions = BTreeSet::new();
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| waiter.acquire_within("slots", 800 * MILLISECOND));
+            while !waits.is_finished() {
+                let version = raw.query_row("PRAGMA data_version", [], |row| row.get::<_, i64>(0));
+                versions.insert(version.unwrap());
+            }
+        });
+        let commits = versions.len();
+        assert!((2..20).contains(&commits), "{commits}");
+    }
 }

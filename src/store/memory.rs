@@ -6,7 +6,7 @@ mod permits;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use self::accounts::Accounts;
 use self::permits::{EndedPermit, OpenPermit, Resumed};
@@ -19,7 +19,7 @@ use crate::calendar::{LimitId, Line};
 use crate::clock::{Clock, Reading, Timeline, Timestamp};
 use crate::decision::{Peek, Verdict, decide};
 use crate::error::Error;
-use crate::limit::{DAY, Limit, MAX_CAPACITY};
+use crate::limit::{Limit, MAX_CAPACITY};
 use crate::line::{Waiter, decide_behind, is_of_slots, rates_admit};
 use crate::plan::{Patience, Plan};
 use crate::settlement::Settled;
@@ -27,6 +27,10 @@ use crate::usage::{People, Usage};
 
 /// What errors name in place of a file.
 const PLACE: &str = ":memory:";
+
+/// How long somebody sleeps before trying again: time alone may have brought those ahead to where they leave it
+/// something, and that wakes nobody.
+const TRIES_AGAIN: Duration = Duration::from_secs(1);
 
 /// How often somebody who waits looks at a clock that does not keep pace with real time.
 const POLL: Duration = Duration::from_millis(1);
@@ -243,7 +247,8 @@ impl Store for MemoryStore {
 
     fn wait(&self, queued: &Queued) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        while state.changes == queued.seen {
+        let tries_again = Instant::now() + TRIES_AGAIN;
+        while state.changes == queued.seen && Instant::now() < tries_again {
             let left = queued.again_at.map_or(Duration::MAX, |again_at| {
                 again_at.saturating_sub(self.clock.elapsed())
             });
@@ -251,7 +256,7 @@ impl Store for MemoryStore {
                 return;
             }
             let nap = if self.clock.is_real() { left } else { POLL };
-            let woken = self.freed.wait_timeout(state, nap.min(DAY));
+            let woken = self.freed.wait_timeout(state, nap.min(TRIES_AGAIN));
             state = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
@@ -308,7 +313,10 @@ impl Store for MemoryStore {
         state.end_what_is_due(now);
         let expires = now.saturating_plus_ns(timeout_ns);
         let number = claim.registered.as_ref().map(|found| found.number);
-        Ok(number.and_then(|number| state.detach(number, expires)))
+        let expires = number.and_then(|number| state.detach(number, expires));
+        // Those in line have to know that the slots come back by themselves, and when.
+        self.changed(&mut state);
+        Ok(expires)
     }
 
     fn renew(&self, which: Which<'_>, timeout_ns: i64) -> Result<Option<Timestamp>, Error> {
@@ -319,7 +327,9 @@ impl Store for MemoryStore {
             Which::Id(id) => state.ids.get(id).copied(),
         };
         let expires = now.saturating_plus_ns(timeout_ns);
-        Ok(number.and_then(|number| state.renew(number, expires)))
+        let expires = number.and_then(|number| state.renew(number, expires));
+        self.changed(&mut state);
+        Ok(expires)
     }
 
     fn release(&self, claim: &Claim) -> Result<(), Error> {
@@ -328,8 +338,10 @@ impl Store for MemoryStore {
         {
             let (mut state, _, now) = self.enter();
             state.end_what_is_due(now);
-            state.abandon(registered.number, now);
-            self.changed(&mut state);
+            if state.is_held(registered.number) {
+                state.abandon(registered.number, now);
+                self.changed(&mut state);
+            }
         }
         Ok(())
     }

@@ -507,7 +507,7 @@ impl Store for SqliteStore {
             }
             let session = self.session_of(claim)?;
             return self.write(&session, |transaction| {
-                if transaction.is_open(registered.number)? {
+                if transaction.is_held_by(registered.number, session.owner())? {
                     let slots = registered.slots.iter().map(|slot| slot.limit);
                     transaction.abandon(registered.number, slots)?;
                     // Its charges stay, for whoever settles it: they are nobody's booking any more.

@@ -131,6 +131,12 @@ impl State {
         }
     }
 
+    /// Whether a permit is open, and nobody has detached it.
+    pub(super) fn is_held(&self, number: PermitNumber) -> bool {
+        let permit = self.permits.get(&number);
+        permit.is_some_and(|permit| permit.is_held)
+    }
+
     /// The claim on a permit is dropped: its slots come back, and if it has an id it can still be settled for a while.
     pub(super) fn abandon(&mut self, number: PermitNumber, now: Timestamp) {
         self.give_back_slots(number);

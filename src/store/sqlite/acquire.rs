@@ -108,6 +108,7 @@ pub(super) fn attempt(
                     let denial = denial(refusal, &lines, now, place)?;
                     let again_at = rates.map_or(latest, |(at, _)| at);
                     let ticket = stand_in_line(transaction, &lines, owner, ticket, latest)?;
+                    transaction.came(ticket);
                     let again_at = again_or_expiry(transaction, &lines, again_at)?;
                     return Ok(Attempt::Done(Outcome::Queued(Queued {
                         denial,

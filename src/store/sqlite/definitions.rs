@@ -40,6 +40,7 @@ impl Transaction<'_> {
                 self.update_definition(stored.id, limit)?;
                 self.insert_rates(stored.id, limit)?;
                 self.changed_definitions();
+                self.freed(stored.id);
                 Ok(Definition::Replaced(former))
             }
         }

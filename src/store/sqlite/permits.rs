@@ -273,13 +273,19 @@ const HOW_ENDED: &str = "SELECT outcome FROM ended_permit
     WHERE id = ?1 AND permit_id = ?2 AND ended_ns > ?3";
 
 impl Transaction<'_> {
-    pub(super) fn is_open(&self, permit: PermitNumber) -> Result<bool, Error> {
-        self.link
+    /// Whether a permit is open and this owner answers for it: nobody has detached it meanwhile.
+    pub(super) fn is_held_by(
+        &self,
+        permit: PermitNumber,
+        owner: Option<i64>,
+    ) -> Result<bool, Error> {
+        let holder: Option<Option<i64>> = self
+            .link
             .connection
             .prepare_cached(IS_OPEN)
-            .and_then(|mut s| s.query_row([permit.0], |_| Ok(())).optional())
-            .map(|open| open.is_some())
-            .map_err(|error| self.sqlite(error))
+            .and_then(|mut s| s.query_row([permit.0], |row| row.get(1)).optional())
+            .map_err(|error| self.sqlite(error))?;
+        Ok(holder.is_some_and(|holder| holder.is_some() && holder == owner))
     }
 
     /// Ends the permit of a claim. Returns how it had ended, if it had.
@@ -440,12 +446,13 @@ impl Transaction<'_> {
 }
 
 const FIND_EXPIRED: &str = "SELECT permit_id FROM permit
-    WHERE expires_ns <= ?1 AND ended_ns IS NULL LIMIT 64";
+    WHERE expires_ns <= ?1 AND ended_ns IS NULL LIMIT 256";
 const FORGET: &str = "DELETE FROM ended_permit
     WHERE id IN (SELECT id FROM ended_permit WHERE ended_ns <= ?1 ORDER BY ended_ns LIMIT 256)";
 
 impl Transaction<'_> {
-    /// Ends permits whose timeout has passed, and forgets the ids of those that ended long ago; a few at a time.
+    /// Ends permits whose timeout has passed, and forgets the ids of those that ended long ago; a few at a time, but
+    /// twice as many as can have been added since the last time.
     pub(super) fn sweep_permits(&mut self) -> Result<(), Error> {
         let now = self.now();
         let expired: Vec<PermitNumber> = self

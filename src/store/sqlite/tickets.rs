@@ -249,8 +249,13 @@ impl Transaction<'_> {
 const TELL: &str = "UPDATE ticket SET ready_ns = ?2 WHERE ticket_id = ?1 AND ready_ns IS NULL";
 
 impl Transaction<'_> {
-    /// Whose turn it is now that something came free: the numbers of their tickets.
-    pub(super) fn next_in_line(&mut self, freed: &[LimitId]) -> Result<Few<i64>, Error> {
+    /// Whose turn it is now that something came free: the numbers of their tickets, but for the one that has just
+    /// come. It may stand behind somebody who can go and does not, and would come again and again.
+    pub(super) fn next_in_line(
+        &mut self,
+        freed: &[LimitId],
+        came: Option<i64>,
+    ) -> Result<Few<i64>, Error> {
         if self.nobody_waits()? {
             return Ok(Few::new());
         }
@@ -261,6 +266,7 @@ impl Transaction<'_> {
         let turns: Few<i64> = turns
             .into_iter()
             .map(|position| numbers[position])
+            .filter(|number| Some(*number) != came)
             .collect();
         for number in &turns {
             let changed = self

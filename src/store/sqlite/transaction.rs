@@ -10,7 +10,7 @@ use super::schema::is_busy;
 use crate::calendar::LimitId;
 use crate::clock::{BootId, Change, Clock, Present, Reading, Timeline, Timestamp};
 use crate::error::Error;
-use crate::store::Few;
+use crate::store::{Few, TicketId};
 
 /// Whether a transaction may write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,8 @@ pub(super) struct Transaction<'l> {
     is_undone: bool,
     /// The limits of which something came free that somebody may wait for.
     freed: Few<LimitId>,
+    /// The ticket that has come in this transaction and could not go: it is not called again by it.
+    came: Option<i64>,
 }
 
 /// A connection with a transaction on it, which ends with this.
@@ -108,6 +110,7 @@ impl<'l> Transaction<'l> {
             wrote: false,
             is_undone: false,
             freed: Few::new(),
+            came: None,
         })
     }
 
@@ -169,6 +172,11 @@ impl<'l> Transaction<'l> {
         }
     }
 
+    /// Says that this ticket has come, and waits on.
+    pub(super) fn came(&mut self, ticket: TicketId) {
+        self.came = Some(ticket.number);
+    }
+
     /// Commits what was written; if nothing was, ends without a trace. Returns the tickets whose turn it is now.
     pub(super) fn finish(mut self) -> Result<Few<i64>, Error> {
         if self.is_undone {
@@ -181,7 +189,7 @@ impl<'l> Transaction<'l> {
         let turns = if freed.is_empty() {
             Few::new()
         } else {
-            self.next_in_line(&freed)?
+            self.next_in_line(&freed, self.came)?
         };
         self.commit().map(|()| turns)
     }
