@@ -455,7 +455,7 @@ impl Drop for Place<'_> {
         if let Some(queued) = &self.queued
             && let Err(error) = self.store.leave(queued)
         {
-            tracing::warn!(limit = queued.denial.key(), %error, "a place in line stays until its deadline or the end of this process");
+            tracing::warn!(limit = queued.denial.key(), %error, "a place in line could not be left yet");
         }
     }
 }

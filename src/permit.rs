@@ -258,10 +258,7 @@ impl Drop for Permit {
         let claim = &inner.claim;
         let limit = claim.first_key();
         let result = match inner.state {
-            State::Booked => {
-                let change = Change::cancel(Which::Claim(claim));
-                self.store.change(change).map(drop)
-            }
+            State::Booked => self.store.give_back(claim),
             State::Open => {
                 // It holds a slot while something runs, and has charged more than one of something: who drops it has
                 // likely forgotten to settle it.
@@ -276,7 +273,7 @@ impl Drop for Permit {
             State::Detached | State::Closed => Ok(()),
         };
         if let Err(error) = result {
-            tracing::warn!(limit, %error, "what a dropped permit or booking held could not be given back");
+            tracing::warn!(limit, %error, "what a dropped permit or booking held could not be given back yet");
         }
     }
 }

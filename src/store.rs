@@ -70,8 +70,13 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
     /// Lets a permit go on until so long from now. Returns that instant; nothing if the permit has ended.
     fn renew(&self, which: Which<'_>, timeout_ns: i64) -> Result<Option<Timestamp>, Error>;
 
-    /// Says that what `acquire` charged or booked will not be corrected any more, and takes back the slots.
+    /// Says that what `acquire` charged or booked will not be corrected any more, and takes back the slots. What fails
+    /// is tried again with the next change.
     fn release(&self, claim: &Claim) -> Result<(), Error>;
+
+    /// Takes back what `acquire` booked, unless somebody else who asked under the same id relies on it. What fails is
+    /// tried again with the next change.
+    fn give_back(&self, claim: &Claim) -> Result<(), Error>;
 
     /// What `acquire` would say now. Writes nothing.
     fn peek(&self, plan: &Plan<'_>) -> Result<Peek, Error>;
@@ -158,7 +163,7 @@ pub(crate) struct TicketId {
 }
 
 /// What was charged for one acquisition, so that it can be taken back.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Claim {
     pub(crate) at: Timestamp,
     /// The reading of the clock at `at`.

@@ -126,6 +126,43 @@ fn who_can_wait_for_a_tenth_of_a_second_waits_no_longer_for_a_frozen_writer() {
     assert!(limiter.try_acquire("mail").unwrap().is_granted());
 }
 
+#[test]
+fn what_is_dropped_beside_a_frozen_writer_comes_back_later() {
+    let scratch = scratch();
+    let limiter = open_with_mail(&scratch, 100 * MILLISECOND);
+    let other = open_with_mail(&scratch, SECOND);
+    limiter.define(Limit::slots("slots", 1)).unwrap();
+    limiter.define(Limit::new("post").per_hour(1)).unwrap();
+    let slot = limiter.acquire("slots").unwrap();
+    let _post = limiter.acquire("post").unwrap();
+    let booking = limiter.book("post").unwrap();
+    let refused = other.try_acquire("slots").unwrap();
+    assert!(!refused.is_granted());
+    let writer = std::thread::scope(|scope| {
+        let waiter = limiter.clone();
+        let waits = scope.spawn(move || waiter.acquire("slots"));
+        eventually("it waits in line", || {
+            limiter.usage("slots").unwrap().waiting() == 1
+        });
+        let writer = frozen_writer(&scratch);
+        // It tries again after a second at the latest, and gives up.
+        let answer = waits.join().unwrap();
+        assert!(matches!(answer, Err(Error::Busy { .. })), "{answer:?}");
+        writer
+    });
+    drop((slot, booking));
+    writer.send(Signal::SIGCONT);
+    writer.wait_well();
+    // Refused before as well, so that it would not ask for the lock.
+    assert!(limiter.try_acquire(("slots", 1)).unwrap().is_granted());
+    assert!(other.try_acquire("slots").unwrap().is_granted());
+    let left: i64 = scratch.sqlite("SELECT count(*) FROM ticket");
+    assert_eq!(left, 0);
+    let charges: i64 = scratch.sqlite("SELECT count(*) FROM charge WHERE limit_id = 3");
+    assert_eq!(charges, 1);
+    audit(&scratch.file(), &[]).assert_clean();
+}
+
 /// A call that has to open the file first, as after a fork or a removal, keeps its deadline too.
 #[test]
 fn a_frozen_writer_holds_up_no_call_that_opens_the_file_anew() {

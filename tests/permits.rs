@@ -454,6 +454,56 @@ fn a_booking_that_takes_up_an_earlier_permit_gives_it_back_only_when_told_to() {
     });
 }
 
+/// Two callers retry one job.
+#[test]
+fn nobody_goes_on_a_booking_that_whoever_asked_first_has_dropped() {
+    in_both_stores(|limiter, clock| {
+        define(limiter);
+        drop(limiter.acquire(("tokens", 100)).unwrap());
+        let ask = Request::new().take("tokens", 100).id("job");
+        let (first, second) = (limiter.book(&ask).unwrap(), limiter.book(&ask).unwrap());
+        drop(first);
+        let other = limiter.book(("tokens", 100)).unwrap();
+        assert_eq!(
+            (second.wait_time(), other.wait_time()),
+            (MINUTE, 2 * MINUTE)
+        );
+        clock.advance(MINUTE);
+        let second = second.wait();
+        assert!(!second.has_ended());
+        assert!(matches!(
+            second.settle([("tokens", 40)]),
+            Ok(Settled::Now(_))
+        ));
+        drop(other);
+        assert_eq!(free(limiter).1, 60);
+    });
+}
+
+#[test]
+fn nobody_goes_on_a_booking_of_a_process_that_has_died() {
+    let (scratch, first, clock) = on_file();
+    define(&first);
+    drop(first.acquire(("tokens", 100)).unwrap());
+    let ask = Request::new().take("tokens", 100).id("job");
+    let _lost = first.book(&ask).unwrap();
+    let second = open(&scratch, &clock);
+    let booked = second.book(&ask).unwrap();
+    // As if the first one were of a boot that is over.
+    let killed = "UPDATE owner SET boot_id = 'another' WHERE owner_id = 1";
+    support::open_raw(&scratch.file())
+        .execute(killed, [])
+        .unwrap();
+    let other = open(&scratch, &clock).book(("tokens", 100)).unwrap();
+    assert_eq!(
+        (booked.wait_time(), other.wait_time()),
+        (MINUTE, 2 * MINUTE)
+    );
+    clock.advance(MINUTE);
+    let settled = booked.wait().settle([("tokens", 1)]).unwrap();
+    assert!(matches!(settled, Settled::Now(_)), "{settled:?}");
+}
+
 #[test]
 fn a_place_in_line_under_an_id_is_no_permit_to_go_now() {
     in_both_stores(|limiter, clock| {

@@ -133,6 +133,9 @@ impl MemoryStore {
                     }
                     let latest = latest(plan.patience, now, reading);
                     let refused = booked_for_later(&claim, &lines, plan, now, latest);
+                    if refused.is_none() {
+                        state.share(&claim);
+                    }
                     return Ok(refused.unwrap_or(Outcome::Admitted { claim, now }));
                 }
                 Some(Resumed::WithoutSlots(number)) => {
@@ -343,6 +346,20 @@ impl Store for MemoryStore {
                 self.changed(&mut state);
             }
         }
+        Ok(())
+    }
+
+    fn give_back(&self, claim: &Claim) -> Result<(), Error> {
+        let (mut state, _, now) = self.enter();
+        state.end_what_is_due(now);
+        match claim.registered.as_ref().map(|found| found.number) {
+            Some(number) if !state.is_held(number) => {}
+            Some(number) if state.is_shared(number) => state.abandon(number, now),
+            _ => {
+                state.change(Change::cancel(Which::Claim(claim)))?;
+            }
+        }
+        self.changed(&mut state);
         Ok(())
     }
 

@@ -4,6 +4,7 @@ mod acquire;
 mod bookings;
 mod connection;
 mod definitions;
+mod dropped;
 mod file_control;
 mod ledger;
 mod lock_file;
@@ -35,6 +36,7 @@ pub use connection::Durability;
 
 use self::acquire::{Attempt, attempt, decide_in_line, glance};
 use self::connection::{Deadline, waiting_until};
+use self::dropped::Dropped;
 use self::place::Place;
 use self::session::{LONGEST_OPEN, Opening, Session, lock_until};
 use self::transaction::{Access, Transaction};
@@ -189,6 +191,11 @@ impl SqliteStore {
         act: impl FnOnce(&mut Transaction<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let mut is_stuck = false;
+        let mut is_committed = false;
+        let put_off = match access {
+            Access::Write => session.put_off.take(),
+            Access::Read | Access::Look => Vec::new(),
+        };
         let result = match session.call() {
             None => Err(self.place.moved()),
             Some(_call) => session
@@ -201,10 +208,13 @@ impl SqliteStore {
                             Transaction::begin(&mut link, access, place, opened, clock, deadline)?;
                         let offset_ns = transaction.timeline().offset_ns;
                         self.offset_ns.store(offset_ns, Ordering::Relaxed);
+                        transaction.let_go_of_all(&put_off, session);
                         let value = act(&mut transaction)?;
+                        let is_undone = transaction.is_undone();
                         for ticket in transaction.finish()? {
                             session.wakes.wake(ticket);
                         }
+                        is_committed = !is_undone;
                         Ok(value)
                     });
                     if access == Access::Write {
@@ -218,6 +228,9 @@ impl SqliteStore {
                     result
                 }),
         };
+        if !is_committed {
+            session.put_off.push(put_off);
+        }
         // After the call has ended: whoever opens the file anew waits for that, and has the state.
         if is_stuck || matches!(result, Err(Error::Moved { .. })) {
             self.leave(session, deadline);
@@ -240,6 +253,15 @@ impl SqliteStore {
         act: impl FnOnce(&mut Transaction<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         self.transact(session, Access::Write, self.busy_deadline(), act)
+    }
+
+    /// Lets go of something that was dropped; later, if that cannot be done now.
+    fn let_go(&self, session: &Session, dropped: Dropped) -> Result<(), Error> {
+        let result = self.write(session, |transaction| transaction.let_go(&dropped, session));
+        if result.is_err() {
+            session.put_off.push([dropped]);
+        }
+        result
     }
 
     /// Makes this process an owner, if it is none yet.
@@ -327,7 +349,8 @@ impl Store for SqliteStore {
         let waited = waited.filter(|queued| queued.session == session.number);
         let ticket = waited.map(|queued| queued.ticket);
         let is_now = plan.patience == Patience::Now;
-        if is_now && plan.id().is_none() && session.was_refused() {
+        let may_glance = session.was_refused() && !session.put_off.any();
+        if is_now && plan.id().is_none() && may_glance {
             let look = |transaction: &mut Transaction<'_>| glance(transaction, plan);
             if let Some(outcome) = self.transact(&session, Access::Look, deadline, look)? {
                 return Ok(outcome);
@@ -380,9 +403,7 @@ impl Store for SqliteStore {
         if queued.pid != std::process::id() || queued.session != session.number {
             return Ok(());
         }
-        self.write(&session, |transaction| {
-            transaction.leave_line(queued.ticket)
-        })
+        self.let_go(&session, Dropped::Place(queued.ticket))
     }
 
     fn change(&self, change: Change<'_>) -> Result<Settled, Error> {
@@ -506,22 +527,20 @@ impl Store for SqliteStore {
                 return Ok(());
             }
             let session = self.session_of(claim)?;
-            return self.write(&session, |transaction| {
-                if transaction.is_held_by(registered.number, session.owner())? {
-                    let slots = registered.slots.iter().map(|slot| slot.limit);
-                    transaction.abandon(registered.number, slots)?;
-                    // Its charges stay, for whoever settles it: they are nobody's booking any more.
-                    if let Some(booking) = claim.booking {
-                        transaction.forget_booking(booking)?;
-                    }
-                }
-                Ok(())
-            });
+            return self.let_go(&session, Dropped::Permit(claim.clone()));
         }
         if let (Some(booking), Some(accepted)) = (claim.booking, &claim.accepted) {
             accepted.push(claim.at, booking.number);
         }
         Ok(())
+    }
+
+    fn give_back(&self, claim: &Claim) -> Result<(), Error> {
+        if claim.pid != std::process::id() {
+            return Ok(());
+        }
+        let session = self.session_of(claim)?;
+        self.let_go(&session, Dropped::Booking(claim.clone()))
     }
 
     fn peek(&self, plan: &Plan<'_>) -> Result<Peek, Error> {

@@ -28,6 +28,8 @@ pub struct Entry {
     /// The opening that answers for it.
     pub owner: Option<usize>,
     pub is_detached: bool,
+    /// Whether somebody else was told that it has this permit, under its id.
+    pub is_shared: bool,
     pub expires_ns: Option<i64>,
     /// What somebody did to it. The end by time alone is not written down.
     pub end: Option<(End, i64)>,
@@ -214,6 +216,12 @@ impl Model {
             Some(_) => entry.expires_ns = Some(now_ns + REMEMBERED_NS),
             None => entry.end = Some((End::Expired, now_ns)),
         }
+        self.keep_what_was_booked(number);
+    }
+
+    /// Somebody relies on a permit that another answers for.
+    pub fn share(&mut self, number: usize) {
+        self.entries[number].is_shared = true;
         self.keep_what_was_booked(number);
     }
 

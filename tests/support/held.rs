@@ -93,7 +93,8 @@ impl Player<'_> {
 
     pub(super) fn give_back(&mut self, booking: &Held, by_dropping: bool) {
         self.subject.give_back(booking.claim, by_dropping);
-        if by_dropping && booking.is_resumed {
+        let is_shared = |entry: usize| self.model.entries[entry].is_shared;
+        if by_dropping && (booking.is_resumed || booking.entry.is_some_and(is_shared)) {
             self.let_go_of(booking);
         } else if !booking.is_closed && self.end(booking.entry, End::Cancelled).is_none() {
             self.model.give_back(booking.charged);

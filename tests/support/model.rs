@@ -156,7 +156,13 @@ impl Model {
         if let Some(id) = asking.id {
             match self.find(opening, id, &request) {
                 Found::Nothing => {}
-                Found::Permit(entry, whose) => return self.resumed(entry, whose, asking),
+                Found::Permit(entry, whose) => {
+                    let verdict = self.resumed(entry, whose, asking);
+                    if whose == Whose::Others && matches!(verdict, Verdict::Resumed { .. }) {
+                        self.share(entry);
+                    }
+                    return verdict;
+                }
                 Found::WithoutSlots(entry) => {
                     takes.retain(|(key, _)| self.pools.contains_key(key));
                     retaken = Some(entry);
@@ -198,6 +204,7 @@ impl Model {
                 slots: Takes::new(),
                 owner: None,
                 is_detached: false,
+                is_shared: false,
                 expires_ns: None,
                 end: None,
                 fence: None,

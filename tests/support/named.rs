@@ -186,6 +186,7 @@ impl Player<'_> {
             slots: Takes::new(),
             owner: Some(permit.opening),
             is_detached: false,
+            is_shared: false,
             expires_ns: None,
             end: None,
             fence: None,

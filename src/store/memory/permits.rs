@@ -23,6 +23,8 @@ pub(super) struct OpenPermit {
     pub(super) expires: Option<Timestamp>,
     pub(super) fence: Option<PermitNumber>,
     pub(super) is_held: bool,
+    /// Whether somebody else relies on it, who asked for the same under its id.
+    pub(super) is_shared: bool,
     pub(super) is_detached: bool,
 }
 
@@ -79,6 +81,7 @@ impl State {
             expires,
             fence: None,
             is_held: true,
+            is_shared: false,
             is_detached: false,
         };
         self.permits.insert(registered.number, permit);
@@ -129,6 +132,21 @@ impl State {
             };
             self.ended.insert(id, ended);
         }
+    }
+
+    /// Says that somebody relies on a permit that is another's: it stays when that one drops its booking.
+    pub(super) fn share(&mut self, claim: &Claim) {
+        if let Some(registered) = &claim.registered
+            && registered.holder == Holder::Other
+            && let Some(permit) = self.permits.get_mut(&registered.number)
+        {
+            permit.is_shared = true;
+        }
+    }
+
+    pub(super) fn is_shared(&self, number: PermitNumber) -> bool {
+        let permit = self.permits.get(&number);
+        permit.is_some_and(|permit| permit.is_shared)
     }
 
     /// Whether a permit is open, and nobody has detached it.

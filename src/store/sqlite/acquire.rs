@@ -54,6 +54,9 @@ pub(super) fn attempt(
                 }
                 let latest = latest(plan.patience, now, transaction.reading);
                 let refused = booked_for_later(&claim, &lines, plan, now, latest);
+                if refused.is_none() {
+                    transaction.share(&claim)?;
+                }
                 let outcome = refused.unwrap_or(Outcome::Admitted { claim, now });
                 return Ok(Attempt::Done(outcome));
             }

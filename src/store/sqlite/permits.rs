@@ -243,6 +243,44 @@ impl Transaction<'_> {
     }
 }
 
+const SHARE: &str = "UPDATE permit SET shared = 1 WHERE permit_id = ?1 AND NOT shared";
+const IS_SHARED: &str = "SELECT shared FROM permit WHERE permit_id = ?1";
+
+impl Transaction<'_> {
+    /// Says that somebody relies on a permit that is another's: it stays when that one dies, or drops its booking.
+    pub(super) fn share(&mut self, claim: &Claim) -> Result<(), Error> {
+        let Some(registered) = &claim.registered else {
+            return Ok(());
+        };
+        if registered.holder != Holder::Other {
+            return Ok(());
+        }
+        let changed = self
+            .link
+            .connection
+            .prepare_cached(SHARE)
+            .and_then(|mut s| s.execute([registered.number.0]))
+            .map_err(|error| self.sqlite(error))?;
+        if changed == 0 {
+            return Ok(());
+        }
+        self.wrote();
+        match self.owner_of(registered.number)? {
+            Some(owner) => self.forget_booked_rows(owner, claim),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn is_shared(&self, permit: PermitNumber) -> Result<bool, Error> {
+        self.link
+            .connection
+            .prepare_cached(IS_SHARED)
+            .and_then(|mut s| s.query_row([permit.0], |row| row.get(0)).optional())
+            .map(|shared| shared.unwrap_or(false))
+            .map_err(|error| self.sqlite(error))
+    }
+}
+
 const ADOPT: &str = "UPDATE permit SET owner_id = ?2, expires_ns = ?3, fence = coalesce(?4, fence)
     WHERE permit_id = ?1";
 

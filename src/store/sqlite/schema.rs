@@ -6,9 +6,10 @@ use super::place::Place;
 use crate::error::Error;
 
 /// Append-only: what has once been released is never edited.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     include_str!("../../../migrations/0001_ledger.sql"),
     include_str!("../../../migrations/0002_permits.sql"),
+    include_str!("../../../migrations/0003_shared.sql"),
 ];
 
 /// Marks a file as ours in its header: "qtlt".

@@ -10,6 +10,7 @@ use rusqlite::Connection;
 use super::Options;
 use super::bookings::Accepted;
 use super::connection::{Deadline, Pooled, Pools, Setup, flags, prepare, waiting_until};
+use super::dropped::PutOff;
 use super::file_control::has_moved;
 use super::lock_file::LockFile;
 use super::place::{Place, Watch};
@@ -42,6 +43,7 @@ pub(super) struct Session {
     pub(super) accepted: Arc<Accepted>,
     charged: AtomicU32,
     written: AtomicU32,
+    pub(super) put_off: PutOff,
     /// Whether the last one who wanted to be admitted at once was refused.
     refused: AtomicBool,
     /// The limit that was last swept in passing.
@@ -133,6 +135,7 @@ impl Session {
             accepted: Arc::default(),
             charged: AtomicU32::new(0),
             written: AtomicU32::new(0),
+            put_off: PutOff::default(),
             refused: AtomicBool::new(false),
             // Processes that live shortly shall not all sweep the same limits.
             swept: AtomicI64::new(fastrand::i64(0..1_000_000)),

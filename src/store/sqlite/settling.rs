@@ -48,7 +48,7 @@ impl Transaction<'_> {
 
 impl Transaction<'_> {
     /// Takes back the charges of a claim, and its slots.
-    fn cancel(&mut self, claim: &Claim) -> Result<Settled, Error> {
+    pub(super) fn cancel(&mut self, claim: &Claim) -> Result<Settled, Error> {
         if let Some(end) = self.close(claim, End::Cancelled)? {
             return Ok(end.told());
         }

@@ -149,6 +149,10 @@ impl<'l> Transaction<'l> {
         self.is_undone = true;
     }
 
+    pub(super) fn is_undone(&self) -> bool {
+        self.is_undone
+    }
+
     /// Does one of several things, each as a whole or not at all by itself.
     pub(super) fn as_a_whole<T>(
         &mut self,
