@@ -54,7 +54,7 @@ impl fmt::Debug for Permit {
 impl Permit {
     pub(crate) fn new(store: Arc<dyn Store>, claim: Claim, waited: Duration) -> Self {
         let holder = claim.registered.as_ref().map(|found| found.holder);
-        let state = if holder == Some(Holder::Ended) {
+        let state = if matches!(holder, Some(Holder::Ended(_))) {
             State::Closed
         } else {
             State::Open
@@ -100,7 +100,9 @@ impl Permit {
     }
 
     /// Whether it has been settled, cancelled or has timed out, as far as is known here. A permit that was asked for
-    /// again under its id can come so, and then there is nothing left to do.
+    /// again under its id can come so. Then [`settle`](Self::settle) tells whether somebody has settled it
+    /// ([`Settled::Before`]), so that the work is done, or whether it has timed out
+    /// ([`Settled::Expired`]), and nobody knows.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.lock().state == State::Closed
@@ -236,7 +238,11 @@ impl Permit {
     fn close(&self, act: impl FnOnce(&Claim) -> Result<Settled, Error>) -> Result<Settled, Error> {
         let mut inner = self.lock();
         if inner.state == State::Closed {
-            return Ok(Settled::Before);
+            let holder = inner.claim.registered.as_ref().map(|found| found.holder);
+            return Ok(match holder {
+                Some(Holder::Ended(end)) => end.told(),
+                _ => Settled::Before,
+            });
         }
         let settled = act(&inner.claim)?;
         inner.state = State::Closed;

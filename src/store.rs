@@ -18,7 +18,7 @@ use crate::error::{Error, RequestError};
 use crate::limit::Limit;
 use crate::line::is_of_slots;
 use crate::plan::{Latest, Patience, Plan, print_takes};
-use crate::settlement::{Settled, Used};
+use crate::settlement::{End, Settled, Used};
 use crate::usage::Usage;
 
 pub(crate) use memory::MemoryStore;
@@ -218,8 +218,8 @@ pub(crate) enum Holder {
     Claim,
     /// Somebody else's, or nobody's: the claim only knows of it.
     Other,
-    /// Nobody's any more: it was settled or cancelled.
-    Ended,
+    /// Nobody's any more.
+    Ended(End),
 }
 
 /// What becomes of a permit.

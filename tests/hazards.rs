@@ -459,8 +459,8 @@ fn call_everything(limiter: &Limiter, story: &str) {
     let _ = limiter.try_acquire(&Request::new().take("mail", 3).take("post", 3));
     let _ = limiter.usage("mail");
     let _ = limiter.now();
-    for _ in 0..33 {
-        // One in 32 sweeps.
+    for _ in 0..129 {
+        // One in 128 sweeps.
         let _ = limiter.try_acquire("post");
     }
     assert!(
@@ -504,6 +504,81 @@ fn hostile_charges_cause_no_panic() {
             with_hostile(|file| file.execute_batch(&sql).unwrap(), &sql);
         }
     }
+}
+
+/// The tables of what outlives a call, and a row for each that has none.
+const OF_PERMITS: [(&str, &str); 8] = [
+    ("permit", ""),
+    ("permit_charge", "DELETE FROM charge"),
+    ("slot", ""),
+    ("ticket", ""),
+    ("ticket_take", ""),
+    (
+        "ended_permit",
+        "INSERT INTO ended_permit SELECT 'before', permit_id - 1, at_ns, at_ns, request, 'settled' FROM permit LIMIT 1",
+    ),
+    ("debt", "INSERT INTO debt VALUES (1, 5, 1)"),
+    (
+        "total_shift",
+        "INSERT INTO total_shift SELECT limit_id, at_ns, seq, 0 FROM charge",
+    ),
+];
+
+#[test]
+fn hostile_permits_cause_no_panic() {
+    for (table, row) in OF_PERMITS {
+        let columns: Vec<String> = {
+            let scratch = scratch();
+            drop(Limiter::open(scratch.file()).unwrap());
+            let file = open_raw(&scratch.file());
+            let sql =
+                format!("SELECT name FROM pragma_table_info('{table}') WHERE type = 'INTEGER'");
+            let mut statement = file.prepare(&sql).unwrap();
+            let names = statement.query_map([], |row| row.get(0)).unwrap();
+            names.map(Result::unwrap).collect()
+        };
+        assert!(!columns.is_empty(), "{table}");
+        for column in columns {
+            for value in [i64::MIN, -1, 0, i64::MAX] {
+                let sql = format!("{row}; UPDATE OR IGNORE {table} SET {column} = {value}");
+                with_hostile_permits(&sql);
+            }
+        }
+    }
+}
+
+fn with_hostile_permits(sql: &str) {
+    let scratch = scratch();
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    limiter
+        .define(Limit::new("mail").per_second(10).per_hour(100))
+        .unwrap();
+    let slots = Limit::slots("slots", 2).timeout(SECOND);
+    limiter.define(slots).unwrap();
+    let job = Request::new().take("slots", 1).take("mail", 3).id("job");
+    let permit = limiter.try_acquire(&job).unwrap().granted().unwrap();
+    let _second = limiter.try_acquire("slots").unwrap().granted().unwrap();
+    open_raw(&scratch.file())
+        .execute_batch(
+            "INSERT INTO ticket (owner_id, since_ns) SELECT owner_id, since_ns FROM owner LIMIT 1;
+             INSERT INTO ticket_take SELECT ticket_id, limit_id, 1 FROM ticket, limit_definition;",
+        )
+        .unwrap();
+    open_raw(&scratch.file()).execute_batch(sql).unwrap();
+    let began = std::time::Instant::now();
+    for limiter in [Limiter::open(scratch.file()).unwrap(), limiter] {
+        let _ = limiter.usage("slots");
+        let _ = limiter.try_acquire(("slots", 1));
+        let _ = limiter.acquire_within(("slots", 1), SECOND / 500);
+        let _ = limiter.try_acquire("mail");
+        let _ = limiter.try_acquire(&job);
+        let _ = limiter.renew("job", SECOND);
+        let _ = limiter.settle("job", [("mail", 90)]);
+        let _ = limiter.cancel("before");
+        let _ = limiter.try_acquire(&Request::new().take("slots", 1).id("before"));
+    }
+    let _ = permit.settle([("mail", 1)]);
+    assert!(began.elapsed() < 5 * SECOND, "{sql}: {:?}", began.elapsed());
 }
 
 #[test]

@@ -219,8 +219,12 @@ impl Player<'_> {
         match permit.entry {
             _ if permit.is_closed => {}
             None => self.model.accept(permit.charged),
-            Some(entry) if permit.is_mine => self.model.abandon(entry),
-            Some(_) => {}
+            Some(entry) => {
+                // Somebody else who has it may have detached it.
+                if permit.is_mine && !self.model.entries[entry].is_detached {
+                    self.model.abandon(entry);
+                }
+            }
         }
     }
 

@@ -307,7 +307,8 @@ impl State {
             });
         }
         let (Some(number), Some(open)) = (number, open) else {
-            let mut claim = self.claim_on(PermitNumber(0), Holder::Ended);
+            let end = ended.map_or(End::Expired, |ended| ended.end);
+            let mut claim = self.claim_on(PermitNumber(0), Holder::Ended(end));
             claim.at = ended.map_or(claim.at, |ended| ended.at);
             if let Some(registered) = &mut claim.registered {
                 registered.id = Some(id.into());

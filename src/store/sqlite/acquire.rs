@@ -337,7 +337,7 @@ fn resume(
         });
     }
     let holder = match (found.end, found.owner, found.detached) {
-        (Some(_), _, _) => Holder::Ended,
+        (Some(end), _, _) => Holder::Ended(end),
         (None, None, false) => Holder::Claim,
         _ => Holder::Other,
     };

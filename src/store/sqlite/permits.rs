@@ -4,7 +4,7 @@ use rusqlite::OptionalExtension;
 
 use super::session::Session;
 use super::transaction::Transaction;
-use crate::calendar::LimitId;
+use crate::calendar::{LimitId, Total};
 use crate::clock::Timestamp;
 use crate::error::Error;
 use crate::settlement::End;
@@ -53,11 +53,14 @@ impl Transaction<'_> {
                     .optional()
             })
             .map_err(|error| self.sqlite(error))?;
-        let now_ns = self.now().as_nanos();
-        let number = last.map_or(now_ns, |(last, _, fence)| {
-            let largest = fence.map_or(last, |fence| fence.max(last));
-            now_ns.max(largest.saturating_add(1))
-        });
+        let largest = last.map(|(last, _, fence)| fence.map_or(last, |fence| fence.max(last)));
+        let next = largest.map_or(Some(i64::MIN), |largest| largest.checked_add(1));
+        let Some(next) = next else {
+            return Err(self
+                .place
+                .damaged("no permit can have a larger number than its last one"));
+        };
+        let number = self.now().as_nanos().max(next);
         if let Some((last, Some(_ended), _)) = last {
             self.delete_permit(PermitNumber(last))?;
         }
@@ -197,7 +200,8 @@ impl Transaction<'_> {
             .prepare_cached(CHARGES_OF)
             .and_then(|mut s| {
                 s.query_map([found.number.0], |row| {
-                    Ok((LimitId(row.get(0)?), row.get(1)?, row.get(2)?))
+                    let amount = row.get::<_, i64>(2)?.clamp(0, Total::MASK);
+                    Ok((LimitId(row.get(0)?), row.get(1)?, amount))
                 })?
                 .collect()
             })

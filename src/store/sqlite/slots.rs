@@ -7,7 +7,8 @@ use crate::decision::Books;
 use crate::error::Error;
 use crate::store::{PermitNumber, SlotTake};
 
-const HELD: &str = "SELECT coalesce(sum(amount), 0) FROM slot
+// Each amount is cut to the largest that a limit can have, for the file may have been edited.
+const HELD: &str = "SELECT coalesce(sum(max(0, min(amount, 9007199254740992))), 0) FROM slot
     WHERE limit_id = ?1 AND (expires_ns IS NULL OR expires_ns > ?2)";
 
 impl Books for Transaction<'_> {
@@ -16,7 +17,6 @@ impl Books for Transaction<'_> {
             .connection
             .prepare_cached(HELD)
             .and_then(|mut s| s.query_row((limit.0, self.now().as_nanos()), |row| row.get(0)))
-            .map(|held: i64| held.max(0))
             .map_err(|error| self.sqlite(error))
     }
 }
