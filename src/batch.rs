@@ -78,10 +78,7 @@ pub(crate) fn change_all(
             .binary_search_by_key(&address_of_it, |permit| address(permit))
             .ok()
     };
-    let mut closed: Vec<bool> = locked
-        .iter()
-        .map(|inner| inner.state == State::Closed)
-        .collect();
+    let mut ended: Vec<Option<Settled>> = locked.iter().map(|inner| inner.told()).collect();
     let mut todo = Vec::with_capacity(changes.len());
     // What is told without asking the store.
     let mut told = Vec::with_capacity(changes.len());
@@ -93,12 +90,12 @@ pub(crate) fn change_all(
                 let wrong = used.and_then(|used| used.check(&claim.rows).err());
                 if !permit.is_of(store) {
                     Some(Err(RequestError::OtherLimiter.into()))
-                } else if closed[place] {
-                    Some(Ok(Settled::Before))
+                } else if let Some(ended) = &ended[place] {
+                    Some(Ok(ended.clone()))
                 } else if let Some(wrong) = wrong {
                     Some(Err(wrong))
                 } else {
-                    closed[place] = true;
+                    ended[place] = Some(Settled::Before);
                     let which = Which::Claim(claim);
                     todo.push(Change { which, used });
                     None

@@ -231,7 +231,7 @@ pub enum RequestError {
         amount: u64,
     },
     /// It says what was used of a limit that the permit has charged nothing to.
-    #[error("the permit has taken nothing of `{key}`")]
+    #[error("the permit has charged nothing to `{key}`")]
     NotTaken {
         /// The key of the limit.
         key: String,

@@ -406,6 +406,7 @@ impl Limiter {
                 Err(error) => wrong.push((position, error)),
             }
         }
+        check_length(wrong.len() + changes.len())?;
         let mut results = change_all(&*self.store, &changes)?;
         for (position, error) in wrong {
             results.insert(position.min(results.len()), Err(error));

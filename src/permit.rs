@@ -29,6 +29,18 @@ pub(crate) struct Inner {
     pub(crate) state: State,
 }
 
+impl Inner {
+    /// What is told to whoever ends it, if it has ended.
+    pub(crate) fn told(&self) -> Option<Settled> {
+        let holder = self.claim.registered.as_ref().map(|found| found.holder);
+        match (self.state, holder) {
+            (State::Closed, Some(Holder::Ended(end))) => Some(end.told()),
+            (State::Closed, _) => Some(Settled::Before),
+            _ => None,
+        }
+    }
+}
+
 /// What dropping a permit means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
@@ -237,12 +249,8 @@ impl Permit {
 
     fn close(&self, act: impl FnOnce(&Claim) -> Result<Settled, Error>) -> Result<Settled, Error> {
         let mut inner = self.lock();
-        if inner.state == State::Closed {
-            let holder = inner.claim.registered.as_ref().map(|found| found.holder);
-            return Ok(match holder {
-                Some(Holder::Ended(end)) => end.told(),
-                _ => Settled::Before,
-            });
+        if let Some(told) = inner.told() {
+            return Ok(told);
         }
         let settled = act(&inner.claim)?;
         inner.state = State::Closed;

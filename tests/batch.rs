@@ -2,9 +2,10 @@
 mod support;
 
 use quotalite::{
-    Decision, Error, Limit, Limiter, MAX_BATCH, MINUTE, Permit, Request, RequestError, Settled,
+    Decision, Error, Limit, Limiter, MAX_BATCH, MINUTE, Permit, Request, RequestError, SECOND,
+    Settled,
 };
-use support::in_both_stores;
+use support::{in_both_stores, on_file};
 
 fn define(limiter: &Limiter) {
     limiter.define(Limit::slots("slots", 3)).unwrap();
@@ -149,11 +150,45 @@ fn a_permit_of_another_limiter_is_refused_and_left_as_it_is() {
 }
 
 #[test]
+fn what_fails_in_a_batch_leaves_nothing_of_itself_behind() {
+    let (scratch, limiter, clock) = on_file();
+    limiter
+        .define(Limit::slots("slots", 3).timeout(SECOND))
+        .unwrap();
+    limiter
+        .define(Limit::new("tokens").rate(100, MINUTE))
+        .unwrap();
+    let _held = limiter.acquire(&ask(1, 50).id("job")).unwrap();
+    clock.advance(SECOND);
+    let open = "SELECT count(*) FROM permit WHERE id = 'job'";
+    let asks = [ask(1, 20).id("job"), ask(1, 10)];
+    let decisions = limiter.try_acquire_all(&asks).unwrap();
+    // The first one has found that the permit under its id has timed out, and ended it, before it failed.
+    assert!(
+        matches!(decisions[0], Err(Error::IdTaken { .. })),
+        "{decisions:?}"
+    );
+    assert!(decisions[1].as_ref().unwrap().is_granted());
+    assert_eq!(scratch.sqlite::<i64>(open), 1);
+    let settled = limiter.settle("job", [("tokens", 1)]).unwrap();
+    assert_eq!(settled, Settled::Expired);
+    assert_eq!(scratch.sqlite::<i64>(open), 0);
+}
+
+#[test]
 fn a_batch_has_an_end() {
     in_both_stores(|limiter, _| {
         define(limiter);
         let asks = vec![ask(1, 1); MAX_BATCH + 1];
         match limiter.try_acquire_all(&asks) {
+            Err(Error::Request(RequestError::BatchLength { count })) => {
+                assert_eq!(count, MAX_BATCH + 1);
+            }
+            other => panic!("{other:?}"),
+        }
+        let wrong = std::iter::once(("x", [("a", 1), ("a", 1)]));
+        let right = std::iter::repeat_n(("x", [("a", 1), ("b", 1)]), MAX_BATCH);
+        match limiter.settle_all(wrong.chain(right)) {
             Err(Error::Request(RequestError::BatchLength { count })) => {
                 assert_eq!(count, MAX_BATCH + 1);
             }

@@ -373,7 +373,7 @@ fn a_file_of_a_newer_version_is_refused_and_left_as_it_was() {
             opened,
             Err(Error::NewerSchema {
                 found: 999,
-                known: 2,
+                known: 3,
                 ..
             })
         ),
@@ -641,4 +641,22 @@ fn a_hostile_clock_causes_no_panic() {
             }
         }
     }
+}
+
+/// Else a charge could lie before one that was made while its own caller waited for the lock.
+#[test]
+fn the_present_is_the_moment_at_which_the_lock_is_had() {
+    let (scratch, limiter, clock) = support::on_file();
+    limiter.define(Limit::new("mail").per_second(1)).unwrap();
+    let raw = open_raw(&scratch.file());
+    raw.execute_batch("BEGIN IMMEDIATE").unwrap();
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| limiter.try_acquire("mail").unwrap().granted().unwrap().at());
+        // Real time: it is waiting for the lock by then.
+        std::thread::sleep(SECOND / 10);
+        clock.advance(10 * SECOND);
+        let now = limiter.now().unwrap();
+        raw.execute_batch("ROLLBACK").unwrap();
+        assert_eq!(asked.join().unwrap(), now);
+    });
 }

@@ -324,3 +324,19 @@ fn more_slots_reach_those_who_wait_at_once() {
         assert!(longest < SECOND / 2, "{longest:?}");
     });
 }
+
+#[test]
+fn who_cannot_be_served_in_time_is_told_of_the_rate_that_is_too_late() {
+    in_both_stores(|limiter, _| {
+        limiter.define(Limit::slots("slots", 1)).unwrap();
+        limiter.define(Limit::new("mail").per_minute(5)).unwrap();
+        let _held = limiter.acquire(&slots(1).take("mail", 5)).unwrap();
+        match limiter.acquire_within(&slots(1).take("mail", 1), SECOND) {
+            Err(Error::TooLate { denial, .. }) => {
+                assert_eq!(denial.key(), "mail");
+                assert_eq!(denial.retry_after(), Some(MINUTE));
+            }
+            other => panic!("{other:?}"),
+        }
+    });
+}

@@ -1,4 +1,5 @@
 //! A process that has the file open more than once when its sidecars are removed, while another one works.
+#![cfg(target_os = "linux")]
 mod support;
 
 use std::collections::BTreeMap;
@@ -84,7 +85,8 @@ fn both_crowds_are_one(scratch: &Scratch, limiter: &Limiter) {
     );
     other.wait_well();
     let acknowledged = read_diaries([&ours, &theirs]);
-    assert!(acknowledged.len() > 200, "{}", acknowledged.len());
+    let [of_ours, of_theirs] = [&ours, &theirs].map(|diary| read_diaries([diary]).len());
+    assert!(of_ours > 0 && of_theirs > 0, "{of_ours}, {of_theirs}");
     audit(&scratch.file(), &acknowledged).assert_clean();
 }
 
@@ -102,6 +104,15 @@ fn another_limiter_of_the_same_process_does_not_tie_it_to_the_lost_files() {
     assert!(idle.try_acquire("mail").unwrap().is_granted());
 }
 
+/// Ends threads, also when what they run beside has failed.
+struct Done<'d>(&'d AtomicBool);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn threads_that_look_do_not_tie_their_process_to_the_lost_files() {
     let scratch = scratch();
@@ -109,6 +120,7 @@ fn threads_that_look_do_not_tie_their_process_to_the_lost_files() {
     let limiter = open_with_mail(&scratch.file());
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _done = Done(&done);
         for _ in 0..3 {
             scope.spawn(|| {
                 while !done.load(Ordering::SeqCst) {
@@ -118,7 +130,6 @@ fn threads_that_look_do_not_tie_their_process_to_the_lost_files() {
             });
         }
         both_crowds_are_one(&scratch, &limiter);
-        done.store(true, Ordering::SeqCst);
     });
 }
 

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::calendar::{LimitId, Line};
 use crate::clock::{Clock, Reading, Timeline, Timestamp};
-use crate::decision::{Peek, Verdict, decide};
+use crate::decision::{Peek, Refusal, Verdict, decide};
 use crate::error::Error;
 use crate::limit::{Limit, MAX_CAPACITY};
 use crate::line::{Waiter, decide_behind, is_of_slots, rates_admit};
@@ -162,10 +162,14 @@ impl MemoryStore {
             }
             Verdict::Refuse(refusal) => refusal,
         };
-        let denial = denial(refusal, &lines, now, Path::new(PLACE))?;
+        let mut refusal = refusal;
         if plan.patience.waits() && latest > now && (has_slots || refusal.is_of_the_line()) {
             let Ok(rates) = rates_admit(&mut state.ledgers, &lines, now);
-            if rates.is_none_or(|(at, _)| at <= latest) {
+            if let Some((at, blocker)) = rates.filter(|(at, _)| *at > latest) {
+                // Whatever else stands in the way, it is for this that there is no use in waiting.
+                refusal = Refusal::Until { at, blocker };
+            } else {
+                let denial = denial(refusal, &lines, now, Path::new(PLACE))?;
                 let number = number.unwrap_or_else(|| state.queue(&known, &lines, latest));
                 let mut again_at = rates.map_or(latest, |(at, _)| at);
                 for line in lines.iter().filter(|line| is_of_slots(line)) {
@@ -193,7 +197,7 @@ impl MemoryStore {
             self.changed(state);
         }
         Ok(Outcome::Refused {
-            denial,
+            denial: denial(refusal, &lines, now, Path::new(PLACE))?,
             deadline: (plan.patience != Patience::Now).then_some(latest),
         })
     }

@@ -172,7 +172,18 @@ fn text(connection: &Connection, query: &str) -> String {
 pub fn all_rows(file: &Path) -> Vec<String> {
     let connection = open_raw(file);
     let mut found = Vec::new();
-    for table in ["limit_definition", "rate", "charge", "owner"] {
+    for table in [
+        "limit_definition",
+        "rate",
+        "charge",
+        "booking",
+        "owner",
+        "permit",
+        "permit_charge",
+        "slot",
+        "debt",
+        "total_shift",
+    ] {
         let mut statement = connection
             .prepare(&format!("SELECT * FROM {table} ORDER BY 1, 2, 3"))
             .unwrap();

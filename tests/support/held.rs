@@ -16,6 +16,8 @@ pub struct Held {
     pub takes: Takes,
     /// Whether it is a permit that was settled, cancelled or detached by this holder.
     pub is_closed: bool,
+    /// What everybody is told who ends it, if it had ended when it was asked for again.
+    pub told: Option<Closing>,
     /// The permit in the list of the model, if it is there.
     pub entry: Option<usize>,
     /// Whether the permit ends with it.
@@ -62,6 +64,7 @@ impl Player<'_> {
             at_ns: 0,
             takes: takes.clone(),
             is_closed: false,
+            told: None,
             entry: None,
             is_mine: true,
             is_resumed: false,
@@ -82,6 +85,12 @@ impl Player<'_> {
                 at_ns: *at_ns,
                 entry: Some(*entry),
                 is_closed: *whose == Whose::Nobodys,
+                told: self.model.entries[*entry].ended(self.model.now_ns).map(
+                    |(end, _)| match end {
+                        End::Expired => Closing::Expired,
+                        End::Settled | End::Cancelled => Closing::Before,
+                    },
+                ),
                 is_mine: *whose == Whose::Mine,
                 is_resumed: true,
                 charged: self.model.entries[*entry].claim,
@@ -141,7 +150,7 @@ impl Player<'_> {
 
     pub(super) fn settle_held(&mut self, permit: &Held, used: &Takes) -> Closing {
         if permit.is_closed {
-            return Closing::Before;
+            return permit.told.clone().unwrap_or(Closing::Before);
         }
         match self.end(permit.entry, End::Settled) {
             Some(told) => told,
@@ -188,7 +197,7 @@ impl Player<'_> {
 
     pub(super) fn cancel_held(&mut self, permit: &Held) -> Closing {
         if permit.is_closed {
-            return Closing::Before;
+            return permit.told.clone().unwrap_or(Closing::Before);
         }
         if let Some(told) = self.end(permit.entry, End::Cancelled) {
             return told;

@@ -6,7 +6,7 @@ use super::session::Session;
 use super::transaction::Transaction;
 use crate::calendar::Line;
 use crate::clock::Timestamp;
-use crate::decision::{Verdict, decide};
+use crate::decision::{Refusal, Verdict, decide};
 use crate::error::Error;
 use crate::line::{Waiter, decide_behind, is_of_slots, rates_admit};
 use crate::plan::{Patience, Plan};
@@ -101,9 +101,13 @@ pub(super) fn attempt(
                 // and one that is stopped would be waited for without end.
                 lines.iter().for_each(|line| transaction.freed(line.id));
             }
+            let mut refusal = refusal;
             if plan.patience.waits() && latest > now && (has_slots || refusal.is_of_the_line()) {
                 let rates = rates_admit(transaction, &lines, now)?;
-                if rates.is_none_or(|(at, _)| at <= latest) {
+                if let Some((at, blocker)) = rates.filter(|(at, _)| *at > latest) {
+                    // Whatever else stands in the way, it is for this that there is no use in waiting.
+                    refusal = Refusal::Until { at, blocker };
+                } else {
                     let Some(owner) = owner else {
                         return Ok(Attempt::NeedsOwner);
                     };

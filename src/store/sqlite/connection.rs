@@ -494,3 +494,20 @@ impl Pool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_full_durability_waits_for_the_disk() {
+        for (durability, synchronous) in [(Durability::Normal, 1), (Durability::Full, 2)] {
+            let connection = Connection::open_in_memory().unwrap();
+            prepare(&connection, durability).unwrap();
+            let set: i64 = connection
+                .pragma_query_value(None, "synchronous", |row| row.get(0))
+                .unwrap();
+            assert_eq!(set, synchronous, "{durability:?}");
+        }
+    }
+}
