@@ -1,12 +1,16 @@
 //! What users call.
 
+mod builder;
+
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use self::builder::Builder;
+use self::builder::system_clock;
 use crate::batch::{Handle, change_all, check_length};
-use crate::clock::{Clock, SystemClock, Timestamp};
+use crate::clock::{Clock, Timestamp};
 use crate::decision::{Decision, Denial, Peek};
 use crate::error::{Error, RequestError};
 use crate::limit::{Limit, LimitError};
@@ -14,10 +18,7 @@ use crate::permit::{Booking, Permit, clamped_ns, tell_settled};
 use crate::plan::{Latest, Patience, Plan};
 use crate::request::Ask;
 use crate::settlement::{Settled, Used};
-use crate::store::{
-    Change, Definition, Durability, MemoryStore, OnConflict, Options, Outcome, Queued, SqliteStore,
-    Store, Which,
-};
+use crate::store::{Change, Definition, MemoryStore, OnConflict, Outcome, Queued, Store, Which};
 use crate::usage::Usage;
 
 /// Shares limits through one file. Clones share everything; so do limiters of any process that opened
@@ -54,22 +55,16 @@ impl fmt::Debug for Limiter {
 
 impl Limiter {
     /// Opens the file, or makes it, with the defaults of [`Builder`].
+    ///
+    /// # Errors
+    /// As [`Builder::open`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
         Self::builder(path).open()
     }
 
     /// Sets up how the file is opened.
     pub fn builder(path: impl AsRef<Path>) -> Builder {
-        Builder {
-            path: path.as_ref().to_owned(),
-            clock: None,
-            durability: Durability::default(),
-            busy_deadline: Duration::from_secs(5),
-            readers: 4,
-            mode: 0o600,
-            trust_filesystem: false,
-            create: true,
-        }
+        Builder::of(path.as_ref())
     }
 
     /// A limiter for this process alone, on the machine's clock. It forgets everything when it is
@@ -92,6 +87,10 @@ impl Limiter {
 
     /// Defines a limit. Doing so again changes nothing; where another definition stands,
     /// [`Error::Conflict`] shows both. Every process can define what it needs when it starts.
+    ///
+    /// # Errors
+    /// [`Error::Limit`] if the limit is not one, [`Error::Conflict`], and whatever can happen to the file.
+    /// Nothing is defined then, and what stood there stands.
     pub fn define<L>(&self, limit: L) -> Result<Definition, Error>
     where
         L: TryInto<Limit>,
@@ -101,6 +100,9 @@ impl Limiter {
     }
 
     /// Defines a limit, and says what to do where another definition stands.
+    ///
+    /// # Errors
+    /// As [`define`](Self::define); [`Error::Conflict`] only with [`OnConflict::Fail`].
     pub fn define_or<L>(&self, limit: L, conflict: OnConflict) -> Result<Definition, Error>
     where
         L: TryInto<Limit>,
@@ -115,18 +117,26 @@ impl Limiter {
     }
 
     /// The definition of a limit, as it is in force.
+    ///
+    /// # Errors
+    /// [`Error::UnknownLimit`], and whatever can happen to the file.
     pub fn limit(&self, key: &str) -> Result<Limit, Error> {
         self.store.limit(key)
     }
 
     /// All definitions, by key.
+    ///
+    /// # Errors
+    /// Whatever can happen to the file.
     pub fn limits(&self) -> Result<Vec<Limit>, Error> {
         self.store.limits()
     }
 
     /// Asks to be admitted now, or not at all. A denial charges nothing, and says when to come back.
     ///
-    /// It never overtakes: where somebody has booked or waits in line, it is granted only if that delays nobody.
+    /// It never overtakes: where somebody has booked, or waits in line for what it asks for, it is granted only if
+    /// that delays nobody. Who waits for slots and rates keeps only what it is short of; the rates may be
+    /// used by others until its slots come free.
     ///
     /// # Errors
     /// [`Error::Request`], [`Error::UnknownLimit`] and [`Error::NeverFits`] say what is wrong with the
@@ -217,11 +227,17 @@ impl Limiter {
                 }
                 outcome => {
                     place.queued = None;
-                    let permit = self.booked(&plan, outcome)?.wait();
-                    return Ok(match since {
-                        Some(since) => permit.queued_since(since),
-                        None => permit,
-                    });
+                    let booking = self.booked(&plan, outcome)?;
+                    let Some(since) = since else {
+                        return Ok(booking.wait());
+                    };
+                    let was_told = !booking.wait_time().is_zero();
+                    let permit = booking.wait().queued_since(since);
+                    if !was_told {
+                        let waited = permit.waited();
+                        tracing::debug!(limit = first_key(&plan), ?waited, "waited");
+                    }
+                    return Ok(permit);
                 }
             }
         }
@@ -245,12 +261,23 @@ impl Limiter {
     /// assert!(limiter.try_acquire("mail")?.is_granted());
     /// # Ok::<(), quotalite::Error>(())
     /// ```
+    ///
+    /// A booking looks at the calendar alone: unlike [`acquire`](Self::acquire) it does not stand behind those who
+    /// wait for slots and for the same rates.
+    ///
+    /// # Errors
+    /// As [`try_acquire`](Self::try_acquire), and [`RequestError::NotBookable`] for slots. Nothing was booked then.
+    ///
+    /// [`RequestError::NotBookable`]: crate::RequestError::NotBookable
     pub fn book<'a>(&self, ask: impl Into<Ask<'a>>) -> Result<Booking, Error> {
         self.take_place(ask.into(), Latest::Forever)
     }
 
     /// Takes a place in line that is at most this far away: [`acquire_within`](Self::acquire_within) in
     /// two steps.
+    ///
+    /// # Errors
+    /// [`Error::TooLate`], and as [`book`](Self::book).
     pub fn book_within<'a>(
         &self,
         ask: impl Into<Ask<'a>>,
@@ -261,6 +288,9 @@ impl Limiter {
 
     /// Takes a place in line that is not after this instant: [`acquire_until`](Self::acquire_until) in
     /// two steps.
+    ///
+    /// # Errors
+    /// [`Error::TooLate`], and as [`book`](Self::book).
     pub fn book_until<'a>(
         &self,
         ask: impl Into<Ask<'a>>,
@@ -319,11 +349,17 @@ impl Limiter {
     }
 
     /// Cancels a permit under its id: see [`Permit::cancel`].
+    ///
+    /// # Errors
+    /// Whatever can happen to the file. The permit then stays as it was.
     pub fn cancel(&self, id: impl AsRef<str>) -> Result<Settled, Error> {
         self.store.change(Change::cancel(Which::Id(id.as_ref())))
     }
 
     /// Lets a permit that has a timeout go on for so long from now, under its id: see [`Permit::renew`].
+    ///
+    /// # Errors
+    /// Whatever can happen to the file. The permit then stays as it was.
     pub fn renew(
         &self,
         id: impl AsRef<str>,
@@ -429,17 +465,27 @@ impl Limiter {
         change_all(&*self.store, &changes)
     }
 
-    /// Says whether a request would be admitted now, and if not, when. Consumes nothing.
+    /// Says whether a request would be admitted now, and if not, when. Consumes nothing. An
+    /// [id](crate::Request::id) is not looked up: it is judged as a new request.
+    ///
+    /// # Errors
+    /// As [`try_acquire`](Self::try_acquire).
     pub fn peek<'a>(&self, ask: impl Into<Ask<'a>>) -> Result<Peek, Error> {
         self.store.peek(&Plan::new(ask.into(), Patience::Now)?)
     }
 
     /// How a limit stands: for each rate, what is used and available, and when more comes free.
+    ///
+    /// # Errors
+    /// [`Error::UnknownLimit`], and whatever can happen to the file.
     pub fn usage(&self, key: &str) -> Result<Usage, Error> {
         self.store.usage(key)
     }
 
     /// The present instant of this file.
+    ///
+    /// # Errors
+    /// Whatever can happen to the file.
     pub fn now(&self) -> Result<Timestamp, Error> {
         self.store.now()
     }
@@ -472,102 +518,4 @@ fn tell_granted(plan: &Plan<'_>, at: Timestamp) {
 
 fn first_key<'a>(plan: &Plan<'a>) -> &'a str {
     plan.takes().next().map_or("", |(key, _)| key)
-}
-
-fn system_clock() -> Result<SystemClock, Error> {
-    SystemClock::new().map_err(|source| Error::Clock { source })
-}
-
-/// How a file is opened.
-#[derive(Debug)]
-#[must_use = "a builder opens nothing until `open`"]
-pub struct Builder {
-    path: PathBuf,
-    clock: Option<Box<dyn Clock>>,
-    durability: Durability,
-    busy_deadline: Duration,
-    readers: u32,
-    mode: u32,
-    trust_filesystem: bool,
-    create: bool,
-}
-
-impl Builder {
-    /// What a power failure may forget. Defaults to [`Durability::Normal`]; for windows of minutes and
-    /// budgets of a day, choose [`Durability::Full`].
-    pub fn durability(mut self, durability: Durability) -> Self {
-        self.durability = durability;
-        self
-    }
-
-    /// How long a call waits for the file's write lock before it fails with [`Error::Busy`]. Defaults to
-    /// 5 seconds, and is at most a day.
-    pub fn busy_deadline(mut self, deadline: Duration) -> Self {
-        self.busy_deadline = deadline.min(crate::limit::DAY);
-        self
-    }
-
-    /// Where the time comes from. Defaults to [`SystemClock`]. All processes that share a file must use
-    /// the same kind.
-    pub fn clock(mut self, clock: impl Clock) -> Self {
-        self.clock = Some(Box::new(clock));
-        self
-    }
-
-    /// How many connections `peek`, `usage` and the like may use at the same time; one more is always
-    /// there for writing. Defaults to 4, and is at least 1.
-    pub fn readers(mut self, count: u32) -> Self {
-        self.readers = count.max(1);
-        self
-    }
-
-    /// The permissions of the file on Linux, if it is made. Defaults to `0o600`: other users have no access. With
-    /// `0o660`, put it into a directory that its group may write, and let nobody else.
-    pub fn mode(mut self, mode: u32) -> Self {
-        self.mode = mode & 0o666;
-        self
-    }
-
-    /// Opens the file even on a filesystem that several machines may share, such as NFS or virtiofs.
-    /// Defaults to false. If processes of two machines open it, limits are exceeded and the file is
-    /// damaged within minutes.
-    pub fn trust_filesystem(mut self, trust: bool) -> Self {
-        self.trust_filesystem = trust;
-        self
-    }
-
-    /// Whether to make the file if it is not there. Defaults to true. Without it, a missing file is
-    /// [`Error::Io`].
-    pub fn create(mut self, create: bool) -> Self {
-        self.create = create;
-        self
-    }
-
-    /// Opens the file, makes it if need be, and brings its schema up to date. Any number of processes
-    /// can do so at once.
-    ///
-    /// # Errors
-    /// [`Error::Io`] and [`Error::Sqlite`] if the file cannot be made or opened (a symbolic link in its
-    /// place is refused), [`Error::Filesystem`], [`Error::NewerSchema`], [`Error::ForeignFile`],
-    /// [`Error::OldSqlite`], [`Error::Clock`], and [`Error::Busy`] if others have been opening it for 30
-    /// seconds.
-    pub fn open(self) -> Result<Limiter, Error> {
-        let clock = match self.clock {
-            Some(clock) => clock,
-            None => Box::new(system_clock()?),
-        };
-        let store = SqliteStore::open(Options {
-            path: self.path,
-            clock,
-            durability: self.durability,
-            busy_deadline: self.busy_deadline,
-            reader_count: self.readers,
-            mode: self.mode,
-            trust_filesystem: self.trust_filesystem,
-            create: self.create,
-        })?;
-        Ok(Limiter {
-            store: Arc::new(store),
-        })
-    }
 }

@@ -15,7 +15,8 @@ use crate::store::{Change, Claim, Holder, Store, Which};
 ///
 /// Once it is known what was used, [`settle`](Self::settle) it; if nothing was, [`cancel`](Self::cancel)
 /// it. If it is dropped instead, its slots come back, but its charges stay: an estimate that was never
-/// settled never becomes free.
+/// settled never becomes free. To give slots back, dropping waits for the file's lock, up to the busy deadline;
+/// what cannot be given back then is given back by the next change that this process makes.
 pub struct Permit {
     store: Arc<dyn Store>,
     at: Timestamp,

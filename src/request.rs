@@ -53,8 +53,9 @@ impl Request {
     ///
     /// The permit then says that it [is resumed](crate::Permit::is_resumed), or that it
     /// [has ended](crate::Permit::has_ended). What was [cancelled](crate::Permit::cancel) is charged anew. Where the process
-    /// that held it has died, its slots are taken again. An id is no lock: while the permit is open and held, others who ask
-    /// under its id share it, and its slots come back with the first handle on it.
+    /// that held it has died, its slots are taken again, unless they had timed out before. An id is no lock: while the permit is open and held,
+    /// others who ask under its id share it, and its slots come back when the one drops it that was granted it first. What somebody shares is not given
+    /// back by dropping its booking.
     ///
     /// An id is remembered for as long as its permit is open, and for an hour after that.
     #[must_use]

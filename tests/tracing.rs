@@ -2,7 +2,7 @@
 //! the threads of other tests trace at the same moment.
 mod support;
 
-use quotalite::{Limit, Limiter, ManualClock, SECOND};
+use quotalite::{Limit, Limiter, ManualClock, Request, SECOND};
 use support::scratch;
 
 /// Collects the messages of events with their limit.
@@ -46,6 +46,28 @@ mod events {
     }
 }
 
+/// Settles, forgets to settle, and waits for a slot that comes back by itself.
+fn of_slots(limiter: &Limiter, clock: &ManualClock) {
+    let slot = Limit::slots("slot", 1).timeout(SECOND);
+    limiter.define(slot).unwrap();
+    limiter.define(Limit::new("tokens").per_hour(100)).unwrap();
+    let ask = Request::new().take("tokens", 10).take("slot", 1);
+    let get = |ask: &Request| limiter.try_acquire(ask).unwrap().granted().unwrap();
+    get(&ask).settle([("tokens", 3)]).unwrap();
+    drop(get(&ask));
+    let _held = get(&Request::new().take("slot", 1));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while limiter.usage("slot").unwrap().waiting() == 0 {
+                std::thread::yield_now();
+            }
+            clock.advance(SECOND);
+        });
+        let permit = limiter.acquire("slot").unwrap();
+        std::mem::forget(permit);
+    });
+}
+
 #[test]
 fn what_happens_is_traced_with_the_limit() {
     let events = events::Events::default();
@@ -67,11 +89,9 @@ fn what_happens_is_traced_with_the_limit() {
         drop(booking.wait());
         let accepted = limiter.book("k").unwrap().accept();
         drop((accepted, limiter));
-        let survivor = Limiter::builder(scratch.file())
-            .clock(clock)
-            .open()
-            .unwrap();
+        let survivor = open();
         assert!(!survivor.try_acquire("k").unwrap().is_granted());
+        of_slots(&survivor, &clock);
     });
     assert_eq!(
         *events.0.lock().unwrap(),
@@ -84,6 +104,16 @@ fn what_happens_is_traced_with_the_limit() {
             "DEBUG booked \"k\"",
             "INFO reclaimed the bookings of a dead process \"k\"",
             "DEBUG denied \"k\"",
+            "DEBUG defined \"slot\"",
+            "DEBUG defined \"tokens\"",
+            "TRACE granted \"tokens\"",
+            "DEBUG settled \"tokens\"",
+            "TRACE granted \"tokens\"",
+            "WARN a permit was dropped and not settled: its estimate stays charged \"tokens\"",
+            "TRACE granted \"slot\"",
+            "DEBUG waits in line \"slot\"",
+            "TRACE granted \"slot\"",
+            "DEBUG waited \"slot\"",
         ]
     );
 }

@@ -6,6 +6,7 @@ mod connection;
 mod definitions;
 mod dropped;
 mod file_control;
+mod handover;
 mod ledger;
 mod lock_file;
 mod memo;
