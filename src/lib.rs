@@ -44,7 +44,8 @@
 //! A charge at `t` counts at `s` in a window of length `w` when `s - w < t <= s`. At every instant the sum in
 //! every rate's window is at most its capacity, over all processes, threads and restarts, whatever the wall
 //! clock does; only an amount that is [settled](Permit::settle) above its estimate can show afterwards that a
-//! window that has ended was over. No slot is granted beyond those that a limit has.
+//! window that has ended was over, and is charged in windows that are full where the limit says so
+//! ([`Overage::Charge`]). No slot is granted beyond those that a limit has.
 //!
 //! Linux is where all of this is promised and tested. On macOS and Windows the crate is meant to compile, but
 //! is not tested: there the wall clock stands in for the boot clock, and nobody notices when the
