@@ -48,6 +48,7 @@ pub fn print(
 fn broken_laws(run: &Run, findings: &Findings) -> Vec<&'static str> {
     let laws = [
         (over(findings) > 0, "a limit was exceeded"),
+        (findings.sought == 0, "nobody was granted anything"),
         (
             findings.missing > 0,
             "an acknowledged grant is not in the ledger",
