@@ -110,6 +110,11 @@ fn histories_notice_a_limiter_that_forgets_the_timeouts_of_slots() {
 }
 
 #[test]
+fn histories_notice_a_limiter_that_goes_by_the_wall_clock() {
+    assert_twist_noticed(Twist::GoesByTheWall);
+}
+
+#[test]
 fn histories_notice_a_limiter_that_charges_twice_under_one_id() {
     assert_twist_noticed(Twist::ChargesTwice);
 }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use quotalite::{
-    Booking, DAY, Decision, Denial, Error, Handle, Limit, Limiter, ManualClock, Obstacle,
-    OnConflict, Peek, Permit, PermitId, Request, RequestError, Settled, Timestamp,
+    Booking, BootId, Clock, DAY, Decision, Denial, Error, Handle, Limit, Limiter, ManualClock,
+    Obstacle, OnConflict, Peek, Permit, PermitId, Request, RequestError, Settled, Timestamp,
 };
 
 use crate::subject::{
@@ -35,6 +35,35 @@ pub enum Twist {
     ForgetsTimeouts,
     /// Who asks a second time under an id is charged a second time.
     ChargesTwice,
+    /// A step of the wall clock moves the windows.
+    GoesByTheWall,
+}
+
+/// Takes the wall clock for the time since the boot.
+#[derive(Debug)]
+struct WallClock(ManualClock);
+
+impl Clock for WallClock {
+    fn boot(&self) -> BootId {
+        self.0.boot()
+    }
+
+    fn elapsed(&self) -> Duration {
+        let since_epoch = self.0.wall().duration_since(SystemTime::UNIX_EPOCH);
+        since_epoch.unwrap_or_default()
+    }
+
+    fn wall(&self) -> SystemTime {
+        self.0.wall()
+    }
+
+    fn sleep_until(&self, _deadline: Duration) {
+        unimplemented!("nobody waits in a history");
+    }
+
+    fn is_real(&self) -> bool {
+        false
+    }
 }
 
 impl Real {
@@ -65,10 +94,15 @@ impl Real {
     }
 
     pub fn twisted(twist: Twist) -> Self {
-        Self {
+        let mut twisted = Self {
             twist,
             ..Self::in_memory()
+        };
+        if twist == Twist::GoesByTheWall {
+            let clock = WallClock(twisted.clock.clone());
+            twisted.limiters = vec![Some(Limiter::in_memory_with(clock))];
         }
+        twisted
     }
 
     fn limiter(&self, slot: usize) -> &Limiter {

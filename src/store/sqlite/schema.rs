@@ -139,6 +139,21 @@ pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
 mod tests {
     use super::*;
 
+    /// Two processes have found an old file, and one of them was first.
+    #[test]
+    fn whoever_migrates_second_sees_what_the_first_has_done() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("limits.db");
+        let [first, second] = [(); 2].map(|()| Connection::open(&path).unwrap());
+        let place = Place::new(&path).unwrap();
+        assert_eq!(version(&second, &place).unwrap(), 0);
+        migrate(&first, &place).unwrap();
+        second.execute_batch("BEGIN IMMEDIATE").unwrap();
+        apply(&second, &place).unwrap();
+        second.execute_batch("COMMIT").unwrap();
+        assert_eq!(version(&second, &place).unwrap(), latest());
+    }
+
     #[test]
     fn versions_that_lose_commits_are_refused() {
         for (number, safe) in [
