@@ -322,9 +322,8 @@ fn resume(
         return Ok(Resumed::Not);
     };
     let me = session.owner();
-    if found.owner.is_some_and(|owner| Some(owner) != me)
-        && transaction.reclaim(&session.lock_file)?
-    {
+    let is_of_another = found.owner.is_some_and(|owner| Some(owner) != me);
+    if is_of_another && found.end.is_none() && transaction.reclaim(&session.lock_file)? {
         match transaction.find_permit(id)? {
             Some(again) => found = again,
             None => return Ok(Resumed::Not),
