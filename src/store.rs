@@ -400,23 +400,23 @@ pub(crate) fn latest(patience: Patience, now: Timestamp, reading: Reading) -> Ti
 /// The refusal of a request whose permit was booked before under the same id, for an instant that is later than its
 /// caller allows this time.
 pub(crate) fn booked_for_later(
-    claim: &Claim,
+    at: Timestamp,
     lines: &[Line<'_>],
     plan: &Plan<'_>,
     now: Timestamp,
     latest: Timestamp,
 ) -> Option<Outcome> {
-    if claim.at <= latest {
+    if at <= latest {
         return None;
     }
-    let of_rates = lines.iter().position(|line| !is_of_slots(line));
-    let position = of_rates.unwrap_or(0);
+    // Slots are held from now on, whatever instant their permit bears.
+    let position = lines.iter().position(|line| !is_of_slots(line))?;
     let blocker = Blocker {
         line: position,
         obstacle: lines.get(position)?.limit.tightest(),
     };
     Some(Outcome::Refused {
-        denial: Denial::new(lines, &blocker, now, Some(claim.at)),
+        denial: Denial::new(lines, &blocker, now, Some(at)),
         deadline: (plan.patience != Patience::Now).then_some(latest),
     })
 }

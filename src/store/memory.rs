@@ -121,6 +121,7 @@ impl MemoryStore {
     ) -> Result<Outcome, Error> {
         let known = state.all_known(plan)?;
         let mut lines = lines(plan, &known, Path::new(PLACE))?;
+        let latest = latest(plan.patience, now, reading);
         let mut resumed = None;
         if let Some(id) = plan.id() {
             match state.resume(plan, id)? {
@@ -131,8 +132,7 @@ impl MemoryStore {
                         state.tickets.remove(&queued.ticket.number);
                         self.changed(state);
                     }
-                    let latest = latest(plan.patience, now, reading);
-                    let refused = booked_for_later(&claim, &lines, plan, now, latest);
+                    let refused = booked_for_later(claim.at, &lines, plan, now, latest);
                     if refused.is_none() {
                         state.share(&claim);
                     }
@@ -146,7 +146,6 @@ impl MemoryStore {
         }
         let has_slots = lines.iter().any(is_of_slots);
         check_bookable(plan, &lines)?;
-        let latest = latest(plan.patience, now, reading);
         let number = waited.map(|queued| queued.ticket.number);
         let refusal = match state.decide(&lines, plan, number, now, latest) {
             Verdict::Admit(at) => {

@@ -239,7 +239,11 @@ impl Model {
     fn resumed(&self, entry: usize, whose: Whose, asking: &Asking<'_>) -> Verdict {
         let found = &self.entries[entry];
         let latest_ns = asking.deadline_ns.unwrap_or(self.now_ns).max(self.now_ns);
-        if found.at_ns > latest_ns {
+        let has_rates = found
+            .request
+            .iter()
+            .any(|(key, _)| self.lines.contains_key(key));
+        if has_rates && found.at_ns > latest_ns {
             return Verdict::Later {
                 at_ns: found.at_ns,
                 deadline_ns: asking.deadline_ns,

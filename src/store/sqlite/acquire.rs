@@ -40,6 +40,7 @@ pub(super) fn attempt(
     let now = transaction.now();
     let known = transaction.all_known(plan)?;
     let mut lines = lines(plan, &known, &transaction.place.database)?;
+    let latest = latest(plan.patience, now, transaction.reading);
     let mut resumed = None;
     if let Some(id) = plan.id() {
         if owner.is_none() {
@@ -48,19 +49,19 @@ pub(super) fn attempt(
         match resume(transaction, session, plan, id)? {
             Resumed::Not => {}
             Resumed::Whole(claim) => {
-                // Somebody else was served who waited for the same.
-                if let Some(ticket) = ticket {
-                    transaction.leave_line(ticket)?;
-                }
-                let latest = latest(plan.patience, now, transaction.reading);
-                let refused = booked_for_later(&claim, &lines, plan, now, latest);
+                let refused = booked_for_later(claim.at, &lines, plan, now, latest);
                 if refused.is_none() {
                     transaction.share(&claim)?;
                 }
+                // Somebody else was served who waited for the same.
                 let outcome = refused.unwrap_or(Outcome::Admitted { claim, now });
-                return Ok(Attempt::Done(outcome));
+                return leave_with(transaction, ticket, outcome);
             }
-            Resumed::WithoutSlots(number) => {
+            Resumed::WithoutSlots { number, at } => {
+                // After a boot that came up late it can lie ahead.
+                if let Some(refused) = booked_for_later(at, &lines, plan, now, latest) {
+                    return leave_with(transaction, ticket, refused);
+                }
                 // Its charges stand; only the slots have to be taken again.
                 lines.retain(|line| is_of_slots(line));
                 resumed = Some(number);
@@ -69,7 +70,6 @@ pub(super) fn attempt(
     }
     let has_slots = lines.iter().any(is_of_slots);
     check_bookable(plan, &lines)?;
-    let latest = latest(plan.patience, now, transaction.reading);
     let (mut verdict, mut ahead) = decide_in_line(transaction, &lines, plan, ticket, latest)?;
     if verdict != Verdict::Admit(now)
         && may_come_back(transaction, &lines, &verdict)?
@@ -131,16 +131,23 @@ pub(super) fn attempt(
                     })));
                 }
             }
-            if let Some(ticket) = ticket {
-                transaction.leave_line(ticket)?;
-            }
-            let place = &transaction.place.database;
-            Ok(Attempt::Done(Outcome::Refused {
-                denial: denial(refusal, &lines, now, place)?,
-                deadline: (plan.patience != Patience::Now).then_some(latest),
-            }))
+            let denial = denial(refusal, &lines, now, &transaction.place.database)?;
+            let deadline = (plan.patience != Patience::Now).then_some(latest);
+            leave_with(transaction, ticket, Outcome::Refused { denial, deadline })
         }
     }
+}
+
+/// Leaves the line, if it stands there, and is told this.
+fn leave_with(
+    transaction: &mut Transaction<'_>,
+    ticket: Option<TicketId>,
+    outcome: Outcome,
+) -> Result<Attempt, Error> {
+    if let Some(ticket) = ticket {
+        transaction.leave_line(ticket)?;
+    }
+    Ok(Attempt::Done(outcome))
 }
 
 /// Refuses a request that the committed state refuses already, where nothing could come back and nobody waits; else
@@ -308,7 +315,10 @@ enum Resumed {
     Not,
     Whole(Claim),
     /// The permit is there, but its slots came back when its process died.
-    WithoutSlots(PermitNumber),
+    WithoutSlots {
+        number: PermitNumber,
+        at: Timestamp,
+    },
 }
 
 /// Looks for what was granted before under the same id.
@@ -347,7 +357,8 @@ fn resume(
     let claim = transaction.claim_on(&found, id, session, holder)?;
     let lacks_slots = claim.print() != found.request;
     if holder == Holder::Claim && lacks_slots {
-        return Ok(Resumed::WithoutSlots(found.number));
+        let (number, at) = (found.number, found.at);
+        return Ok(Resumed::WithoutSlots { number, at });
     }
     if let (Holder::Claim, Some(me)) = (holder, me) {
         transaction.adopt(found.number, me, None, None)?;
