@@ -273,7 +273,7 @@ fn an_id_that_comes_too_late_stands_for_nothing() {
     let id = late.id().unwrap();
     assert_eq!(
         limiter.settle(&id, [("tokens", 1)]).unwrap(),
-        Settled::Expired
+        Settled::Unknown
     );
     assert_eq!(late.settle([("tokens", 1)]).unwrap(), Settled::Expired);
     assert_eq!(

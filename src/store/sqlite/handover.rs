@@ -9,7 +9,8 @@ use crate::error::Error;
 use crate::store::{Claim, Few, Holder, PermitNumber, Registered};
 
 const NAME: &str = "UPDATE permit SET id = ?2, request = ?3
-    WHERE permit_id = ?1 AND ended_ns IS NULL AND id IS NULL";
+    WHERE permit_id = ?1 AND ended_ns IS NULL AND id IS NULL
+        AND (expires_ns IS NULL OR expires_ns > ?4)";
 
 impl Transaction<'_> {
     /// Gives the permit of a claim an id.
@@ -33,12 +34,12 @@ impl Transaction<'_> {
             }
             Some(registered) => {
                 self.wrote();
-                let number = registered.number;
+                let (number, now_ns) = (registered.number, self.now().as_nanos());
                 let named = self
                     .link
                     .connection
                     .prepare_cached(NAME)
-                    .and_then(|mut s| s.execute((number.0, id, request.as_str())))
+                    .and_then(|mut s| s.execute((number.0, id, request.as_str(), now_ns)))
                     .map_err(|error| self.sqlite(error))?;
                 let registered = Registered {
                     id: Some(id.into()),
