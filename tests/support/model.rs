@@ -1,8 +1,7 @@
 //! What limits are, said as plainly as can be: lists of charges, and sums over them.
 //!
 //! There are no running totals here and no calendar: every question is answered by trying all instants
-//! at which the answer could change. It is slow, and it was written before the code it judges was read,
-//! all but settling.
+//! at which the answer could change. It is slow, and shares nothing with the code it judges.
 
 use std::collections::{BTreeMap, BTreeSet};
 
