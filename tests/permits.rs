@@ -72,6 +72,23 @@ fn anybody_can_settle_or_cancel_a_permit_by_its_id_once() {
 }
 
 #[test]
+fn what_is_wrongly_said_of_a_permit_is_refused_whether_it_has_ended_or_not() {
+    in_both_stores(|limiter, _| {
+        define(limiter);
+        let permit = get(limiter, &ask().id("a"));
+        for _ in 0..2 {
+            let refused = permit.settle([("mail", 1)]);
+            assert!(
+                matches!(&refused, Err(Error::Request(RequestError::NotTaken { key })) if key == "mail"),
+                "{refused:?}"
+            );
+            limiter.cancel("a").unwrap();
+        }
+        assert_eq!(free(limiter), (1, 100));
+    });
+}
+
+#[test]
 fn an_id_is_forgotten_an_hour_after_its_permit_has_ended() {
     let (scratch, limiter, clock) = on_file();
     define(&limiter);

@@ -162,6 +162,29 @@ fn a_file_that_was_removed_is_not_granted_from_and_not_made_again() {
 }
 
 #[test]
+fn a_permit_of_a_file_that_was_removed_harms_no_permit_of_the_file_that_stands_there_now() {
+    let (files, limiter) = with_mail();
+    let [old, older] = [(); 2].map(|()| limiter.acquire("mail").unwrap());
+    settle();
+    files.remove_all();
+    let other = open_with_mail(&files.database);
+    other.define(Limit::slots("slots", 1)).unwrap();
+    assert_moved(limiter.try_acquire("mail"));
+    let ask = Request::new().take("mail", 5).take("slots", 1);
+    let new = limiter.acquire(&ask).unwrap();
+    assert_moved(old.settle([("mail", 0)]));
+    let settled = limiter
+        .settle_all([(&older, [("mail", 0)]), (&new, [("mail", 2)])])
+        .unwrap();
+    assert!(
+        matches!(settled[0], Err(Error::Moved { .. })) && settled[1].is_ok(),
+        "{settled:?}"
+    );
+    drop(limiter.acquire(&ask).unwrap());
+    assert!(other.try_acquire("slots").unwrap().is_granted());
+}
+
+#[test]
 fn whoever_only_looks_is_told_at_once_that_the_file_was_removed() {
     let (files, limiter) = with_mail();
     acquire_times(&limiter, 3);
