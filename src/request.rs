@@ -52,10 +52,12 @@ impl Request {
     /// granted before, and nothing is charged twice.
     ///
     /// The permit then says that it [is resumed](crate::Permit::is_resumed), or that it
-    /// [has ended](crate::Permit::has_ended). What was [cancelled](crate::Permit::cancel) is charged anew. Where the process
-    /// that held it has died, its slots are taken again, unless they had timed out before. An id is no lock: while the permit is open and held,
-    /// others who ask under its id share it, and its slots come back when the one drops it that was granted it first. What somebody shares is not given
-    /// back by dropping its booking.
+    /// [has ended](crate::Permit::has_ended). What was [cancelled](crate::Permit::cancel) is charged anew. Where
+    /// the process that held it has died, its slots are taken again, unless they had timed out before.
+    ///
+    /// An id is no lock: while the permit is open and held, others who ask under its id share it. Its slots come
+    /// back when the one drops it that was granted it first; a booking that somebody shares is not given
+    /// back by dropping it.
     ///
     /// An id is remembered for as long as its permit is open, and for an hour after that.
     #[must_use]

@@ -90,7 +90,8 @@ impl Link {
 /// SQLite copies the WAL into the database from this length on, and cuts it back to this once it starts anew.
 const WAL_BYTES_KEPT: i64 = 4 << 20;
 
-/// From here on it is made to start anew. SQLite does so by itself only when a writer finds nothing left to copy, which two busy writers never do: each has
+/// From here on it is made to start anew. SQLite does so by itself only when a writer finds nothing left to
+/// copy, which two busy writers never do: each has
 /// written again before the other looks.
 const WAL_BYTES_LONG: u64 = 6 << 20;
 
