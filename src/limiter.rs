@@ -262,8 +262,8 @@ impl Limiter {
     /// # Ok::<(), quotalite::Error>(())
     /// ```
     ///
-    /// A booking looks at the calendar alone: unlike [`acquire`](Self::acquire) it does not stand behind those who
-    /// wait for slots and for the same rates.
+    /// Those who wait in line for slots, too, have their places in the calendar where their rates will admit them,
+    /// and a booking is made around these.
     ///
     /// # Errors
     /// As [`try_acquire`](Self::try_acquire), and [`RequestError::NotBookable`] for slots. Nothing was booked then.

@@ -7,10 +7,13 @@
 //! So nobody is overtaken where that would delay it, and nobody stands still for a limit that
 //! those ahead could not use anyway.
 
+mod places;
+
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+pub(crate) use self::places::book_behind;
 use crate::calendar::{self, Blocker, Earliest, LimitId, Line};
 use crate::clock::Timestamp;
 use crate::decision::{Books, Refusal, Verdict, decide};

@@ -340,3 +340,25 @@ fn who_cannot_be_served_in_time_is_told_of_the_rate_that_is_too_late() {
         }
     });
 }
+
+/// Else a stream of bookings could keep it waiting for ever.
+#[test]
+fn who_books_leaves_its_place_to_who_waits_for_slots_and_the_same_rate() {
+    in_both_stores(|limiter, clock| {
+        limiter.define(Limit::slots("slots", 1)).unwrap();
+        limiter.define(Limit::new("mail").per_second(1)).unwrap();
+        drop(limiter.acquire("mail").unwrap());
+        let both = slots(1).take("mail", 1);
+        let first = wait(limiter, "slots", move |limiter| limiter.acquire(&both));
+        let booked: Vec<_> = (0..3).map(|_| limiter.book("mail").unwrap()).collect();
+        let waits: Vec<Duration> = booked.iter().map(quotalite::Booking::wait_time).collect();
+        assert_eq!(waits, [2 * SECOND, 3 * SECOND, 4 * SECOND]);
+        clock.advance(SECOND);
+        let permit = get(&first);
+        assert_eq!(permit.at(), limiter.now().unwrap());
+        drop(permit);
+        // Nobody waits any more: the next one stands behind the bookings alone.
+        assert_eq!(limiter.book("mail").unwrap().wait_time(), 4 * SECOND);
+        drop(booked);
+    });
+}

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 
 use proptest::prelude::*;
 
+use super::places::Places;
 use super::*;
 use crate::calendar::{Charge, Ledgers, Total};
 use crate::limit::{Limit, SECOND};
@@ -134,6 +135,24 @@ impl Scene {
     fn can_go(&self) -> Vec<usize> {
         let Ok(turns) = who_can_go(&mut self.books.clone(), &self.waiters(), at_ms(NOW_MS));
         turns.to_vec()
+    }
+
+    /// Books the rates that are asked for. Returns when, if any are.
+    fn book(&mut self) -> Option<Timestamp> {
+        let ask = of_rates(self, &self.ask);
+        let lines: Vec<Line<'_>> = ask.lines().collect();
+        let (now, forever) = (at_ms(NOW_MS), Timestamp::from_nanos(i64::MAX));
+        let waiters = self.waiters();
+        let Ok(verdict) = book_behind(&mut self.books, &waiters, &lines, now, forever);
+        let Verdict::Admit(at) = verdict else {
+            panic!("a booking that nobody limits was refused: {verdict:?}");
+        };
+        for line in &lines {
+            let limit = usize::try_from(line.id.0).expect("its number");
+            let charge = (limit, at.as_nanos() / 1_000_000, line.amount);
+            self.books.charges.push(charge);
+        }
+        (!lines.is_empty()).then_some(at)
     }
 
     /// What is decided for the request, behind these.
@@ -311,6 +330,34 @@ fn nobody_makes_the_first_one_short_of_what_the_second_one_could_go_with() {
     ));
 }
 
+fn earliest(books: &mut impl Books<Error = Infallible>, lines: &[Line<'_>]) -> Earliest {
+    let Ok(earliest) = calendar::earliest(books, lines, at_ms(NOW_MS));
+    earliest
+}
+
+fn instant(earliest: Earliest) -> Timestamp {
+    match earliest {
+        Earliest::Now => at_ms(NOW_MS),
+        Earliest::Later { at, .. } => at,
+        Earliest::Beyond { .. } => panic!("instants of these tests can be written down"),
+    }
+}
+
+/// Who is asked for these by itself, but for slots.
+fn of_rates(scene: &Scene, takes: &[(usize, i64)]) -> Waiter {
+    let rates = scene.known(takes).into_iter();
+    Waiter {
+        owner: 0,
+        takes: rates
+            .filter(|(known, amount)| {
+                let capacity = known.limit.tightest().capacity().cast_signed();
+                known.limit.slot_count().is_none() && *amount <= capacity
+            })
+            .collect(),
+        is_late: false,
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: 2_000,
@@ -376,6 +423,82 @@ proptest! {
         }
         if !scene.ask.iter().any(|take| is_wanted(take.0)) {
             prop_assert_eq!(behind, scene.verdict(&[]));
+        }
+    }
+
+    #[test]
+    fn places_count_as_if_they_were_charged(
+        scene in scene(),
+        places in prop::collection::vec((0_usize..8, 0_i64..=9, 1_i64..=3), 0..=4),
+        looks_ms in -12_i64..=12,
+    ) {
+        let mut charged = scene.books.clone();
+        let mut books = scene.books.clone();
+        let mut kept = Places::none(&mut books);
+        for (limit, ms, amount) in places {
+            let limit = limit % scene.books.limits.len();
+            let known = &scene.books.limits[limit];
+            if known.limit.slot_count().is_some() {
+                continue;
+            }
+            let line = Line { id: known.id, limit: &known.limit, amount };
+            kept.keep(&[line], at_ms(NOW_MS + ms));
+            charged.charges.push((limit, NOW_MS + ms, amount));
+        }
+        let ask = of_rates(&scene, &scene.ask);
+        let lines: Vec<Line<'_>> = ask.lines().collect();
+        prop_assert_eq!(earliest(&mut kept, &lines), earliest(&mut charged, &lines));
+        let at = at_ms(NOW_MS + looks_ms);
+        for known in &scene.books.limits {
+            let at_it = |charge: Charge| (charge.at, charge.total);
+            let Ok(one) = kept.last_at(known.id, at);
+            let Ok(other) = charged.last_at(known.id, at);
+            prop_assert_eq!(one.map(at_it), other.map(at_it));
+            let before = |charge: Charge| (charge.at, charge.before());
+            let Ok(one) = kept.first_after(known.id, at);
+            let Ok(other) = charged.first_after(known.id, at);
+            prop_assert_eq!(one.map(before), other.map(before));
+        }
+    }
+
+    #[test]
+    fn no_booking_takes_what_those_ask_for_who_can_go(scene in scene()) {
+        let could_go = scene.can_go();
+        let mut books = scene.books.clone();
+        let mut booked = scene.clone();
+        if booked.book().is_some() {
+            books.charges = booked.books.charges;
+            for position in could_go {
+                let ticket = &scene.tickets[position];
+                if !ticket.is_late {
+                    let mut takes = ticket.takes.iter();
+                    prop_assert!(takes.all(|(limit, amount)| books.fits(*limit, *amount)));
+                    books.take(&ticket.takes);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_booking_puts_off_who_stands_in_line_for_the_same_rates(scene in scene()) {
+        let Some(first) = scene.tickets.iter().find(|ticket| !ticket.is_late) else {
+            return Ok(());
+        };
+        let can_fit = first.takes.iter().all(|(limit, amount)| {
+            let tightest = scene.books.limits[*limit].limit.tightest();
+            *amount <= tightest.capacity().cast_signed()
+        });
+        let waits = of_rates(&scene, &first.takes);
+        let places: Vec<Line<'_>> = waits.lines().collect();
+        let before = earliest(&mut scene.books.clone(), &places);
+        // Who is short of slots alone has no place.
+        if before == Earliest::Now || !can_fit {
+            return Ok(());
+        }
+        let mut booked = scene.clone();
+        if booked.book().is_some() {
+            let after = earliest(&mut booked.books, &places);
+            prop_assert!(instant(after) <= instant(before), "{after:?}, {before:?}");
         }
     }
 }

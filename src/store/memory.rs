@@ -20,7 +20,7 @@ use crate::clock::{Clock, Reading, Timeline, Timestamp};
 use crate::decision::{Peek, Refusal, Verdict, decide};
 use crate::error::Error;
 use crate::limit::{Limit, MAX_CAPACITY};
-use crate::line::{Waiter, decide_behind, is_of_slots, rates_admit};
+use crate::line::{Waiter, book_behind, decide_behind, is_of_slots, rates_admit};
 use crate::plan::{Patience, Plan};
 use crate::settlement::Settled;
 use crate::usage::{People, Usage};
@@ -431,7 +431,7 @@ impl State {
         latest: Timestamp,
     ) -> Verdict {
         let books = &mut self.ledgers;
-        if plan.patience.books() || self.tickets.is_empty() {
+        if self.tickets.is_empty() {
             let Ok(verdict) = decide(books, lines, now, latest);
             return verdict;
         }
@@ -441,7 +441,11 @@ impl State {
             .filter(|(_, ticket)| now < ticket.latest)
             .map(|(_, ticket)| ticket.waiter.clone())
             .collect();
-        let Ok(verdict) = decide_behind(books, &ahead, lines, now, latest);
+        let Ok(verdict) = if plan.patience.books() {
+            book_behind(books, &ahead, lines, now, latest)
+        } else {
+            decide_behind(books, &ahead, lines, now, latest)
+        };
         verdict
     }
 

@@ -8,7 +8,7 @@ use crate::calendar::Line;
 use crate::clock::Timestamp;
 use crate::decision::{Refusal, Verdict, decide};
 use crate::error::Error;
-use crate::line::{Waiter, decide_behind, is_of_slots, rates_admit};
+use crate::line::{Waiter, book_behind, decide_behind, is_of_slots, rates_admit};
 use crate::plan::{Patience, Plan};
 use crate::settlement::End;
 use crate::store::{
@@ -24,7 +24,7 @@ use crate::store::{
 pub(super) enum Attempt {
     Done(Outcome),
     /// The request has to be booked, has to wait or takes slots, and this process is not an owner yet.
-    /// Nothing was charged.
+    /// Nothing was charged, though what dead processes held may have come back.
     NeedsOwner,
 }
 
@@ -71,8 +71,10 @@ pub(super) fn attempt(
     let has_slots = lines.iter().any(is_of_slots);
     check_bookable(plan, &lines)?;
     let (mut verdict, mut ahead) = decide_in_line(transaction, &lines, plan, ticket, latest)?;
+    // Those who book stand behind others whatever they are told.
+    let is_behind = plan.patience.books() && !ahead.is_empty();
     if verdict != Verdict::Admit(now)
-        && may_come_back(transaction, &lines, &verdict)?
+        && (is_behind || may_come_back(transaction, &lines, &verdict)?)
         && transaction.reclaim(&session.lock_file)?
     {
         (verdict, ahead) = decide_in_line(transaction, &lines, plan, ticket, latest)?;
@@ -185,12 +187,16 @@ pub(super) fn decide_in_line(
     latest: Timestamp,
 ) -> Result<(Verdict, Vec<Waiter>), Error> {
     let now = transaction.now();
-    if plan.patience.books() || transaction.nobody_waits()? {
+    if transaction.nobody_waits()? {
         return Ok((decide(transaction, lines, now, latest)?, Vec::new()));
     }
     let line = transaction.line_before(lines.iter().map(|line| line.id), ticket)?;
     let ahead: Vec<Waiter> = line.into_values().collect();
-    let verdict = decide_behind(transaction, &ahead, lines, now, latest)?;
+    let verdict = if plan.patience.books() {
+        book_behind(transaction, &ahead, lines, now, latest)?
+    } else {
+        decide_behind(transaction, &ahead, lines, now, latest)?
+    };
     Ok((verdict, ahead))
 }
 
