@@ -190,8 +190,8 @@ impl Waiter {
     }
 
     /// Lets it wait while this process holds the slot for as long as the pause. Returns how long it took from letting go
-    /// to its going on, and the CPU time of its wait.
-    fn round(&mut self, limiter: &Limiter, pause: Duration) -> (Duration, Duration) {
+    /// to its going on.
+    fn round(&mut self, limiter: &Limiter, pause: Duration) -> Duration {
         let held = limiter.acquire("slots").unwrap();
         self.ask.write_all(WAIT_FOR_A_SLOT).unwrap();
         while limiter.usage("slots").unwrap().waiting() == 0 {
@@ -200,8 +200,7 @@ impl Waiter {
         thread::sleep(pause);
         let released = monotonic();
         drop(held);
-        let (resumed, used) = self.answer();
-        (resumed.saturating_sub(released), used)
+        self.answer().0.saturating_sub(released)
     }
 
     /// How long a line takes through a pipe: what the kernel needs to wake a process.
@@ -232,7 +231,6 @@ impl Waiter {
 
 fn wake_ups(_: &mut Criterion) {
     const ROUNDS: usize = 1_000;
-    const IDLE: Duration = Duration::from_secs(5);
     let directory = tempfile::tempdir().unwrap();
     let limiter = open(&directory, "wakes.db");
     let mut waiter = Waiter::start(&directory, "wakes.db");
@@ -246,7 +244,7 @@ fn wake_ups(_: &mut Criterion) {
         raw.transaction();
         cold.push(start.elapsed());
         by_pipe.push(waiter.round_by_pipe(pause()));
-        by_slot.push(waiter.round(&limiter, pause()).0);
+        by_slot.push(waiter.round(&limiter, pause()));
     }
     println!(
         "{:<44} {:>12} {:>12} {:>12}",
@@ -260,10 +258,32 @@ fn wake_ups(_: &mut Criterion) {
         let [median, p99, longest] = [50, 99, 100].map(|percent| percentile(times, percent));
         println!("{name:<44} {median:>12?} {p99:>12?} {longest:>12?}");
     }
-    let (_, used) = waiter.round(&limiter, IDLE);
-    let per_second = used.div_f64(IDLE.as_secs_f64());
-    println!("CPU time of a process that waits: {per_second:?} a second");
     waiter.end();
 }
 
-criterion_group!(benches, ratios, late_settlements, wake_ups);
+/// What waiting costs while nothing happens, for one process and for many in line behind each other.
+fn crowds(_: &mut Criterion) {
+    const IDLE: Duration = Duration::from_secs(5);
+    for count in [1, 50] {
+        let directory = tempfile::tempdir().unwrap();
+        let limiter = open(&directory, "crowd.db");
+        let held = limiter.acquire("slots").unwrap();
+        let mut crowd: Vec<Waiter> = (0..count)
+            .map(|_| Waiter::start(&directory, "crowd.db"))
+            .collect();
+        for waiter in &mut crowd {
+            waiter.ask.write_all(WAIT_FOR_A_SLOT).unwrap();
+        }
+        while limiter.usage("slots").unwrap().waiting() < count {
+            thread::sleep(Duration::from_millis(1));
+        }
+        thread::sleep(IDLE);
+        drop(held);
+        let used: Duration = crowd.iter_mut().map(|waiter| waiter.answer().1).sum();
+        let per_second = used.div_f64(IDLE.as_secs_f64());
+        println!("CPU time of processes that wait, {count:>2} of them: {per_second:?} a second");
+        crowd.into_iter().for_each(Waiter::end);
+    }
+}
+
+criterion_group!(benches, ratios, late_settlements, wake_ups, crowds);

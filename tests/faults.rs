@@ -10,8 +10,8 @@ use std::time::Duration;
 use quotalite::{Booking, Decision, Error, HOUR, Limit, Limiter, Request, SECOND, Timestamp};
 use support::audit::audit;
 use support::processes::{
-    Diary, await_signal, command_under, number, path, play, read_diaries, signal_by, size, spawn,
-    start,
+    Diary, await_signal, command_under, in_a_pid_namespace, number, path, play, read_diaries,
+    signal_by, size, spawn, start,
 };
 use support::{Scratch, scratch};
 
@@ -342,15 +342,9 @@ fn an_owner_in_another_pid_namespace_is_alive_until_it_dies() {
         ("FILE", file.to_str().unwrap()),
         ("READY", ready.to_str().unwrap()),
     ];
-    let unshare = ["unshare", "-p", "-f", "--kill-child", "--mount-proc", "--"];
-    let allowed = Command::new(unshare[0])
-        .args(&unshare[1..])
-        .arg("true")
-        .status();
-    if !allowed.is_ok_and(|status| status.success()) {
-        println!("skipped: this user may not make a pid namespace");
+    let Some(unshare) = in_a_pid_namespace() else {
         return;
-    }
+    };
     let owner = start(command_under(&unshare, "book", &arguments));
     await_signal(&ready);
     let pid: i64 = scratch.sqlite("SELECT pid FROM owner");

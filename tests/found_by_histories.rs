@@ -7,30 +7,19 @@ use quotalite::{
     Error, HOUR, Limit, Limiter, MINUTE, ManualClock, Permit, Request, RequestError, SECOND,
     Settled,
 };
-use support::{Scratch, open_raw, scratch};
+use support::{Scratch, open, open_raw};
 
 fn on_both(story: impl Fn(&Limiter, &ManualClock)) {
-    let clock = ManualClock::new();
-    let limiter = Limiter::in_memory_with(clock.clone());
-    define(&limiter);
-    story(&limiter, &clock);
-    let (_scratch, limiter, clock) = on_file();
-    story(&limiter, &clock);
+    support::in_both_stores(|limiter, clock| {
+        define(limiter);
+        story(limiter, clock);
+    });
 }
 
 fn on_file() -> (Scratch, Limiter, ManualClock) {
-    let scratch = scratch();
-    let clock = ManualClock::new();
-    let limiter = open(&scratch, &clock);
+    let (scratch, limiter, clock) = support::on_file();
     define(&limiter);
     (scratch, limiter, clock)
-}
-
-fn open(scratch: &Scratch, clock: &ManualClock) -> Limiter {
-    Limiter::builder(scratch.file())
-        .clock(clock.clone())
-        .open()
-        .unwrap()
 }
 
 fn define(limiter: &Limiter) {

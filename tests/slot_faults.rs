@@ -8,15 +8,14 @@ mod support;
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use quotalite::{Error, Limit, Limiter, Permit, Request, SECOND, Settled};
 use support::audit::audit;
 use support::processes::{
-    Diary, Process, argument, await_signal, command, command_under, eventually, path, play,
-    read_diaries, signal_by, size, start,
+    Diary, Process, argument, await_signal, command, command_under, eventually, in_a_pid_namespace,
+    path, play, read_diaries, signal_by, size, start,
 };
 use support::{Scratch, open_raw, scratch};
 
@@ -259,15 +258,9 @@ fn a_waiter_that_is_killed_while_it_is_next_is_skipped() {
 
 #[test]
 fn a_holder_in_another_pid_namespace_keeps_its_slot_until_it_dies() {
-    let unshare = ["unshare", "-p", "-f", "--kill-child", "--mount-proc", "--"];
-    let allowed = Command::new(unshare[0])
-        .args(&unshare[1..])
-        .arg("true")
-        .status();
-    if !allowed.is_ok_and(|status| status.success()) {
-        println!("skipped: this user may not make a pid namespace");
+    let Some(unshare) = in_a_pid_namespace() else {
         return;
-    }
+    };
     let scratch = scratch();
     let limiter = open_with_slots(&scratch, 1);
     let holder = Guest::start(&scratch, "holder", "slots", &unshare);

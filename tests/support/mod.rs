@@ -48,11 +48,14 @@ impl Scratch {
 pub fn on_file() -> (Scratch, Limiter, ManualClock) {
     let scratch = scratch();
     let clock = ManualClock::new();
-    let limiter = Limiter::builder(scratch.file())
-        .clock(clock.clone())
-        .open()
-        .unwrap();
+    let limiter = open(&scratch, &clock);
     (scratch, limiter, clock)
+}
+
+/// Another limiter on the same file and clock.
+pub fn open(scratch: &Scratch, clock: &ManualClock) -> Limiter {
+    let builder = Limiter::builder(scratch.file());
+    builder.clock(clock.clone()).open().unwrap()
 }
 
 /// The same story for both stores.

@@ -23,6 +23,20 @@ pub fn size<T>(short: T, in_long_form: T) -> T {
     if long() { in_long_form } else { short }
 }
 
+/// Runs what follows in a pid namespace of its own; nothing if this user may not do that.
+pub fn in_a_pid_namespace() -> Option<[&'static str; 6]> {
+    let unshare = ["unshare", "-p", "-f", "--kill-child", "--mount-proc", "--"];
+    let tried = Command::new(unshare[0])
+        .args(&unshare[1..])
+        .arg("true")
+        .status();
+    if tried.is_ok_and(|status| status.success()) {
+        return Some(unshare);
+    }
+    println!("skipped: this user may not make a pid namespace");
+    None
+}
+
 /// What a child does.
 pub type Role = fn();
 
