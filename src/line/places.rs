@@ -120,24 +120,22 @@ impl<B: Ledgers> Ledgers for Places<'_, B> {
     fn last_at(&mut self, limit: LimitId, at: Timestamp) -> Result<Option<Charge>, B::Error> {
         let charged = self.books.last_at(limit, at)?;
         let place = self.instants(limit).filter(|place| *place <= at).max();
-        match (charged, place) {
-            (Some(charge), Some(place)) if charge.at <= place => {
+        match place {
+            Some(place) if charged.is_none_or(|charge| charge.at <= place) => {
                 self.charge_at(limit, place).map(Some)
             }
-            (None, Some(place)) => self.charge_at(limit, place).map(Some),
-            (charged, _) => Ok(charged.map(|charge| self.raised(limit, charge))),
+            _ => Ok(charged.map(|charge| self.raised(limit, charge))),
         }
     }
 
     fn first_after(&mut self, limit: LimitId, at: Timestamp) -> Result<Option<Charge>, B::Error> {
         let charged = self.books.first_after(limit, at)?;
         let place = self.instants(limit).filter(|place| *place > at).min();
-        match (charged, place) {
-            (Some(charge), Some(place)) if place < charge.at => {
+        match place {
+            Some(place) if charged.is_none_or(|charge| place < charge.at) => {
                 self.charge_at(limit, place).map(Some)
             }
-            (None, Some(place)) => self.charge_at(limit, place).map(Some),
-            (charged, _) => Ok(charged.map(|charge| self.raised(limit, charge))),
+            _ => Ok(charged.map(|charge| self.raised(limit, charge))),
         }
     }
 }
