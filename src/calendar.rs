@@ -2,12 +2,23 @@
 //!
 //! Nothing here does I/O or reads a clock; a store hands in its ledgers through [`Ledgers`].
 
+mod bucket;
+mod window;
+
+use self::bucket::Tank;
+pub(crate) use self::bucket::{Full, farthest, poured, refilled_by, rescaled, spent};
+use self::window::{Span, Window};
 use crate::clock::Timestamp;
-use crate::limit::{Limit, Obstacle, Rate};
+use crate::limit::{Kind, Limit, Obstacle, Rate};
 
 /// Names a limit inside a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct LimitId(pub(crate) i64);
+
+impl LimitId {
+    /// Of a limit that has no ledger yet: nothing was ever charged to it.
+    pub(crate) const NONE: Self = Self(0);
+}
 
 /// A running sum of amounts. It counts modulo 2^62 so that a ledger never has to be renumbered; only
 /// differences mean anything, and those stay far below 2^62.
@@ -45,7 +56,7 @@ impl Charge {
     }
 }
 
-/// What the calendar reads of the ledgers of a store. Each call is one seek.
+/// What the calendar reads of the ledgers of a store. Each call is one seek at most.
 pub(crate) trait Ledgers {
     type Error;
 
@@ -55,6 +66,12 @@ pub(crate) trait Ledgers {
     /// The first charge after an instant.
     fn first_after(&mut self, limit: LimitId, at: Timestamp)
     -> Result<Option<Charge>, Self::Error>;
+
+    /// When a bucket is full again, by what was poured out of it and is no longer in its ledger. Nothing if it is full.
+    fn full_at(&mut self, limit: LimitId) -> Result<Option<Full>, Self::Error>;
+
+    /// What to add to an instant to know where it lies in a calendar.
+    fn wall_shift_ns(&self) -> i64;
 }
 
 /// An amount asked of one limit, at most its smallest capacity or its slots.
@@ -87,11 +104,68 @@ pub(crate) struct Blocker {
     pub(crate) obstacle: Obstacle,
 }
 
+/// What one gauge says of an amount at an instant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fit {
+    Now,
+    /// Not before this instant, which is later.
+    NotBefore(Timestamp),
+    /// Not before any instant that can be written down.
+    Never,
+}
+
+/// One thing that a line has to fit.
+enum Gauge {
+    Window(Window),
+    Tank(Tank),
+}
+
+impl Gauge {
+    fn fit<L: Ledgers>(
+        &self,
+        ledgers: &mut L,
+        at: Timestamp,
+        amount: i64,
+    ) -> Result<Fit, L::Error> {
+        match self {
+            Self::Window(window) => window.fit(ledgers, at, amount),
+            Self::Tank(tank) => tank.fit(ledgers, at, amount),
+        }
+    }
+}
+
+/// How many gauges a limit has.
+fn gauge_count(limit: &Limit) -> usize {
+    match limit.kind() {
+        Kind::Rates(_) => limit.rates().len(),
+        Kind::Bucket(_) => 1,
+        Kind::Slots(_) => 0,
+    }
+}
+
+/// The gauges of a line, and what each is called; the widest window first, since it moves furthest.
+fn gauges<'l>(
+    line: &Line<'l>,
+    wall_shift_ns: i64,
+) -> impl Iterator<Item = (Gauge, Obstacle)> + use<'l> {
+    let (id, limit) = (line.id, line.limit);
+    let rates = limit.rates().iter().rev();
+    let windows = rates.map(move |rate| {
+        let window = Window::new(id, limit, rate, wall_shift_ns);
+        (Gauge::Window(window), Obstacle::Rate(*rate))
+    });
+    let tank = limit.bucket().map(|bucket| {
+        let tank = Tank { limit: id, bucket };
+        (Gauge::Tank(tank), Obstacle::Bucket(bucket))
+    });
+    windows.chain(tank)
+}
+
 /// Finds the earliest instant at or after `now` at which all lines fit, bookings included.
 ///
 /// A charge at `t` counts in the windows that end in `[t, t + w)`. While one of those is over, `t`
 /// moves to where enough of that window's charges have left; every instant skipped would be over too, so
-/// that the first `t` at which no window is over is the earliest.
+/// that the first `t` at which no window is over is the earliest. Buckets and calendars move it in the same way.
 pub(crate) fn earliest<L: Ledgers>(
     ledgers: &mut L,
     lines: &[Line<'_>],
@@ -99,34 +173,30 @@ pub(crate) fn earliest<L: Ledgers>(
 ) -> Result<Earliest, L::Error> {
     let mut at = now;
     let mut blocker = None;
-    let checks: usize = lines.iter().map(|line| line.limit.rates().len()).sum();
+    let checks: usize = lines.iter().map(|line| gauge_count(line.limit)).sum();
     let mut agreed = 0;
     if checks == 0 {
         return Ok(Earliest::Now);
     }
+    let wall_shift_ns = ledgers.wall_shift_ns();
     loop {
         for (position, line) in lines.iter().enumerate() {
-            // The widest window moves furthest.
-            for rate in line.limit.rates().iter().rev() {
+            for (gauge, obstacle) in gauges(line, wall_shift_ns) {
                 if agreed == checks {
                     return Ok(
                         blocker.map_or(Earliest::Now, |blocker| Earliest::Later { at, blocker })
                     );
                 }
-                let window = Window {
-                    limit: line.id,
-                    capacity: rate.capacity_units(),
-                    reach_ns: line.limit.reach_ns(rate),
+                let found = Blocker {
+                    line: position,
+                    obstacle,
                 };
-                while let Some(release) = window.over_until(ledgers, at, line.amount)? {
-                    let found = Blocker {
-                        line: position,
-                        obstacle: Obstacle::Rate(*rate),
-                    };
-                    let Some(later) = release.checked_plus_ns(window.reach_ns) else {
-                        return Ok(Earliest::Beyond { blocker: found });
-                    };
-                    at = later;
+                loop {
+                    match gauge.fit(ledgers, at, line.amount)? {
+                        Fit::Now => break,
+                        Fit::NotBefore(later) => at = later,
+                        Fit::Never => return Ok(Earliest::Beyond { blocker: found }),
+                    }
                     blocker = Some(found);
                     agreed = 0;
                 }
@@ -136,12 +206,14 @@ pub(crate) fn earliest<L: Ledgers>(
     }
 }
 
-/// How much of a rate is used at an instant, what could be charged there, and when more comes free.
+/// How much of a limit is used at an instant, what could be charged there, and when more comes free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Use {
     pub(crate) used: i64,
     pub(crate) available: i64,
     pub(crate) next_release: Option<Timestamp>,
+    /// Whether more is used, or was promised, than the definition allows.
+    pub(crate) is_over: bool,
 }
 
 /// Reads off how one rate of a limit stands at `now`.
@@ -152,28 +224,24 @@ pub(crate) fn usage<L: Ledgers>(
     rate: &Rate,
     now: Timestamp,
 ) -> Result<Use, L::Error> {
-    let window = Window {
-        limit: id,
-        capacity: rate.capacity_units(),
-        reach_ns: limit.reach_ns(rate),
-    };
-    let first = ledgers.first_after(id, window.start(now))?;
-    let used = match ledgers.last_at(id, now)? {
-        Some(last) => sum_between(first.as_ref(), &last),
-        None => 0,
-    };
-    let most = window.peak(ledgers, now, now)?;
-    Ok(Use {
-        used,
-        available: (window.capacity - most).max(0),
-        next_release: first
-            .filter(|_| used > 0)
-            .and_then(|first| first.at.checked_plus_ns(window.reach_ns)),
-    })
+    Window::new(id, limit, rate, ledgers.wall_shift_ns()).usage(ledgers, now)
+}
+
+/// Reads off how a bucket stands at `now`, if the limit is one.
+pub(crate) fn level<L: Ledgers>(
+    ledgers: &mut L,
+    id: LimitId,
+    limit: &Limit,
+    now: Timestamp,
+) -> Result<Option<Use>, L::Error> {
+    let tank = |bucket| Tank { limit: id, bucket };
+    let tank = limit.bucket().map(tank);
+    tank.map(|tank| tank.usage(ledgers, now)).transpose()
 }
 
 /// How much can be added to a charge made at `at` so that no window is over which ends now or later; less
-/// than zero if one is over already, nothing if no such window holds it any more.
+/// than zero if one is over already, nothing if no such window holds it any more. A bucket has no such memory: whatever
+/// is added to what was poured out of it is poured now.
 pub(crate) fn room<L: Ledgers>(
     ledgers: &mut L,
     id: LimitId,
@@ -181,173 +249,31 @@ pub(crate) fn room<L: Ledgers>(
     at: Timestamp,
     now: Timestamp,
 ) -> Result<Option<i64>, L::Error> {
+    if let Some(bucket) = limit.bucket() {
+        return Tank { limit: id, bucket }
+            .room(ledgers, at.max(now))
+            .map(Some);
+    }
+    let wall_shift_ns = ledgers.wall_shift_ns();
     let mut room: Option<i64> = None;
     for rate in limit.rates() {
-        let window = Window {
-            limit: id,
-            capacity: rate.capacity_units(),
-            reach_ns: limit.reach_ns(rate),
-        };
-        if window.end(at) < now {
-            continue;
+        let window = Window::new(id, limit, rate, wall_shift_ns);
+        if let Some(free) = window.room(ledgers, at, now)? {
+            room = Some(room.map_or(free, |room| room.min(free)));
         }
-        let free = window.capacity - window.peak(ledgers, at, now)?;
-        room = Some(room.map_or(free, |room| room.min(free)));
     }
     Ok(room)
 }
 
-/// The sum from `first`, the first charge after a window's start, to `last`, the last one up to its end.
-fn sum_between(first: Option<&Charge>, last: &Charge) -> i64 {
-    match first {
-        Some(first) if (first.at, first.seq) <= (last.at, last.seq) => {
-            last.total.since(first.before())
-        }
-        _ => 0,
-    }
-}
-
-/// One rate of one limit, its window lengthened by the pad.
-struct Window {
-    limit: LimitId,
-    capacity: i64,
-    reach_ns: i64,
-}
-
-impl Window {
-    /// The last instant whose window holds a charge made at `at`.
-    fn end(&self, at: Timestamp) -> Timestamp {
-        at.saturating_plus_ns(self.reach_ns - 1)
-    }
-
-    /// The window that ends at `at` holds the charges after this instant.
-    fn start(&self, at: Timestamp) -> Timestamp {
-        at.saturating_minus_ns(self.reach_ns)
-    }
-
-    /// The most that any window holds which a charge at `at` counts in and which ends at `from` or later.
-    fn peak<L: Ledgers>(
-        &self,
-        ledgers: &mut L,
-        at: Timestamp,
-        from: Timestamp,
-    ) -> Result<i64, L::Error> {
-        let from = from.max(at);
-        let mut most = 0;
-        let mut last = ledgers.last_at(self.limit, self.end(at))?;
-        while let Some(charge) = last {
-            let ends_at = charge.at.max(from);
-            let first = ledgers.first_after(self.limit, self.start(ends_at))?;
-            most = most.max(sum_between(first.as_ref(), &charge));
-            if ends_at == from {
-                break;
-            }
-            last = ledgers.last_at(self.limit, charge.at.saturating_minus_ns(1))?;
-        }
-        Ok(most)
-    }
-
-    /// If `amount` charged at `at` would be over in some window: the instant of the charge that has to
-    /// leave before it can fit.
-    fn over_until<L: Ledgers>(
-        &self,
-        ledgers: &mut L,
-        at: Timestamp,
-        amount: i64,
-    ) -> Result<Option<Timestamp>, L::Error> {
-        // Bookings may lie in (at, at + reach); they are looked at from the end, for the last one that
-        // is over moves `at` furthest.
-        let mut last = ledgers.last_at(self.limit, self.end(at))?;
-        while let Some(charge) = last {
-            let ends_at = charge.at.max(at);
-            if let Some(first) = ledgers.first_after(self.limit, self.start(ends_at))? {
-                let excess = sum_between(Some(&first), &charge) + amount - self.capacity;
-                if excess > 0 {
-                    return self.leaver(ledgers, &first, &charge, excess).map(Some);
-                }
-            }
-            if ends_at == at {
-                return Ok(None);
-            }
-            last = ledgers.last_at(self.limit, charge.at.saturating_minus_ns(1))?;
-        }
-        Ok(None)
-    }
-
-    /// The earliest instant by which the charges from `first` on sum up to `excess`; the charges up to
-    /// `last` do.
-    ///
-    /// Mostly that is the first or one of the next few. Else the ledger is bisected by time, where
-    /// every other guess interpolates, as charges tend to come at an even pace.
-    fn leaver<L: Ledgers>(
-        &self,
-        ledgers: &mut L,
-        first: &Charge,
-        last: &Charge,
-        excess: i64,
-    ) -> Result<Timestamp, L::Error> {
-        let base = first.before();
-        let mut low = *first;
-        let mut high = last.at;
-        let mut high_sum = last.total.since(base);
-        let mut step: u32 = 0;
-        if first.amount >= excess {
-            return Ok(first.at);
-        }
-        loop {
-            // `low` may have later siblings in its instant, and they leave together with it.
-            let Some(whole) = ledgers.last_at(self.limit, low.at)? else {
-                return Ok(high);
-            };
-            let low_sum = whole.total.since(base);
-            if low_sum >= excess {
-                return Ok(low.at);
-            }
-            let Some(next) = ledgers.first_after(self.limit, low.at)? else {
-                return Ok(high);
-            };
-            if next.at >= high {
-                return Ok(high);
-            }
-            low = next;
-            step += 1;
-            if step <= 4 {
-                continue;
-            }
-            let guess = if step.is_multiple_of(2) {
-                midpoint(low.at, high)
-            } else {
-                interpolate((low.at, low_sum), (high, high_sum), excess)
-            };
-            if let Some(probe) = ledgers.last_at(self.limit, guess)? {
-                let sum = probe.total.since(base);
-                if sum >= excess {
-                    high = probe.at;
-                    high_sum = sum;
-                    if high <= low.at {
-                        return Ok(high);
-                    }
-                } else if probe.at > low.at {
-                    low = probe;
-                }
-            }
-        }
-    }
-}
-
-fn midpoint(low: Timestamp, high: Timestamp) -> Timestamp {
-    Timestamp::from_nanos(low.as_nanos().midpoint(high.as_nanos()))
-}
-
-/// Where the sum would reach `wanted` if it grew evenly between two instants.
-fn interpolate(low: (Timestamp, i64), high: (Timestamp, i64), wanted: i64) -> Timestamp {
-    let span = i128::from(high.0.as_nanos()) - i128::from(low.0.as_nanos());
-    let rise = i128::from(high.1) - i128::from(low.1);
-    let part = i128::from(wanted) - i128::from(low.1);
-    if rise <= 0 || part <= 0 {
-        return midpoint(low.0, high.0);
-    }
-    let along = (span * part / rise).clamp(0, span);
-    i64::try_from(i128::from(low.0.as_nanos()) + along)
-        .map_or_else(|_| midpoint(low.0, high.0), Timestamp::from_nanos)
+/// Up to which instant no window holds the charges of a limit any more; nothing if it has no windows.
+pub(crate) fn expired_until(
+    limit: &Limit,
+    now: Timestamp,
+    wall_shift_ns: i64,
+) -> Option<Timestamp> {
+    let spans = limit
+        .rates()
+        .iter()
+        .map(|rate| Span::of(limit, rate, wall_shift_ns));
+    spans.map(|span| span.expired_until(now)).min()
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::decision::Denial;
+use crate::definition::Use;
 use crate::limit::{Limit, LimitError, MAX_CAPACITY, Obstacle};
 use crate::request::{MAX_BATCH, MAX_ID_BYTES, MAX_TAKES};
 
@@ -81,6 +82,28 @@ pub enum Error {
         stored: Box<Limit>,
         /// The definition that the caller gave.
         given: Box<Limit>,
+        /// The file.
+        file: PathBuf,
+    },
+    /// The limit is of another kind, and what was taken of the one says nothing of the other. Nothing was changed.
+    #[error("limit `{key}` is {stored} and cannot become {given}, in {}; remove it first", .file.display())]
+    OtherKind {
+        /// The key.
+        key: String,
+        /// What it is.
+        stored: &'static str,
+        /// What it was to become.
+        given: &'static str,
+        /// The file.
+        file: PathBuf,
+    },
+    /// The limit is in use, and was not removed.
+    #[error("limit `{key}` is in use, in {}: {by}", .file.display())]
+    InUse {
+        /// The key.
+        key: String,
+        /// By what.
+        by: Use,
         /// The file.
         file: PathBuf,
     },
@@ -235,6 +258,14 @@ pub enum RequestError {
     NotTaken {
         /// The key of the limit.
         key: String,
+    },
+    /// A limit was to be changed to another one.
+    #[error("the limit `{key}` cannot become `{given}`")]
+    OtherKey {
+        /// The key of the limit.
+        key: String,
+        /// The other key.
+        given: String,
     },
     /// It names a limit twice.
     #[error("the limit `{key}` is named twice")]

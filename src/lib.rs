@@ -65,6 +65,7 @@ mod batch;
 mod calendar;
 mod clock;
 mod decision;
+mod definition;
 mod error;
 mod limit;
 mod limiter;
@@ -79,17 +80,19 @@ mod usage;
 pub use batch::Handle;
 pub use clock::{BootId, Clock, ManualClock, SystemClock, Timestamp};
 pub use decision::{Decision, Denial, Peek};
+pub use definition::{Action, Definition, LimitChange, OnConflict, Use};
 pub use error::{Error, RequestError};
 pub use limit::{
-    DAY, HOUR, Limit, LimitBuilder, LimitError, MAX_CAPACITY, MAX_KEY_BYTES, MAX_RATES,
-    MAX_UNIT_BYTES, MAX_WINDOW, MIN_WINDOW, MINUTE, Obstacle, ParseRatesError, Rate, SECOND,
+    Bucket, DAY, HOUR, Limit, LimitBuilder, LimitError, MAX_CAPACITY, MAX_KEY_BYTES, MAX_RATES,
+    MAX_UNIT_BYTES, MAX_WINDOW, MIN_WINDOW, MINUTE, Obstacle, ParseRatesError, Period, Quota, Rate,
+    SECOND, Window,
 };
 pub use limiter::{Builder, Limiter};
 pub use permit::{Booking, Permit, PermitId};
 pub use request::{Ask, MAX_BATCH, MAX_ID_BYTES, MAX_TAKES, Request};
 pub use settlement::{Overage, Settled, SettledAmount, Settlement};
-pub use store::{Definition, Durability, OnConflict};
-pub use usage::{RateUsage, Usage};
+pub use store::Durability;
+pub use usage::{BucketUsage, RateUsage, Usage};
 
 /// The examples of the README are tests.
 #[cfg(doctest)]

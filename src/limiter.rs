@@ -12,13 +12,14 @@ use self::builder::system_clock;
 use crate::batch::{Handle, change_all, check_length};
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{Decision, Denial, Peek};
+use crate::definition::{Definition, LimitChange, OnConflict};
 use crate::error::{Error, RequestError};
 use crate::limit::{Limit, LimitError};
 use crate::permit::{Booking, Permit, clamped_ns, tell_settled};
 use crate::plan::{Latest, Patience, Plan};
 use crate::request::Ask;
 use crate::settlement::{Settled, Used};
-use crate::store::{Change, Definition, MemoryStore, OnConflict, Outcome, Queued, Store, Which};
+use crate::store::{Change, MemoryStore, Outcome, Queued, Store, Which};
 use crate::usage::Usage;
 
 /// Shares limits through one file. Clones share everything; so do limiters of any process that opened
@@ -108,15 +109,110 @@ impl Limiter {
         L: TryInto<Limit>,
         LimitError: From<L::Error>,
     {
-        let limit = limit.try_into().map_err(LimitError::from)?;
-        let definition = self.store.define(&limit, conflict)?;
-        if !matches!(definition, Definition::Unchanged) {
-            tracing::debug!(limit = limit.key(), given = %limit, outcome = ?definition, "defined");
-        }
-        Ok(definition)
+        let mut definitions = self.define_all([limit], conflict)?;
+        Ok(definitions.pop().unwrap_or(Definition::Unchanged))
     }
 
-    /// The definition of a limit, as it is in force.
+    /// Defines limits, all of them or none, in one transaction. Returns what came of each.
+    ///
+    /// # Errors
+    /// As [`define_or`](Self::define_or).
+    pub fn define_all<L>(
+        &self,
+        limits: impl IntoIterator<Item = L>,
+        conflict: OnConflict,
+    ) -> Result<Vec<Definition>, Error>
+    where
+        L: TryInto<Limit>,
+        LimitError: From<L::Error>,
+    {
+        let limits = limits.into_iter().map(TryInto::try_into);
+        let limits: Vec<Limit> = limits.collect::<Result<_, _>>().map_err(LimitError::from)?;
+        let definitions = self.store.define(&limits, conflict)?;
+        for (limit, definition) in limits.iter().zip(&definitions) {
+            if !matches!(definition, Definition::Unchanged) {
+                tracing::debug!(limit = limit.key(), given = %limit, outcome = ?definition, "defined");
+            }
+        }
+        Ok(definitions)
+    }
+
+    /// Changes the definition of a limit or a pattern, for all processes: the next acquisition anywhere is decided by
+    /// the new one. As with [`OnConflict::Replace`], what was charged and booked stays. `change` is asked again if
+    /// somebody else has changed the limit meanwhile, so that no change is lost.
+    ///
+    /// ```
+    /// use quotalite::{Limit, Limiter, Rate, SECOND};
+    ///
+    /// let limiter = Limiter::in_memory()?;
+    /// limiter.define(Limit::new("api").per_second(10).per_day(10_000))?;
+    /// let rate = Rate::new(20, SECOND)?;
+    /// let former = limiter.update("api", |limit| limit.to_builder().set_rate(rate))?;
+    /// assert_eq!(former.to_string(), "api: 10/s, 10000/d");
+    /// assert_eq!(limiter.limit("api")?.to_string(), "api: 20/s, 10000/d");
+    /// # Ok::<(), quotalite::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::UnknownLimit`], [`Error::Limit`] if the new definition is none, [`Error::OtherKind`],
+    /// [`RequestError::OtherKey`](crate::RequestError::OtherKey) if it is of another limit, and whatever can happen to
+    /// the file. Nothing was changed then.
+    pub fn update<L>(&self, key: &str, change: impl Fn(&Limit) -> L) -> Result<Limit, Error>
+    where
+        L: TryInto<Limit>,
+        LimitError: From<L::Error>,
+    {
+        loop {
+            let former = self.store.limit(key)?;
+            let limit = change(&former).try_into().map_err(LimitError::from)?;
+            if limit.key() != key {
+                let given = limit.key().to_owned();
+                let key = key.to_owned();
+                return Err(RequestError::OtherKey { key, given }.into());
+            }
+            if self.store.replace(&former, &limit)? {
+                tracing::debug!(limit = key, given = %limit, former = %former, "changed");
+                return Ok(former);
+            }
+        }
+    }
+
+    /// Removes a limit or a pattern, with all that was charged to it, and returns it. A key that a pattern matches is
+    /// limited by that from then on.
+    ///
+    /// # Errors
+    /// [`Error::UnknownLimit`]; [`Error::InUse`] if permits hold slots of it or have an id, if it is booked, or if
+    /// somebody waits in line for it; and whatever can happen to the file. Nothing was removed then.
+    pub fn remove(&self, key: &str) -> Result<Limit, Error> {
+        self.remove_or(key, false)
+    }
+
+    /// Removes a limit or a pattern although it is in use. Who waits for it is told [`Error::UnknownLimit`]; who
+    /// settles a permit that took something of it is told that nothing of that is charged.
+    ///
+    /// # Errors
+    /// As [`remove`](Self::remove), but never [`Error::InUse`].
+    pub fn force_remove(&self, key: &str) -> Result<Limit, Error> {
+        self.remove_or(key, true)
+    }
+
+    fn remove_or(&self, key: &str, is_forced: bool) -> Result<Limit, Error> {
+        let limit = self.store.remove(key, is_forced)?;
+        tracing::debug!(limit = key, former = %limit, is_forced, "removed");
+        Ok(limit)
+    }
+
+    /// Who changed a limit or a pattern, and when: the last [`LimitChange::KEPT`] changes, the last one first. A limit
+    /// that was removed still has them, until many others were changed.
+    ///
+    /// # Errors
+    /// Whatever can happen to the file.
+    pub fn changes(&self, key: &str) -> Result<Vec<LimitChange>, Error> {
+        self.store.changes_of(key)
+    }
+
+    /// The definition of a limit or a pattern, as it is in force; for a key that a pattern matches, the limit that it
+    /// makes of it.
     ///
     /// # Errors
     /// [`Error::UnknownLimit`], and whatever can happen to the file.

@@ -17,8 +17,9 @@ pub(crate) use self::places::book_behind;
 use crate::calendar::{self, Blocker, Earliest, LimitId, Line};
 use crate::clock::Timestamp;
 use crate::decision::{Books, Refusal, Verdict, decide};
+use crate::definition::Known;
 use crate::limit::Obstacle;
-use crate::store::{Few, Known};
+use crate::store::Few;
 
 /// How many tickets are looked at for one decision. Who has more ahead of it, is behind them.
 pub(crate) const MOST_AHEAD: usize = 256;

@@ -233,6 +233,14 @@ pub(crate) struct Correction {
     pub(crate) debt: i64,
 }
 
+impl Correction {
+    /// Of a limit that is no more.
+    pub(crate) const NOTHING: Self = Self {
+        charged: 0,
+        debt: 0,
+    };
+}
+
 /// How far above its capacity a window may be charged: far enough for anything true, and so that no sum
 /// comes near the modulus of the totals.
 const FARTHEST_OVER: i64 = 1 << 60;
@@ -253,8 +261,12 @@ pub(crate) fn correction<L: Ledgers>(
     // Where no window holds the charge any more, nothing can be charged that anybody would notice.
     let room = calendar::room(ledgers, estimate.id, estimate.limit, estimate.at, now)?;
     let overage = estimate.limit.overage();
+    let farthest_over = estimate
+        .limit
+        .bucket()
+        .map_or(FARTHEST_OVER, calendar::farthest);
     let more = match overage {
-        Overage::Charge => excess.min(room.unwrap_or(0).saturating_add(FARTHEST_OVER)),
+        Overage::Charge => excess.min(room.unwrap_or(0).saturating_add(farthest_over)),
         Overage::Debt | Overage::Deny => excess.min(room.unwrap_or(0)),
     }
     .max(0);

@@ -14,6 +14,7 @@ use smallvec::SmallVec;
 use crate::calendar::{Blocker, LimitId, Line};
 use crate::clock::{Clock, Reading, Timestamp};
 use crate::decision::{Denial, Peek, Refusal};
+use crate::definition::{Definition, Known, LimitChange, OnConflict};
 use crate::error::{Error, RequestError};
 use crate::limit::Limit;
 use crate::line::is_of_slots;
@@ -32,8 +33,17 @@ pub(crate) use sqlite::{Accepted, Options, SqliteStore};
 /// between. In particular `acquire` reads the clock, decides and charges without anybody else's
 /// charge coming in between.
 pub(crate) trait Store: fmt::Debug + Send + Sync {
-    /// Defines a limit, or says what to do about the definition that is there.
-    fn define(&self, limit: &Limit, conflict: OnConflict) -> Result<Definition, Error>;
+    /// Defines limits, or says what to do about definitions that are there: all of them, or none.
+    fn define(&self, limits: &[Limit], conflict: OnConflict) -> Result<Vec<Definition>, Error>;
+
+    /// Puts a definition in the place of another, if that is still the one in force. False if it is not.
+    fn replace(&self, stored: &Limit, limit: &Limit) -> Result<bool, Error>;
+
+    /// Removes a limit, and all that was charged to it; if it is in use, only where that is forced.
+    fn remove(&self, key: &str, is_forced: bool) -> Result<Limit, Error>;
+
+    /// The last changes of a limit, the last one first.
+    fn changes_of(&self, key: &str) -> Result<Vec<LimitChange>, Error>;
 
     /// The definition of a limit.
     fn limit(&self, key: &str) -> Result<Limit, Error>;
@@ -92,33 +102,6 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
 
     /// The file, as errors name it.
     fn place(&self) -> &Path;
-}
-
-/// What to do when a limit is already defined, differently.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnConflict {
-    /// Fail with [`Error::Conflict`], which shows both definitions.
-    #[default]
-    Fail,
-    /// Keep what is stored.
-    Adopt,
-    /// Put the new definition in its place, for all processes. Charges and bookings stay; a window
-    /// that is new or longer counts what the ledger still holds.
-    Replace,
-}
-
-/// What came of a definition.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Definition {
-    /// The limit was not there and now is.
-    Created,
-    /// The limit was there, defined the same.
-    Unchanged,
-    /// The limit was there, and this stored definition stays in force ([`OnConflict::Adopt`]).
-    Adopted(Limit),
-    /// The limit was there, and this former definition is gone ([`OnConflict::Replace`]).
-    Replaced(Limit),
 }
 
 /// What came of an acquisition.
@@ -324,13 +307,6 @@ pub(crate) struct BookingId {
     pub(crate) owner: i64,
     /// Counts the bookings of that owner.
     pub(crate) number: i64,
-}
-
-/// A limit as a store has found it.
-#[derive(Clone, Debug)]
-pub(crate) struct Known {
-    pub(crate) id: LimitId,
-    pub(crate) limit: Limit,
 }
 
 /// Puts a request beside the definitions of its limits, which `known` finds in the order of the request.

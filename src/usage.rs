@@ -3,7 +3,7 @@
 use crate::calendar::{self, LimitId};
 use crate::clock::Timestamp;
 use crate::decision::Books;
-use crate::limit::{Limit, Rate};
+use crate::limit::{Bucket, Limit, Rate};
 
 /// How a limit stands at an instant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,7 +11,9 @@ pub struct Usage {
     limit: Limit,
     at: Timestamp,
     rates: Vec<RateUsage>,
+    bucket: Option<BucketUsage>,
     held: u64,
+    is_over: bool,
     people: People,
 }
 
@@ -21,6 +23,8 @@ pub(crate) struct People {
     pub(crate) permits: u64,
     pub(crate) waiting: u64,
     pub(crate) debt: u64,
+    /// Whether the definition was changed to one that what was used did not fit.
+    pub(crate) was_lowered: bool,
 }
 
 impl Usage {
@@ -42,6 +46,19 @@ impl Usage {
         &self.rates
     }
 
+    /// How the bucket stands, if this is one.
+    #[must_use]
+    pub const fn bucket(&self) -> Option<&BucketUsage> {
+        self.bucket.as_ref()
+    }
+
+    /// Whether more is used, held or booked than the definition allows since it was lowered: nothing is admitted until it
+    /// fits again.
+    #[must_use]
+    pub const fn is_decreasing(&self) -> bool {
+        self.people.was_lowered && self.is_over
+    }
+
     /// How many slots are held; 0 if this is no concurrency limit. A process that has died may still count,
     /// until somebody needs its slots.
     #[must_use]
@@ -55,8 +72,9 @@ impl Usage {
         if let Some(count) = self.limit.slot_count() {
             return count.saturating_sub(self.held);
         }
-        let available = self.rates.iter().map(|rate| rate.available);
-        available.min().unwrap_or(0)
+        let rates = self.rates.iter().map(|rate| rate.available);
+        let bucket = self.bucket.iter().map(|bucket| bucket.available);
+        rates.chain(bucket).min().unwrap_or(0)
     }
 
     /// What permits used beyond what could be charged for it, as far as the limit records that
@@ -79,6 +97,11 @@ impl Usage {
         self.people.waiting
     }
 
+    /// Whether more is in use than the definition allows, whatever brought that about.
+    pub(crate) const fn is_over(&self) -> bool {
+        self.is_over
+    }
+
     pub(crate) const fn with(mut self, people: People) -> Self {
         self.people = people;
         self
@@ -94,9 +117,11 @@ impl Usage {
             Some(_) => ledgers.held(id)?.unsigned_abs(),
             None => 0,
         };
+        let mut is_over = limit.slot_count().is_some_and(|count| held > count);
         let mut rates = Vec::with_capacity(limit.rates().len());
         for rate in limit.rates() {
             let read = calendar::usage(ledgers, id, limit, rate, at)?;
+            is_over |= read.is_over;
             rates.push(RateUsage {
                 rate: *rate,
                 used: read.used.unsigned_abs(),
@@ -104,11 +129,21 @@ impl Usage {
                 next_release: read.next_release,
             });
         }
+        let level = calendar::level(ledgers, id, limit, at)?;
+        is_over |= level.is_some_and(|read| read.is_over);
+        let bucket = limit.bucket().zip(level).map(|(bucket, read)| BucketUsage {
+            bucket,
+            used: read.used.unsigned_abs(),
+            available: read.available.unsigned_abs(),
+            next_release: read.next_release,
+        });
         Ok(Self {
             limit: limit.clone(),
             at,
             rates,
+            bucket,
             held,
+            is_over,
             people: People::default(),
         })
     }
@@ -144,6 +179,41 @@ impl RateUsage {
     }
 
     /// When the next charge leaves the window, if any is in it.
+    #[must_use]
+    pub const fn next_release(&self) -> Option<Timestamp> {
+        self.next_release
+    }
+}
+
+/// How a bucket stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BucketUsage {
+    bucket: Bucket,
+    used: u64,
+    available: u64,
+    next_release: Option<Timestamp>,
+}
+
+impl BucketUsage {
+    /// The bucket.
+    #[must_use]
+    pub const fn bucket(&self) -> Bucket {
+        self.bucket
+    }
+
+    /// What is missing in it; what has only partly flowed back counts as missing.
+    #[must_use]
+    pub const fn used(&self) -> u64 {
+        self.used
+    }
+
+    /// The largest amount that it would admit now: what it holds, less what is booked so soon that it needs it.
+    #[must_use]
+    pub const fn available(&self) -> u64 {
+        self.available
+    }
+
+    /// When it holds one more, unless it is full.
     #[must_use]
     pub const fn next_release(&self) -> Option<Timestamp> {
         self.next_release

@@ -123,7 +123,8 @@ fn read(connection: &Connection, key: &str) -> Result<Vec<Charge>, Failure> {
 }
 
 fn window_ns(rate: Rate) -> i64 {
-    i64::try_from(rate.window().as_nanos()).unwrap_or(i64::MAX)
+    let window = rate.window().rolling().unwrap_or(std::time::Duration::MAX);
+    i64::try_from(window.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// The fullest window, how many are over, and how many there are. The sum of a window rises only where

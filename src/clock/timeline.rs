@@ -15,6 +15,9 @@ pub(crate) struct Timeline {
     pub(crate) high: Timestamp,
     /// Added to an instant to give the wall clock's reading of it, for people who read the file.
     pub(crate) wall_minus_instant_ns: i64,
+    /// The same for the boundaries of calendars, which are to stand still: it follows only when the wall clock was
+    /// set by `CALENDAR_STEP_NS` or more.
+    pub(crate) calendar_shift_ns: i64,
 }
 
 /// What a timeline says of a reading.
@@ -39,6 +42,10 @@ pub(crate) enum Change {
 /// unnoticed, in which case charges up to this much ahead count as if they were booked.
 pub(crate) const HIGH_STEP_NS: i64 = 1_000_000_000;
 
+/// By how much the wall clock can be off before the boundaries of calendars follow it: far more than passes between
+/// two readings of clocks, and no more than anybody's midnight is off.
+const CALENDAR_STEP_NS: u64 = 1_000_000_000;
+
 /// What a boot's clock shows at an instant, where instants are that clock's time plus `offset_ns`.
 pub(crate) fn elapsed_at(at: Timestamp, offset_ns: i64) -> Duration {
     let elapsed_ns = at.as_nanos().saturating_sub(offset_ns);
@@ -53,6 +60,7 @@ impl Timeline {
             offset_ns: reading.wall_ns - reading.elapsed_ns,
             high: Timestamp(reading.wall_ns),
             wall_minus_instant_ns: 0,
+            calendar_shift_ns: 0,
         }
     }
 
@@ -85,16 +93,22 @@ impl Timeline {
             offset_ns: now_ns.saturating_sub(reading.elapsed_ns),
             ..self
         };
+        let wall_minus_instant_ns = reading.wall_ns.saturating_sub(now_ns);
+        let step_ns = wall_minus_instant_ns.abs_diff(self.calendar_shift_ns);
+        let is_set = step_ns >= CALENDAR_STEP_NS;
         let change = if (timeline.boot, timeline.offset_ns) != (self.boot, self.offset_ns) {
             Change::Fixed
-        } else if now_ns.saturating_sub(self.high.0) >= HIGH_STEP_NS {
+        } else if is_set || now_ns.saturating_sub(self.high.0) >= HIGH_STEP_NS {
             Change::Refreshed
         } else {
             Change::None
         };
         if change != Change::None {
             timeline.high = now;
-            timeline.wall_minus_instant_ns = reading.wall_ns.saturating_sub(now_ns);
+            timeline.wall_minus_instant_ns = wall_minus_instant_ns;
+        }
+        if is_set {
+            timeline.calendar_shift_ns = wall_minus_instant_ns;
         }
         Present {
             now,
@@ -182,6 +196,7 @@ mod tests {
                             offset_ns: stored,
                             high: Timestamp(stored),
                             wall_minus_instant_ns: stored,
+                            calendar_shift_ns: stored,
                         };
                         let reading = Reading {
                             boot: BootId(boot),

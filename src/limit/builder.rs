@@ -1,10 +1,13 @@
 //! Limits in the making.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::rate::nanos;
 use super::{
-    DAY, HOUR, Limit, LimitError, MAX_CAPACITY, MAX_KEY_BYTES, MAX_RATES, MAX_UNIT_BYTES,
-    MAX_WINDOW, MIN_WINDOW, MINUTE, Rate, SECOND, Slots, text,
+    Bucket, DAY, HOUR, Kind, Limit, LimitError, MAX_CAPACITY, MAX_KEY_BYTES, MAX_RATES,
+    MAX_UNIT_BYTES, MAX_WINDOW, MIN_WINDOW, MINUTE, Pattern, Period, Rate, Rates, SECOND, Slots,
+    Terms, text,
 };
 use crate::settlement::Overage;
 
@@ -13,12 +16,15 @@ use crate::settlement::Overage;
 #[must_use = "a definition does nothing until it is given to `define`"]
 pub struct LimitBuilder {
     key: String,
+    is_pattern: bool,
     unit: Option<String>,
     pad: Duration,
     rates: Vec<Rate>,
     overage: Overage,
     slots: Option<u64>,
     timeout: Option<Duration>,
+    burst: Option<u64>,
+    refill: Option<Rate>,
     wrong: Option<LimitError>,
 }
 
@@ -26,27 +32,106 @@ impl LimitBuilder {
     pub(super) fn new(key: String) -> Self {
         Self {
             key,
+            is_pattern: false,
             unit: None,
             pad: Duration::ZERO,
             rates: Vec::new(),
             overage: Overage::default(),
             slots: None,
             timeout: None,
+            burst: None,
+            refill: None,
             wrong: None,
         }
     }
 
-    pub(super) fn slots(key: String, count: u64) -> Self {
+    pub(super) fn of(limit: &Limit) -> Self {
+        let bucket = limit.bucket();
         Self {
-            slots: Some(count),
-            ..Self::new(key)
+            is_pattern: limit.is_pattern(),
+            unit: limit.unit().map(str::to_owned),
+            pad: limit.pad(),
+            rates: limit.rates().to_vec(),
+            overage: limit.overage(),
+            slots: limit.slot_count(),
+            timeout: limit.timeout(),
+            burst: bucket.map(|bucket| bucket.burst()),
+            refill: bucket.and_then(|bucket| Rate::new(bucket.refill(), bucket.per()).ok()),
+            ..Self::new(limit.key().to_owned())
         }
+    }
+
+    pub(super) fn for_all_that_match(mut self) -> Self {
+        self.is_pattern = true;
+        self
     }
 
     /// Adds a rate of `capacity` per `window`.
     pub fn rate(mut self, capacity: u64, window: Duration) -> Self {
         match Rate::new(capacity, window) {
             Ok(rate) => self.rates.push(rate),
+            Err(error) => self.wrong = self.wrong.or(Some(error)),
+        }
+        self
+    }
+
+    /// Adds a rate of `capacity` per period of the calendar of a time zone, which is named as in the IANA
+    /// time zone database (`America/Los_Angeles`, or `UTC`). Everything charged in a period stops to count when the next
+    /// one begins, by the wall clock. Needs the feature `calendar`.
+    ///
+    #[cfg_attr(feature = "calendar", doc = "```")]
+    #[cfg_attr(not(feature = "calendar"), doc = "```ignore")]
+    /// use quotalite::{Limit, Period};
+    ///
+    /// let limit = Limit::new("gemini:requests")
+    ///     .per_minute(15)
+    ///     .quota(1_500, Period::Day, "America/Los_Angeles")
+    ///     .build()?;
+    /// assert_eq!(
+    ///     limit.to_string(),
+    ///     "gemini:requests: 15/min, 1500/calendar day in America/Los_Angeles"
+    /// );
+    /// # Ok::<(), quotalite::LimitError>(())
+    /// ```
+    pub fn quota(mut self, capacity: u64, period: Period, zone: impl AsRef<str>) -> Self {
+        let quota = period.in_zone(zone);
+        match quota.and_then(|quota| Rate::per(capacity, quota)) {
+            Ok(rate) => self.rates.push(rate),
+            Err(error) => self.wrong = self.wrong.or(Some(error)),
+        }
+        self
+    }
+
+    /// Puts this rate in the place of the one that has the same window, or adds it.
+    pub fn set_rate(mut self, rate: Rate) -> Self {
+        self.rates.retain(|other| other.window() != rate.window());
+        self.rates.push(rate);
+        self
+    }
+
+    /// Takes away all rates.
+    pub fn without_rates(mut self) -> Self {
+        self.rates.clear();
+        self
+    }
+
+    /// Makes it a concurrency limit, of which this many may be held at once: [`Limit::slots`] for patterns, and for
+    /// definitions that change.
+    pub fn slots(mut self, count: u64) -> Self {
+        self.slots = Some(count);
+        self
+    }
+
+    /// Makes it a [bucket](Bucket) that holds this much, and says with [`refill`](Self::refill) how it fills again.
+    pub fn burst(mut self, burst: u64) -> Self {
+        self.burst = Some(burst);
+        self
+    }
+
+    /// Lets the bucket refill evenly, by `amount` in each `per`.
+    pub fn refill(mut self, amount: u64, per: Duration) -> Self {
+        match Rate::new(amount, per) {
+            Ok(rate) => self.refill = Some(rate),
             Err(error) => self.wrong = self.wrong.or(Some(error)),
         }
         self
@@ -76,8 +161,10 @@ impl LimitBuilder {
     /// becomes the limit's.
     ///
     /// A rate is `capacity [unit] / [count] window`, with `_` allowed between digits, a unit of words
-    /// after a space, and a window of `ms`, `s`, `min`, `h` or `d` (or their full words). Rates are
-    /// separated by commas. A unit that is already given has to be the same.
+    /// after a space, and a window of `ms`, `s`, `min`, `h` or `d` (or their full words). A
+    /// [`quota`](Self::quota) is `capacity [unit] / calendar period [in zone]`, where the period is a `day`, `week`,
+    /// `month` or `year`, and the zone `UTC` if none is named. Rates are separated by commas. A unit that is already given
+    /// has to be the same.
     pub fn rates(mut self, text: &str) -> Self {
         match text::parse(text) {
             Ok(parsed) => {
@@ -135,29 +222,56 @@ impl LimitBuilder {
             return Err(wrong);
         }
         check_key(&self.key)?;
+        if self.is_pattern && !Pattern(&self.key).is_valid() {
+            return Err(LimitError::Pattern { pattern: self.key });
+        }
         if let Some(unit) = &self.unit {
             check_unit(unit)?;
         }
-        let (rates, pad_ns, slots) = match self.slots {
-            Some(count) => (Vec::new(), 0, Some(self.check_slots(count)?)),
-            None => (check_rates(self.rates)?, nanos_of_pad(self.pad)?, None),
+        let kind = if let Some(count) = self.slots {
+            Kind::Slots(self.check_slots(count)?)
+        } else if self.burst.is_some() || self.refill.is_some() {
+            Kind::Bucket(self.check_bucket()?)
+        } else {
+            Kind::Rates(Rates {
+                rates: check_rates(self.rates)?,
+                pad_ns: nanos_of_pad(self.pad)?,
+            })
         };
-        if slots.is_none() && self.timeout.is_some() {
+        if self.timeout.is_some() && !matches!(kind, Kind::Slots(_)) {
             return Err(LimitError::OnlyForSlots);
         }
         Ok(Limit {
             key: self.key.into(),
-            unit: self.unit,
-            pad_ns,
-            rates,
-            overage: self.overage,
-            slots,
+            terms: Arc::new(Terms {
+                is_pattern: self.is_pattern,
+                unit: self.unit,
+                overage: self.overage,
+                kind,
+            }),
         })
+    }
+
+    fn check_bucket(&self) -> Result<Bucket, LimitError> {
+        let given = [
+            ("rate", !self.rates.is_empty()),
+            ("pad", !self.pad.is_zero()),
+        ];
+        if let Some((what, _)) = given.into_iter().find(|(_, is_given)| *is_given) {
+            return Err(LimitError::NotForBuckets { what });
+        }
+        match (self.burst, self.refill) {
+            (Some(burst), Some(refill)) => Bucket::new(burst, refill),
+            (None, _) => Err(LimitError::HalfBucket { missing: "burst" }),
+            (_, None) => Err(LimitError::HalfBucket { missing: "refill" }),
+        }
     }
 
     fn check_slots(&self, count: u64) -> Result<Slots, LimitError> {
         let given = [
             ("rate", !self.rates.is_empty()),
+            ("burst", self.burst.is_some()),
+            ("refill", self.refill.is_some()),
             ("pad", !self.pad.is_zero()),
             ("overage", self.overage != Overage::default()),
         ];
@@ -167,16 +281,15 @@ impl LimitBuilder {
         if !(1..=MAX_CAPACITY).contains(&count) {
             return Err(LimitError::Slots { count });
         }
-        let nanos = |timeout: Duration| {
+        let check = |timeout: Duration| {
             let is_allowed = (MIN_WINDOW..=MAX_WINDOW).contains(&timeout);
-            i64::try_from(timeout.as_nanos())
-                .ok()
-                .filter(|_| is_allowed)
+            is_allowed
+                .then(|| nanos(timeout))
                 .ok_or(LimitError::Timeout { timeout })
         };
         Ok(Slots {
             count: count.cast_signed(),
-            timeout_ns: self.timeout.map(nanos).transpose()?,
+            timeout_ns: self.timeout.map(check).transpose()?,
         })
     }
 }
@@ -188,13 +301,14 @@ fn check_rates(mut rates: Vec<Rate>) -> Result<Vec<Rate>, LimitError> {
     if rates.len() > MAX_RATES {
         return Err(LimitError::TooManyRates { count: rates.len() });
     }
-    rates.sort_by_key(|rate| rate.window_ns);
+    rates.sort_by_key(Rate::order);
     match rates
         .windows(2)
-        .find(|pair| pair[0].window_ns == pair[1].window_ns)
+        .find(|pair| pair[0].window() == pair[1].window())
     {
         Some(pair) => Err(LimitError::SameWindow {
-            window: pair[0].window(),
+            first: pair[0],
+            second: pair[1],
         }),
         None => Ok(rates),
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::{LimitError, Rate};
+use super::{LimitError, Period, Rate, Window, nanos};
 
 /// A text that is not a rate or a list of rates, with the place where it goes wrong.
 ///
@@ -117,7 +117,7 @@ struct Parser<'a> {
 }
 
 impl<'a> Parser<'a> {
-    /// `capacity [unit] / [count] window`.
+    /// `capacity [unit] / [count] window`, or `capacity [unit] / calendar period [in zone]`.
     fn rate(&mut self) -> Result<(Rate, Option<Unit<'a>>), ParseRatesError> {
         self.skip_spaces();
         let start = self.offset;
@@ -128,6 +128,10 @@ impl<'a> Parser<'a> {
         self.expect('/', "expected `/` and a window")?;
         self.skip_spaces();
         let window_at = self.offset;
+        if self.word("calendar") {
+            let rate = self.quota(start, capacity)?;
+            return Ok((rate, unit));
+        }
         let count = self.number()?.unwrap_or(1);
         self.skip_spaces();
         let name_at = self.offset;
@@ -148,6 +152,38 @@ impl<'a> Parser<'a> {
             Err(error @ LimitError::Capacity { .. }) => Err(self.error(start, error.to_string())),
             Err(error) => Err(self.error(window_at, error.to_string())),
         }
+    }
+
+    /// `period [in zone]`.
+    fn quota(&mut self, start: usize, capacity: u64) -> Result<Rate, ParseRatesError> {
+        self.skip_spaces();
+        let period_at = self.offset;
+        let Some(period) = Period::parse(self.take_while(char::is_alphabetic)) else {
+            self.offset = period_at;
+            return Err(self.unexpected("expected a period: day, week, month or year"));
+        };
+        self.skip_spaces();
+        let mut zone_at = period_at;
+        let mut zone = "UTC";
+        if self.word("in") {
+            self.skip_spaces();
+            zone_at = self.offset;
+            zone = self.take_while(|c| !matches!(c, ' ' | ','));
+        }
+        let quota = period
+            .in_zone(zone)
+            .map_err(|error| self.error(zone_at, error.to_string()))?;
+        Rate::per(capacity, quota).map_err(|error| self.error(start, error.to_string()))
+    }
+
+    /// Whether this word follows; then it is taken.
+    fn word(&mut self, wanted: &str) -> bool {
+        let start = self.offset;
+        let is_it = self.take_while(char::is_alphabetic) == wanted;
+        if !is_it {
+            self.offset = start;
+        }
+        is_it
     }
 
     /// Words after a space, or nothing. What sticks to the number is no unit: `1.5/s` and `10k/s` are
@@ -275,22 +311,23 @@ pub(super) fn write_rates(
             write!(f, " {unit}")?;
         }
         f.write_str("/")?;
-        let window_ns = rate.window_ns().unsigned_abs();
-        match NAMED_WINDOWS
-            .iter()
-            .find(|(_, ns)| window_ns.is_multiple_of(*ns))
-        {
-            Some((name, ns)) if window_ns == *ns => f.write_str(name)?,
-            Some((name, ns)) => write!(f, "{}{name}", window_ns / ns)?,
-            None => write!(f, "{window_ns}ns")?,
+        match rate.window() {
+            Window::Rolling(window) => write_window(f, nanos(window).unsigned_abs())?,
+            Window::Calendar(quota) => write!(f, "{quota}")?,
         }
     }
     Ok(())
 }
 
-impl fmt::Display for Rate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_rates(f, std::slice::from_ref(self), None)
+/// As in `10/s` and `10/90s`.
+fn write_window(f: &mut fmt::Formatter<'_>, window_ns: u64) -> fmt::Result {
+    match NAMED_WINDOWS
+        .iter()
+        .find(|(_, ns)| window_ns.is_multiple_of(*ns))
+    {
+        Some((name, ns)) if window_ns == *ns => f.write_str(name),
+        Some((name, ns)) => write!(f, "{}{name}", window_ns / ns),
+        None => write!(f, "{window_ns}ns"),
     }
 }
 

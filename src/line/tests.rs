@@ -7,8 +7,8 @@ use proptest::prelude::*;
 
 use super::places::Places;
 use super::*;
-use crate::calendar::{Charge, Ledgers, Total};
-use crate::limit::{Limit, SECOND};
+use crate::calendar::{Charge, Full, Ledgers, Total};
+use crate::limit::{Limit, SECOND, Window, nanos};
 
 const NOW_MS: i64 = 1_000_000;
 
@@ -67,7 +67,10 @@ impl Tiny {
         let of_it = self.charges.iter().filter(|(of, ..)| *of == limit);
         let of_it: Vec<(i64, i64)> = of_it.map(|(_, ms, amount)| (*ms, *amount)).collect();
         known.rates().iter().all(|rate| {
-            let window_ms = rate.window_ns() / 1_000_000;
+            let Window::Rolling(window) = rate.window() else {
+                unreachable!("there are no others here");
+            };
+            let window_ms = nanos(window) / 1_000_000;
             let ends = NOW_MS..NOW_MS + window_ms;
             ends.into_iter().all(|end| {
                 let inside = of_it
@@ -92,6 +95,14 @@ impl Ledgers for Tiny {
     fn first_after(&mut self, limit: LimitId, at: Timestamp) -> Result<Option<Charge>, Infallible> {
         let mut charges = self.charges_of(limit).into_iter();
         Ok(charges.find(|charge| charge.at > at))
+    }
+
+    fn full_at(&mut self, _limit: LimitId) -> Result<Option<Full>, Infallible> {
+        Ok(None)
+    }
+
+    fn wall_shift_ns(&self) -> i64 {
+        0
     }
 }
 
@@ -247,7 +258,7 @@ fn scene() -> impl Strategy<Value = Scene> {
             };
             let id = LimitId(i64::try_from(number).expect("small"));
             let limit = limit.build().expect("a limit that can be");
-            Arc::new(Known { id, limit })
+            Arc::new(Known::of(id, limit))
         };
         let charges = charges.into_iter();
         let books = Tiny {
@@ -284,7 +295,7 @@ fn slots(counts: &[u64]) -> Tiny {
         let limit = Limit::slots(number.to_string(), *count);
         let limit = limit.build().expect("a limit that can be");
         let id = LimitId(number);
-        Arc::new(Known { id, limit })
+        Arc::new(Known::of(id, limit))
     };
     Tiny {
         limits: (0..).zip(counts).map(known).collect(),

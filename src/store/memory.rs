@@ -1,6 +1,7 @@
 //! A store in memory: the same decisions for one process, and for tests.
 
 mod accounts;
+mod limits;
 mod permits;
 
 use std::collections::{BTreeMap, HashMap};
@@ -9,15 +10,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use self::accounts::Accounts;
+use self::limits::Limits;
 use self::permits::{EndedPermit, OpenPermit, Resumed};
 use super::{
-    Change, Claim, Definition, Few, Holder, Known, OnConflict, Outcome, PermitNumber, Queued,
-    Registered, Row, SlotTake, Store, TicketId, Which, booked_for_later, check_bookable, denial,
-    expiry, latest, lines,
+    Change, Claim, Few, Holder, Outcome, PermitNumber, Queued, Registered, Row, SlotTake, Store,
+    TicketId, Which, booked_for_later, check_bookable, denial, expiry, latest, lines,
 };
 use crate::calendar::{LimitId, Line};
 use crate::clock::{Clock, Reading, Timeline, Timestamp};
 use crate::decision::{Peek, Refusal, Verdict, decide};
+use crate::definition::{Definition, Known, LimitChange, OnConflict};
 use crate::error::Error;
 use crate::limit::{Limit, MAX_CAPACITY};
 use crate::line::{Waiter, book_behind, decide_behind, is_of_slots, rates_admit};
@@ -46,7 +48,7 @@ pub(crate) struct MemoryStore {
 #[derive(Debug)]
 struct State {
     timeline: Timeline,
-    limits: HashMap<Arc<str>, Arc<Known>>,
+    limits: Limits,
     ledgers: Accounts,
     debts: HashMap<LimitId, i64>,
     /// The number of the last permit that held slots or had an id.
@@ -74,12 +76,8 @@ impl MemoryStore {
             clock,
             state: Mutex::new(State {
                 timeline,
-                limits: HashMap::new(),
-                ledgers: Accounts {
-                    ledgers: HashMap::new(),
-                    slots: HashMap::new(),
-                    now: timeline.high,
-                },
+                limits: Limits::default(),
+                ledgers: Accounts::new(timeline.high),
                 debts: HashMap::new(),
                 last_permit: 0,
                 permits: BTreeMap::new(),
@@ -108,6 +106,7 @@ impl MemoryStore {
         state.timeline = present.timeline;
         state.timeline.high = present.now;
         state.ledgers.now = present.now;
+        state.ledgers.wall_shift_ns = state.timeline.calendar_shift_ns;
         (state, reading, present.now)
     }
 
@@ -153,6 +152,7 @@ impl MemoryStore {
                     state.tickets.remove(&number);
                     self.changed(state);
                 }
+                state.open_ledgers(&mut lines);
                 let claim = match resumed {
                     Some(number) => state.retake(number, &lines, now),
                     None => state.charge(plan, &lines, at, now),
@@ -169,7 +169,8 @@ impl MemoryStore {
                 refusal = Refusal::Until { at, blocker };
             } else {
                 let denial = denial(refusal, &lines, now, Path::new(PLACE))?;
-                let number = number.unwrap_or_else(|| state.queue(&known, &lines, latest));
+                state.open_ledgers(&mut lines);
+                let number = number.unwrap_or_else(|| state.queue(&lines, latest));
                 let mut again_at = rates.map_or(latest, |(at, _)| at);
                 for line in lines.iter().filter(|line| is_of_slots(line)) {
                     again_at = again_at.min(state.ledgers.next_expiry(line.id));
@@ -203,47 +204,44 @@ impl MemoryStore {
 }
 
 impl Store for MemoryStore {
-    fn define(&self, limit: &Limit, conflict: OnConflict) -> Result<Definition, Error> {
+    fn define(&self, limits: &[Limit], conflict: OnConflict) -> Result<Vec<Definition>, Error> {
         let (mut state, _, _) = self.enter();
-        let stored = state.limits.get(limit.key()).cloned();
-        let (id, definition) = match stored {
-            None => {
-                let id = LimitId(i64::try_from(state.limits.len()).unwrap_or(i64::MAX));
-                (id, Definition::Created)
-            }
-            Some(stored) if stored.limit == *limit => return Ok(Definition::Unchanged),
-            Some(stored) => match conflict {
-                OnConflict::Fail => {
-                    return Err(Error::Conflict {
-                        stored: Box::new(stored.limit.clone()),
-                        given: Box::new(limit.clone()),
-                        file: PLACE.into(),
-                    });
-                }
-                OnConflict::Adopt => return Ok(Definition::Adopted(stored.limit.clone())),
-                OnConflict::Replace => (stored.id, Definition::Replaced(stored.limit.clone())),
-            },
-        };
-        let known = Known {
-            id,
-            limit: limit.clone(),
-        };
-        let key = Arc::clone(limit.shared_key());
-        state.limits.insert(key, Arc::new(known));
+        let defined = state.define_all(limits, conflict)?;
         self.changed(&mut state);
-        Ok(definition)
+        Ok(defined)
+    }
+
+    fn replace(&self, stored: &Limit, limit: &Limit) -> Result<bool, Error> {
+        let (mut state, _, _) = self.enter();
+        let still_stands = state.replace_if(stored, limit)?;
+        self.changed(&mut state);
+        Ok(still_stands)
+    }
+
+    fn remove(&self, key: &str, is_forced: bool) -> Result<Limit, Error> {
+        let (mut state, _, now) = self.enter();
+        state.end_what_is_due(now);
+        let removed = state.remove(key, is_forced)?;
+        self.changed(&mut state);
+        Ok(removed)
+    }
+
+    fn changes_of(&self, key: &str) -> Result<Vec<LimitChange>, Error> {
+        let (state, _, _) = self.enter();
+        Ok(state.limits.changes_of(key))
     }
 
     fn limit(&self, key: &str) -> Result<Limit, Error> {
         let (state, _, _) = self.enter();
-        state.known(key).map(|known| known.limit.clone())
+        match state.limits.defined(key) {
+            Some(known) => Ok(known.limit.clone()),
+            None => state.known(key).map(|known| known.limit.clone()),
+        }
     }
 
     fn limits(&self) -> Result<Vec<Limit>, Error> {
         let (state, _, _) = self.enter();
-        let mut limits: Vec<Limit> = state.limits.values().map(|k| k.limit.clone()).collect();
-        limits.sort_by(|a, b| a.key().cmp(b.key()));
-        Ok(limits)
+        Ok(state.limits.all())
     }
 
     fn acquire(&self, plan: &Plan<'_>, waited: Option<&Queued>) -> Result<Outcome, Error> {
@@ -382,7 +380,7 @@ impl Store for MemoryStore {
         let (mut state, _, now) = self.enter();
         let known = state.known(key)?;
         let Ok(usage) = Usage::read(&mut state.ledgers, known.id, &known.limit, now);
-        Ok(usage.with(state.people(known.id)))
+        Ok(usage.with(state.people(&known)))
     }
 
     fn now(&self) -> Result<Timestamp, Error> {
@@ -399,15 +397,16 @@ impl Store for MemoryStore {
     }
 }
 
+fn unknown(key: &str) -> Error {
+    Error::UnknownLimit {
+        key: key.to_owned(),
+        file: PLACE.into(),
+    }
+}
+
 impl State {
     fn known(&self, key: &str) -> Result<Arc<Known>, Error> {
-        self.limits
-            .get(key)
-            .cloned()
-            .ok_or_else(|| Error::UnknownLimit {
-                key: key.to_owned(),
-                file: PLACE.into(),
-            })
+        self.limits.find(key).ok_or_else(|| unknown(key))
     }
 
     fn owe(&mut self, limit: LimitId, debt: i64) {
@@ -449,7 +448,8 @@ impl State {
         verdict
     }
 
-    fn people(&self, limit: LimitId) -> People {
+    fn people(&self, known: &Known) -> People {
+        let limit = known.id;
         let waits = |ticket: &&Ticket| {
             let mut takes = ticket.waiter.takes.iter();
             takes.any(|(known, _)| known.id == limit)
@@ -458,15 +458,16 @@ impl State {
             permits: self.ledgers.slots.get(&limit).map_or(0, BTreeMap::len) as u64,
             waiting: self.tickets.values().filter(waits).count() as u64,
             debt: self.debts.get(&limit).map_or(0, |debt| debt.unsigned_abs()),
+            was_lowered: known.was_lowered,
         }
     }
 
     /// Goes to the end of the line.
-    fn queue(&mut self, known: &[Arc<Known>], lines: &[Line<'_>], latest: Timestamp) -> i64 {
-        let amounts = lines.iter().map(|line| line.amount);
+    fn queue(&mut self, lines: &[Line<'_>], latest: Timestamp) -> i64 {
+        let take = |line: &Line<'_>| Some((self.limits.find(line.limit.key())?, line.amount));
         let waiter = Waiter {
             owner: 0,
-            takes: known.iter().cloned().zip(amounts).collect(),
+            takes: lines.iter().filter_map(take).collect(),
             is_late: false,
         };
         self.last_ticket += 1;
@@ -486,7 +487,7 @@ impl State {
         let rows: Few<Row> = lines
             .iter()
             .filter(|line| !is_of_slots(line))
-            .map(|line| Row::new(line, self.ledgers.charge(line.id, at, line.amount)))
+            .map(|line| Row::new(line, self.ledgers.charge_line(line, at)))
             .collect();
         let slots = lines.iter().filter(|line| is_of_slots(line));
         let mut registered = None;
@@ -503,9 +504,9 @@ impl State {
             registered = Some(Box::new(permit));
         }
         for line in lines {
-            let expired = now.saturating_minus_ns(line.limit.longest_reach_ns());
-            self.ledgers.sweep(line.id, expired);
+            self.ledgers.sweep(line.id, line.limit);
         }
+        self.sweep_keys();
         Claim {
             at,
             wake_at: self.timeline.elapsed_at(at),

@@ -2,6 +2,8 @@
 
 mod acquire;
 mod bookings;
+mod buckets;
+mod changes;
 mod connection;
 mod definitions;
 mod dropped;
@@ -11,6 +13,7 @@ mod ledger;
 mod lock_file;
 mod memo;
 mod owners;
+mod patterns;
 mod permits;
 mod place;
 mod record;
@@ -20,6 +23,7 @@ mod settling;
 mod shifts;
 mod slots;
 mod sweep;
+mod terms;
 mod tickets;
 mod transaction;
 #[cfg(target_os = "linux")]
@@ -42,12 +46,10 @@ use self::place::Place;
 use self::session::{LONGEST_OPEN, Opening, Session, lock_until};
 use self::transaction::{Access, Transaction};
 use self::wakes::{SHORTEST_POLL, looks_again};
-use super::{
-    Change, Claim, Definition, Holder, OnConflict, Outcome, Queued, Registered, Store, Which,
-    denial, lines,
-};
+use super::{Change, Claim, Holder, Outcome, Queued, Registered, Store, Which, denial, lines};
 use crate::clock::{Clock, Timestamp, elapsed_at};
 use crate::decision::{Peek, Verdict};
+use crate::definition::{Author, Definition, LimitChange, OnConflict};
 use crate::error::Error;
 use crate::limit::Limit;
 use crate::plan::{Latest, Patience, Plan};
@@ -327,13 +329,47 @@ impl SqliteStore {
 }
 
 impl Store for SqliteStore {
-    fn define(&self, limit: &Limit, conflict: OnConflict) -> Result<Definition, Error> {
+    fn define(&self, limits: &[Limit], conflict: OnConflict) -> Result<Vec<Definition>, Error> {
         let session = self.session(self.busy_deadline())?;
-        self.write(&session, |transaction| transaction.define(limit, conflict))
+        let author = Author::this_process();
+        self.write(&session, |transaction| {
+            let define = |limit| transaction.define(limit, conflict, &author);
+            limits.iter().map(define).collect()
+        })
+    }
+
+    fn replace(&self, stored: &Limit, limit: &Limit) -> Result<bool, Error> {
+        let session = self.session(self.busy_deadline())?;
+        let author = Author::this_process();
+        self.write(&session, |transaction| {
+            let known = transaction.defined(stored.key())?;
+            let known = known.ok_or_else(|| transaction.unknown(stored.key()))?;
+            let still_stands = known.limit == *stored;
+            if still_stands && known.limit != *limit {
+                transaction.replace(&known, limit, &author)?;
+            }
+            Ok(still_stands)
+        })
+    }
+
+    fn remove(&self, key: &str, is_forced: bool) -> Result<Limit, Error> {
+        let session = self.session(self.busy_deadline())?;
+        let author = Author::this_process();
+        self.write(&session, |transaction| {
+            transaction.reclaim(&session.lock_file)?;
+            transaction.remove(key, is_forced, &author)
+        })
+    }
+
+    fn changes_of(&self, key: &str) -> Result<Vec<LimitChange>, Error> {
+        self.read(|transaction| transaction.changes_of(key))
     }
 
     fn limit(&self, key: &str) -> Result<Limit, Error> {
-        self.read(|transaction| Ok(transaction.known(key)?.limit.clone()))
+        self.read(|transaction| match transaction.defined(key)? {
+            Some(known) => Ok(known.limit),
+            None => Ok(transaction.known(key)?.limit.clone()),
+        })
     }
 
     fn limits(&self) -> Result<Vec<Limit>, Error> {
@@ -562,7 +598,7 @@ impl Store for SqliteStore {
         self.read(|transaction| {
             let known = transaction.known(key)?;
             let now = transaction.now();
-            let people = transaction.people(known.id)?;
+            let people = transaction.people(&known)?;
             Usage::read(transaction, known.id, &known.limit, now).map(|usage| usage.with(people))
         })
     }

@@ -8,7 +8,7 @@ use quotalite::{Limit, MAX_CAPACITY, Rate};
 use crate::history::KEYS;
 use crate::line::Line;
 use crate::model::{Model, Verdict};
-use crate::subject::{Takes, Wait, ns};
+use crate::subject::{Takes, Wait, ns, rolling};
 
 #[derive(Clone, Copy, Debug)]
 pub enum Amount {
@@ -210,7 +210,7 @@ impl Pace {
                 let lines: Vec<_> = model.lines.values().collect();
                 let limit = &lines[line % lines.len()].limit;
                 let rate = limit.rates()[rate % limit.rates().len()];
-                ns(rate.window() + limit.pad()) * sixteenths / 16 + nudge_ns
+                ns(rolling(&rate) + limit.pad()) * sixteenths / 16 + nudge_ns
             }
         };
         stride_ns.max(0)

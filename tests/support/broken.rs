@@ -6,7 +6,7 @@ use std::time::Duration;
 use quotalite::{Definition, Limit, Obstacle, OnConflict, Overage, Rate};
 
 use crate::subject::{
-    Answer, Asked, Closing, Defined, Refused, Settling, Subject, Takes, Wait, ns,
+    Answer, Asked, Closing, Defined, Refused, Settling, Subject, Takes, Wait, ns, rolling,
 };
 
 /// What is wrong with a limiter.
@@ -91,7 +91,7 @@ impl Broken {
     /// The most that is in any window of a rate which a charge at `at_ns` counts in and which ends at
     /// `from_ns` or later; or only in the one that ends there.
     fn fullest(&self, book: &Book, rate: &Rate, at_ns: i64, from_ns: i64, alone: bool) -> i64 {
-        let reach_ns = ns(rate.window() + book.limit.pad());
+        let reach_ns = ns(rolling(rate) + book.limit.pad());
         let mut instants = vec![from_ns];
         if !alone {
             let later = book.entries.iter().map(|entry| entry.at_ns);
@@ -117,7 +117,7 @@ impl Broken {
         let alone = self.flaw == Flaw::GrowsIntoBookings;
         let from_ns = at_ns.max(self.now_ns);
         let rates = book.limit.rates().iter();
-        let counting = rates.filter(|rate| from_ns < at_ns + ns(rate.window() + book.limit.pad()));
+        let counting = rates.filter(|rate| from_ns < at_ns + ns(rolling(rate) + book.limit.pad()));
         let free = counting.map(|rate| {
             rate.capacity().cast_signed() - self.fullest(book, rate, at_ns, from_ns, alone)
         });
@@ -142,7 +142,7 @@ impl Broken {
         for (key, _) in takes {
             let book = &self.books[key];
             for rate in book.limit.rates() {
-                let reach_ns = ns(rate.window() + book.limit.pad());
+                let reach_ns = ns(rolling(rate) + book.limit.pad());
                 let leaving = book.entries.iter().map(|entry| match self.flaw {
                     Flaw::FixedBuckets => (entry.at_ns / reach_ns + 1) * reach_ns,
                     Flaw::ClosedWindow => entry.at_ns + reach_ns + 1,
@@ -205,7 +205,7 @@ impl Broken {
         self.cleaned_ns = self.now_ns;
         for book in self.books.values_mut() {
             let longest = book.limit.rates().last().expect("a limit has a rate");
-            let reach_ns = ns(longest.window() + book.limit.pad());
+            let reach_ns = ns(rolling(longest) + book.limit.pad());
             book.entries
                 .retain(|entry| entry.at_ns + reach_ns > self.now_ns);
         }

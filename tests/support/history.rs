@@ -475,8 +475,6 @@ impl Pool {
 pub fn with_overage(limit: &Limit, overage: Overage) -> Limit {
     let builder = Limit::new(limit.key()).pad(limit.pad()).overage(overage);
     let rates = limit.rates().iter();
-    let builder = rates.fold(builder, |builder, rate| {
-        builder.rate(rate.capacity(), rate.window())
-    });
+    let builder = rates.fold(builder, |builder, rate| builder.set_rate(*rate));
     builder.build().expect("a limit that can be")
 }

@@ -4,7 +4,7 @@ use std::iter;
 
 use quotalite::{Limit, MAX_CAPACITY, Overage, Rate};
 
-use crate::subject::{Settling, ns};
+use crate::subject::{Settling, ns, rolling};
 
 /// Amounts add up to more than 64 bits hold when a limit is replaced by a smaller one.
 pub type Sum = i128;
@@ -68,7 +68,7 @@ impl Line {
     }
 
     pub fn reach_ns(&self, rate: &Rate) -> i64 {
-        ns(rate.window()) + ns(self.limit.pad())
+        ns(rolling(rate)) + ns(self.limit.pad())
     }
 
     pub fn longest_reach_ns(&self) -> i64 {

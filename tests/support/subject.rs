@@ -236,6 +236,11 @@ pub trait Subject {
     fn wind_up_totals(&mut self) {}
 }
 
+/// The window of a rate that has no calendar.
+pub fn rolling(rate: &Rate) -> Duration {
+    rate.window().rolling().expect("it rolls along")
+}
+
 /// A duration in nanoseconds.
 pub fn ns(duration: Duration) -> i64 {
     i64::try_from(duration.as_nanos()).expect("a duration of a history is short")

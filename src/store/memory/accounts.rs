@@ -3,9 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 
-use crate::calendar::{Charge, Ledgers, LimitId, Total};
+use crate::calendar::{
+    Charge, Full, Ledgers, LimitId, Line, Total, expired_until, poured, refilled_by, spent,
+};
 use crate::clock::Timestamp;
 use crate::decision::Books;
+use crate::limit::{Bucket, Limit};
 use crate::store::PermitNumber;
 
 /// How many expired charges one acquisition removes from each ledger that it charges.
@@ -26,8 +29,14 @@ pub(super) struct Sum {
 pub(super) struct Accounts {
     pub(super) ledgers: HashMap<LimitId, Ledger>,
     pub(super) slots: HashMap<LimitId, BTreeMap<PermitNumber, Held>>,
+    /// When each bucket is full again, by what was poured out of it.
+    pub(super) buckets: HashMap<LimitId, Full>,
     pub(super) now: Timestamp,
+    pub(super) wall_shift_ns: i64,
 }
+
+/// The position of what was poured out of a bucket at once: it stands in no ledger.
+const POURED: i64 = -1;
 
 /// Slots of one limit that one permit holds.
 #[derive(Clone, Copy, Debug)]
@@ -43,8 +52,74 @@ impl Held {
 }
 
 impl Accounts {
+    pub(super) fn new(now: Timestamp) -> Self {
+        Self {
+            ledgers: HashMap::new(),
+            slots: HashMap::new(),
+            buckets: HashMap::new(),
+            now,
+            wall_shift_ns: 0,
+        }
+    }
+
+    /// Charges a line at an instant, which lies ahead if it is booked. Returns the position of the charge.
+    pub(super) fn charge_line(&mut self, line: &Line<'_>, at: Timestamp) -> i64 {
+        match line.limit.bucket() {
+            Some(bucket) if at <= self.now => {
+                let (now, amount) = (self.now, line.amount);
+                self.pour(line.id, bucket, |full| {
+                    Some(poured(bucket, full, now, amount))
+                });
+                POURED
+            }
+            _ => self.charge(line.id, at, line.amount),
+        }
+    }
+
+    /// Pours out of a bucket what was booked for instants that have come, and changes what is left as is said: to
+    /// nothing, if it is full.
+    pub(super) fn pour(
+        &mut self,
+        limit: LimitId,
+        bucket: Bucket,
+        change: impl FnOnce(Option<Full>) -> Option<Full>,
+    ) {
+        let now = self.now;
+        let Ok(full) = spent(self, limit, bucket, now);
+        if let Some(ledger) = self.ledgers.get_mut(&limit) {
+            ledger.retain(|(at, _), _| *at > now);
+        }
+        match change(full) {
+            Some(full) => self.buckets.insert(limit, full),
+            None => self.buckets.remove(&limit),
+        };
+    }
+
+    /// Puts back into a bucket what was poured out of it, or pours out more if that is negative.
+    pub(super) fn put_back(&mut self, limit: LimitId, bucket: Bucket, amount: i64) {
+        let now = self.now;
+        self.pour(limit, bucket, |full| refilled_by(bucket, full, now, amount));
+    }
+
+    /// Whether nothing is left of what was charged to a limit and held of it.
+    pub(super) fn is_idle(&self, limit: LimitId) -> bool {
+        let is_empty = self.ledger(limit).is_none_or(BTreeMap::is_empty);
+        let is_free = self.slots.get(&limit).is_none_or(BTreeMap::is_empty);
+        let is_full = self
+            .buckets
+            .get(&limit)
+            .is_none_or(|full| full.at < self.now);
+        is_empty && is_free && is_full
+    }
+
+    pub(super) fn forget(&mut self, limit: LimitId) {
+        self.ledgers.remove(&limit);
+        self.slots.remove(&limit);
+        self.buckets.remove(&limit);
+    }
+
     /// Adds a charge and returns its position in the instant.
-    pub(super) fn charge(&mut self, limit: LimitId, at: Timestamp, amount: i64) -> i64 {
+    fn charge(&mut self, limit: LimitId, at: Timestamp, amount: i64) -> i64 {
         let ledger = self.ledgers.entry(limit).or_default();
         let previous = ledger.range(..=(at, i64::MAX)).next_back();
         let (seq, before) = match previous {
@@ -104,7 +179,16 @@ impl Accounts {
     }
 
     /// Removes a few charges that no window holds any more.
-    pub(super) fn sweep(&mut self, limit: LimitId, expired: Timestamp) {
+    pub(super) fn sweep(&mut self, id: LimitId, limit: &Limit) {
+        if let Some(bucket) = limit.bucket() {
+            return self.pour(id, bucket, |full| full);
+        }
+        if let Some(expired) = expired_until(limit, self.now, self.wall_shift_ns) {
+            self.sweep_until(id, expired);
+        }
+    }
+
+    fn sweep_until(&mut self, limit: LimitId, expired: Timestamp) {
         if let Some(ledger) = self.ledgers.get_mut(&limit) {
             for _ in 0..SWEEP {
                 match ledger.first_entry() {
@@ -155,5 +239,13 @@ impl Ledgers for Accounts {
             .ledger(limit)
             .and_then(|ledger| ledger.range((at.saturating_plus_ns(1), 0)..).next())
             .map(charge_of))
+    }
+
+    fn full_at(&mut self, limit: LimitId) -> Result<Option<Full>, Infallible> {
+        Ok(self.buckets.get(&limit).copied())
+    }
+
+    fn wall_shift_ns(&self) -> i64 {
+        self.wall_shift_ns
     }
 }

@@ -1,12 +1,16 @@
 //! Permits that hold slots or have an id, in memory.
 
+use std::sync::Arc;
+
 use super::accounts::Held;
 use super::{PLACE, State};
 use crate::calendar::Line;
 use crate::clock::Timestamp;
+use crate::definition::Known;
 use crate::error::Error;
+use crate::limit::Bucket;
 use crate::plan::Plan;
-use crate::settlement::{End, Estimate, Settled, Settlement, Used, correction};
+use crate::settlement::{Correction, End, Estimate, Settled, Settlement, Used, correction};
 use crate::store::{
     Change, Claim, Few, Holder, PermitNumber, REMEMBERED_NS, Registered, Row, SlotTake, Which,
     expiry,
@@ -222,7 +226,7 @@ impl State {
             return Ok(ended.map_or(End::Expired, |ended| ended.end).told());
         }
         let (settlement, end) = match change.used {
-            Some(used) => (self.settle(claim, used)?, End::Settled),
+            Some(used) => (self.settle(claim, used), End::Settled),
             None => (self.take_back(claim), End::Cancelled),
         };
         if let Some(registered) = &claim.registered {
@@ -233,9 +237,28 @@ impl State {
 
     fn take_back(&mut self, claim: &Claim) -> Settlement {
         for row in &claim.rows {
-            self.ledgers.amend(row.limit, claim.at, row.seq, 0);
+            if self.ledgers.amount(row.limit, claim.at, row.seq).is_some() {
+                self.ledgers.amend(row.limit, claim.at, row.seq, 0);
+            } else if let Some((known, bucket)) = self.still_poured(row) {
+                self.ledgers
+                    .put_back(known.id, bucket, row.amount.cast_signed());
+            }
         }
         Settlement::default()
+    }
+
+    /// The limit that a row was charged to, unless it was removed since. The ledger of a key that matches a pattern may
+    /// have been closed meanwhile because it was empty.
+    fn still_known(&self, row: &Row) -> Option<Arc<Known>> {
+        let known = self.limits.find(&row.key);
+        known.filter(|known| known.id == row.limit || known.pattern.is_some())
+    }
+
+    /// The bucket that a row was poured out of, as long as it is there.
+    fn still_poured(&self, row: &Row) -> Option<(Arc<Known>, Bucket)> {
+        let known = self.still_known(row)?;
+        let bucket = known.limit.bucket()?;
+        Some((known, bucket))
     }
 
     /// A claim on an open permit.
@@ -263,17 +286,20 @@ impl State {
         }
     }
 
-    fn settle(&mut self, claim: &Claim, used: &Used) -> Result<Settlement, Error> {
+    fn settle(&mut self, claim: &Claim, used: &Used) -> Settlement {
         let now = self.ledgers.now;
         let mut settlement = Settlement::default();
         for row in &claim.rows {
             let Some(used) = used.of(&row.key) else {
                 continue;
             };
-            let known = self.known(&row.key)?;
+            let Some(known) = self.still_known(row) else {
+                settlement.add(row, used, Correction::NOTHING);
+                continue;
+            };
             let charged = self.ledgers.amount(row.limit, claim.at, row.seq);
             let estimate = Estimate {
-                id: row.limit,
+                id: known.id,
                 limit: &known.limit,
                 at: claim.at,
                 charged: charged.unwrap_or(row.amount.cast_signed()),
@@ -281,11 +307,20 @@ impl State {
             };
             let Ok(correction) = correction(&mut self.ledgers, &estimate, now);
             let amount = correction.charged;
-            self.ledgers.amend(row.limit, claim.at, row.seq, amount);
-            self.owe(row.limit, correction.debt);
+            match (charged, known.limit.bucket()) {
+                (None, Some(bucket)) => {
+                    let back = estimate.charged - amount;
+                    self.ledgers.put_back(known.id, bucket, back);
+                }
+                _ => self.ledgers.amend(row.limit, claim.at, row.seq, amount),
+            }
+            if correction.debt > 0 {
+                let id = self.with_ledger(&known);
+                self.owe(id, correction.debt);
+            }
             settlement.add(row, used, correction);
         }
-        Ok(settlement)
+        settlement
     }
 
     /// What was granted before under the id of a request: the whole of it, or all but the slots.

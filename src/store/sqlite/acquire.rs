@@ -89,6 +89,7 @@ pub(super) fn attempt(
             if let Some(ticket) = ticket {
                 transaction.leave_line(ticket)?;
             }
+            transaction.open_ledgers(&mut lines)?;
             let claim = match (resumed, plan.id(), owner) {
                 (Some(number), Some(id), Some(owner)) => {
                     retake(transaction, session, &lines, number, owner, id)?
@@ -116,6 +117,7 @@ pub(super) fn attempt(
                     let place = &transaction.place.database;
                     let denial = denial(refusal, &lines, now, place)?;
                     let again_at = rates.map_or(latest, |(at, _)| at);
+                    transaction.open_ledgers(&mut lines)?;
                     let ticket = stand_in_line(transaction, &lines, owner, ticket, latest)?;
                     transaction.came(ticket);
                     let again_at = again_or_expiry(transaction, &lines, again_at)?;
@@ -263,7 +265,7 @@ fn charge(
     let now = transaction.now();
     let mut rows = Few::with_capacity(lines.len());
     for line in lines.iter().filter(|line| !is_of_slots(line)) {
-        let seq = transaction.charge(line.id, at, line.amount)?;
+        let seq = transaction.charge_line(line, at)?;
         rows.push(Row::new(line, seq));
     }
     let mut registered = None;

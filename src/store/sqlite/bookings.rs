@@ -9,6 +9,7 @@ use rusqlite::CachedStatement;
 
 use super::ledger::{Taken, taken};
 use super::transaction::Transaction;
+use crate::calendar::LimitId;
 use crate::clock::Timestamp;
 use crate::error::Error;
 use crate::store::{BookingId, Claim, Few, Row};
@@ -39,8 +40,8 @@ impl Transaction<'_> {
     }
 }
 
-const FIND_BOOKED: &str = "SELECT limit_id, at_ns, seq, amount
-    FROM booking JOIN charge USING (limit_id, at_ns, seq)
+const FIND_BOOKED: &str = "SELECT b.limit_id, b.at_ns, b.seq, c.amount
+    FROM booking AS b LEFT JOIN charge AS c USING (limit_id, at_ns, seq)
     WHERE owner_id = ?1 AND booking_id = ?2";
 
 const FIND_OWNED: &str = "SELECT limit_id, at_ns, seq, amount
@@ -48,14 +49,21 @@ const FIND_OWNED: &str = "SELECT limit_id, at_ns, seq, amount
     WHERE owner_id = ?1 AND at_ns > ?2";
 
 impl Transaction<'_> {
-    /// The charges of a booking, if it is still there.
-    pub(super) fn find_booked(&self, booking: BookingId) -> Result<Vec<Taken>, Error> {
+    /// The limits of a booking, if it is still there, each with the charge if that is.
+    pub(super) fn find_booked(
+        &self,
+        booking: BookingId,
+    ) -> Result<Vec<(LimitId, Option<Taken>)>, Error> {
         self.link
             .connection
             .prepare_cached(FIND_BOOKED)
             .and_then(|mut s| {
-                s.query_map((booking.owner, booking.number), taken)?
-                    .collect()
+                s.query_map((booking.owner, booking.number), |row| {
+                    let amount: Option<i64> = row.get(3)?;
+                    let charge = amount.map(|_| taken(row)).transpose()?;
+                    Ok((LimitId(row.get(0)?), charge))
+                })?
+                .collect()
             })
             .map_err(|error| self.sqlite(error))
     }

@@ -1,28 +1,38 @@
-//! Definitions of limits in the file.
+//! Definitions of limits: looked up, made, replaced and removed while they are in use.
 
 use std::sync::Arc;
-use std::time::Duration;
-
-use rusqlite::OptionalExtension;
 
 use super::transaction::Transaction;
 use crate::calendar::LimitId;
+use crate::definition::{
+    Action, Author, Definition, Known, OnConflict, Use, check_kind, most_specific,
+};
 use crate::error::Error;
 use crate::limit::Limit;
 use crate::plan::Plan;
-use crate::settlement::Overage;
-use crate::store::{Definition, Few, Known, OnConflict};
+use crate::store::Few;
+use crate::usage::Usage;
 
 impl Transaction<'_> {
     pub(super) fn define(
         &mut self,
         limit: &Limit,
         conflict: OnConflict,
+        author: &Author,
     ) -> Result<Definition, Error> {
-        let Some(stored) = self.find(limit.key())? else {
-            let id = self.insert_definition(limit)?;
-            self.insert_rates(id, limit)?;
+        let Some(stored) = self.defined(limit.key())? else {
+            // What was charged to the key by a pattern stays charged.
+            let id = match self.find_key(limit.key())? {
+                Some(id) if !limit.is_pattern() => {
+                    self.delete_key(id)?;
+                    id
+                }
+                _ => self.next_limit()?,
+            };
+            self.write_definition(id, limit, false)?;
             self.changed_definitions();
+            self.note_change(limit, Action::Created, author)?;
+            self.see_whether_lowered(id, limit)?;
             return Ok(Definition::Created);
         };
         if stored.limit == *limit {
@@ -37,32 +47,98 @@ impl Transaction<'_> {
                 file: self.place.database.clone(),
             }),
             OnConflict::Replace => {
-                self.update_definition(stored.id, limit)?;
-                self.insert_rates(stored.id, limit)?;
-                self.changed_definitions();
-                self.freed(stored.id);
+                self.replace(&stored, limit, author)?;
                 Ok(Definition::Replaced(former))
             }
         }
     }
 
-    /// The definition of `key`.
-    pub(super) fn known(&mut self, key: &str) -> Result<Arc<Known>, Error> {
-        self.find(key)?.ok_or_else(|| Error::UnknownLimit {
-            key: key.to_owned(),
-            file: self.place.database.clone(),
-        })
+    /// Puts a definition in the place of the one that is in force, for everybody.
+    pub(super) fn replace(
+        &mut self,
+        stored: &Known,
+        limit: &Limit,
+        author: &Author,
+    ) -> Result<(), Error> {
+        check_kind(&stored.limit, limit, &self.place.database)?;
+        if let Some(bucket) = stored.limit.bucket().filter(|_| !limit.is_pattern()) {
+            self.pour(stored.id, bucket, |full| full)?;
+        }
+        self.write_definition(stored.id, limit, limit.is_pattern())?;
+        self.changed_definitions();
+        self.note_change(limit, Action::Replaced, author)?;
+        if let Some(bucket) = limit.bucket().filter(|_| !limit.is_pattern()) {
+            // What is missing in it is written down in the terms of the new one.
+            self.pour(stored.id, bucket, |full| full)?;
+        }
+        self.see_whether_lowered(stored.id, limit)?;
+        self.freed(stored.id);
+        Ok(())
     }
 
-    /// The definitions of all limits of a plan, in its order.
+    /// Says so if more is in use than a new definition allows.
+    fn see_whether_lowered(&mut self, id: LimitId, limit: &Limit) -> Result<(), Error> {
+        if limit.is_pattern() {
+            return Ok(());
+        }
+        let now = self.now();
+        if Usage::read(self, id, limit, now)?.is_over() {
+            self.write_definition(id, limit, true)?;
+            self.link.memo.forget_limits();
+        }
+        Ok(())
+    }
+
+    /// Removes a limit or a pattern, with all that was charged to it. An error if it is in use, unless it is forced.
+    pub(super) fn remove(
+        &mut self,
+        key: &str,
+        is_forced: bool,
+        author: &Author,
+    ) -> Result<Limit, Error> {
+        let Some(stored) = self.defined(key)? else {
+            return Err(self.unknown(key));
+        };
+        let in_use = self.in_use(&stored)?;
+        if !is_forced && in_use.any() {
+            return Err(Error::InUse {
+                key: key.to_owned(),
+                by: in_use,
+                file: self.place.database.clone(),
+            });
+        }
+        self.delete_definition(stored.id)?;
+        self.give_up_ledger(stored.id)?;
+        self.changed_definitions();
+        self.note_change(&stored.limit, Action::Removed, author)?;
+        self.freed(stored.id);
+        Ok(stored.limit.clone())
+    }
+
+    /// The limit of `key`: its own definition, or what the most specific pattern makes of it.
+    pub(super) fn known(&mut self, key: &str) -> Result<Arc<Known>, Error> {
+        self.find(key)?.ok_or_else(|| self.unknown(key))
+    }
+
+    pub(super) fn unknown(&self, key: &str) -> Error {
+        Error::UnknownLimit {
+            key: key.to_owned(),
+            file: self.place.database.clone(),
+        }
+    }
+
+    /// The limits of a plan, in its order.
     pub(super) fn all_known(&mut self, plan: &Plan<'_>) -> Result<Few<Arc<Known>>, Error> {
         plan.takes().map(|(key, _)| self.known(key)).collect()
     }
 
-    /// The definition of a limit, if there is one.
+    /// A limit by its number, if there still is one.
     pub(super) fn known_by_id(&mut self, id: LimitId) -> Result<Option<Arc<Known>>, Error> {
         if let Some(known) = self.link.memo.limit_by_id(id) {
             return Ok(Some(Arc::clone(known)));
+        }
+        if let Some(key) = self.key_of(id)? {
+            return self.find(&key);
         }
         let known = self
             .read_definition_from(id)?
@@ -74,210 +150,87 @@ impl Transaction<'_> {
         }))
     }
 
-    fn find(&mut self, key: &str) -> Result<Option<Arc<Known>>, Error> {
+    pub(super) fn find(&mut self, key: &str) -> Result<Option<Arc<Known>>, Error> {
         if let Some(known) = self.link.memo.limit(key) {
             return Ok(Some(Arc::clone(known)));
         }
-        let Some(known) = self.read_definition(key)? else {
-            return Ok(None);
+        let Some(pattern) = self.most_specific(key)? else {
+            let known = self.read_definition(key)?;
+            let known = known.filter(|known| !known.limit.is_pattern());
+            return Ok(known.map(|known| self.remember(known)));
         };
-        let known = Arc::new(known);
-        self.link.memo.remember_limit(&known);
+        if let Some(known) = self
+            .read_definition(key)?
+            .filter(|known| !known.limit.is_pattern())
+        {
+            return Ok(Some(self.remember(known)));
+        }
+        let id = self.find_key(key)?.unwrap_or(LimitId::NONE);
+        let known = Arc::new(pattern.applied_to(key, id));
+        self.link.memo.remember_key(&known);
         Ok(Some(known))
     }
-}
 
-const INSERT_DEFINITION: &str =
-    "INSERT INTO limit_definition (key, unit, pad_ns, overage, slots, timeout_ns)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
-
-impl Transaction<'_> {
-    fn insert_definition(&mut self, limit: &Limit) -> Result<LimitId, Error> {
-        self.link
-            .connection
-            .prepare_cached(INSERT_DEFINITION)
-            .and_then(|mut s| {
-                s.insert((
-                    limit.key(),
-                    limit.unit(),
-                    limit.pad_ns(),
-                    limit.overage().as_str(),
-                    limit.slot_count().map(u64::cast_signed),
-                    limit.timeout_ns(),
-                ))
-            })
-            .map(LimitId)
-            .map_err(|error| self.sqlite(error))
+    fn remember(&mut self, known: Known) -> Arc<Known> {
+        let known = Arc::new(known);
+        self.link.memo.remember_limit(&known);
+        known
     }
-}
 
-const UPDATE_DEFINITION: &str = "UPDATE limit_definition
-    SET unit = ?2, pad_ns = ?3, overage = ?4, slots = ?5, timeout_ns = ?6 WHERE limit_id = ?1";
-const DELETE_RATES: &str = "DELETE FROM rate WHERE limit_id = ?1";
-
-impl Transaction<'_> {
-    fn update_definition(&mut self, id: LimitId, limit: &Limit) -> Result<(), Error> {
-        let connection = self.link.connection;
-        connection
-            .prepare_cached(UPDATE_DEFINITION)
-            .and_then(|mut s| {
-                s.execute((
-                    id.0,
-                    limit.unit(),
-                    limit.pad_ns(),
-                    limit.overage().as_str(),
-                    limit.slot_count().map(u64::cast_signed),
-                    limit.timeout_ns(),
-                ))
-            })
-            .and_then(|_| connection.prepare_cached(DELETE_RATES))
-            .and_then(|mut s| s.execute([id.0]))
-            .map(drop)
-            .map_err(|error| self.sqlite(error))
+    /// What is defined under this very text, limit or pattern.
+    pub(super) fn defined(&mut self, text: &str) -> Result<Option<Known>, Error> {
+        self.read_definition(text)
     }
-}
 
-const INSERT_RATE: &str = "INSERT INTO rate (limit_id, window_ns, capacity) VALUES (?1, ?2, ?3)";
-
-impl Transaction<'_> {
-    fn insert_rates(&mut self, id: LimitId, limit: &Limit) -> Result<(), Error> {
-        for rate in limit.rates() {
-            self.link
-                .connection
-                .prepare_cached(INSERT_RATE)
-                .and_then(|mut s| s.execute((id.0, rate.window_ns(), rate.capacity_units())))
-                .map_err(|error| self.sqlite(error))?;
+    /// The pattern that counts for a key, if any matches.
+    pub(super) fn most_specific(&mut self, key: &str) -> Result<Option<Arc<Known>>, Error> {
+        if self.link.memo.patterns.is_none() {
+            let patterns = self.read_patterns()?.into_iter().map(Arc::new);
+            self.link.memo.patterns = Some(patterns.collect());
         }
-        Ok(())
+        let patterns = self.link.memo.patterns.as_deref().unwrap_or_default();
+        Ok(most_specific(patterns, key).cloned())
     }
 }
 
-const READ_DEFINITION: &str =
-    "SELECT limit_id, key, unit, pad_ns, overage, slots, timeout_ns FROM limit_definition
-    WHERE key = ?1";
+const USE: &str = "SELECT
+    (SELECT count(*) FROM slot
+        WHERE limit_id = ?1 AND (expires_ns IS NULL OR expires_ns > ?2)),
+    (SELECT count(*) FROM permit_charge JOIN permit USING (permit_id)
+        WHERE limit_id = ?1 AND ended_ns IS NULL AND (expires_ns IS NULL OR expires_ns > ?2)),
+    (SELECT count(*) FROM charge WHERE limit_id = ?1 AND at_ns > ?2),
+    (SELECT count(*) FROM ticket_take WHERE limit_id = ?1)";
+const PATTERN_USE: &str = "SELECT
+    (SELECT count(*) FROM slot JOIN pattern_key USING (limit_id)
+        WHERE pattern_id = ?1 AND (expires_ns IS NULL OR expires_ns > ?2)),
+    (SELECT count(*) FROM permit JOIN permit_charge USING (permit_id) JOIN pattern_key USING (limit_id)
+        WHERE pattern_id = ?1 AND ended_ns IS NULL AND (expires_ns IS NULL OR expires_ns > ?2)),
+    (SELECT count(*) FROM booking AS b JOIN charge USING (limit_id, at_ns, seq) JOIN pattern_key USING (limit_id)
+        WHERE pattern_id = ?1 AND b.at_ns > ?2),
+    (SELECT count(*) FROM ticket_take JOIN pattern_key USING (limit_id) WHERE pattern_id = ?1)";
 
 impl Transaction<'_> {
-    fn read_definition(&self, key: &str) -> Result<Option<Known>, Error> {
-        self.link
-            .connection
-            .prepare_cached(READ_DEFINITION)
-            .and_then(|mut s| s.query_row([key], Head::read).optional())
-            .map_err(|error| self.sqlite(error))?
-            .map(|head| self.complete(&head))
-            .transpose()
-    }
-}
-
-const READ_ALL_DEFINITIONS: &str =
-    "SELECT limit_id, key, unit, pad_ns, overage, slots, timeout_ns FROM limit_definition
-    ORDER BY key";
-
-impl Transaction<'_> {
-    /// All definitions, by key.
-    pub(super) fn read_all_definitions(&self) -> Result<Vec<Known>, Error> {
-        let heads: Vec<Head> = self
-            .link
-            .connection
-            .prepare_cached(READ_ALL_DEFINITIONS)
-            .and_then(|mut s| s.query_map([], Head::read)?.collect())
-            .map_err(|error| self.sqlite(error))?;
-        heads.iter().map(|head| self.complete(head)).collect()
-    }
-}
-
-const READ_DEFINITION_FROM: &str =
-    "SELECT limit_id, key, unit, pad_ns, overage, slots, timeout_ns FROM limit_definition
-    WHERE limit_id >= ?1 ORDER BY limit_id LIMIT 1";
-
-impl Transaction<'_> {
-    /// The definition with the smallest id from this one on.
-    pub(super) fn read_definition_from(&self, id: LimitId) -> Result<Option<Known>, Error> {
-        self.link
-            .connection
-            .prepare_cached(READ_DEFINITION_FROM)
-            .and_then(|mut s| s.query_row([id.0], Head::read).optional())
-            .map_err(|error| self.sqlite(error))?
-            .map(|head| self.complete(&head))
-            .transpose()
-    }
-}
-
-/// A row of `limit_definition`.
-struct Head {
-    id: LimitId,
-    key: String,
-    unit: Option<String>,
-    pad_ns: i64,
-    overage: String,
-    slots: Option<i64>,
-    timeout_ns: Option<i64>,
-}
-
-impl Head {
-    fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
-        Ok(Self {
-            id: LimitId(row.get(0)?),
-            key: row.get(1)?,
-            unit: row.get(2)?,
-            pad_ns: row.get(3)?,
-            overage: row.get(4)?,
-            slots: row.get(5)?,
-            timeout_ns: row.get(6)?,
-        })
-    }
-}
-
-impl Head {
-    /// Checks everything as if a caller had given it: the file may have been edited.
-    fn build(&self, rates: &[(i64, i64)]) -> Result<Limit, String> {
-        let negative = || "a number is negative".to_owned();
-        let nanos = |ns: i64| u64::try_from(ns).map(Duration::from_nanos);
-        let mut builder = match self.slots {
-            Some(count) => {
-                let count = u64::try_from(count).map_err(|_| negative())?;
-                Limit::slots(self.key.as_str(), count)
-            }
-            None => Limit::new(self.key.as_str()),
+    /// Who would notice if a limit were gone, as far as the file knows.
+    fn in_use(&self, known: &Known) -> Result<Use, Error> {
+        let count = |count: i64| u64::try_from(count).unwrap_or(0);
+        let sql = if known.limit.is_pattern() {
+            PATTERN_USE
+        } else {
+            USE
         };
-        for (capacity, window_ns) in rates {
-            let capacity = u64::try_from(*capacity).map_err(|_| negative())?;
-            let window = nanos(*window_ns).map_err(|_| negative())?;
-            builder = builder.rate(capacity, window);
-        }
-        let overage = Overage::parse(&self.overage)
-            .ok_or_else(|| format!("there is no overage `{}`", self.overage))?;
-        builder = builder
-            .pad(nanos(self.pad_ns).map_err(|_| negative())?)
-            .overage(overage);
-        if let Some(unit) = &self.unit {
-            builder = builder.unit(unit);
-        }
-        if let Some(timeout_ns) = self.timeout_ns {
-            builder = builder.timeout(nanos(timeout_ns).map_err(|_| negative())?);
-        }
-        builder.build().map_err(|error| error.to_string())
-    }
-}
-
-const READ_RATES: &str =
-    "SELECT capacity, window_ns FROM rate WHERE limit_id = ?1 ORDER BY window_ns";
-
-impl Transaction<'_> {
-    /// Adds the rates.
-    fn complete(&self, head: &Head) -> Result<Known, Error> {
-        let rates: Vec<(i64, i64)> = self
-            .link
+        self.link
             .connection
-            .prepare_cached(READ_RATES)
+            .prepare_cached(sql)
             .and_then(|mut s| {
-                s.query_map([head.id.0], |row| Ok((row.get(0)?, row.get(1)?)))?
-                    .collect()
+                s.query_row((known.id.0, self.now().as_nanos()), |row| {
+                    Ok(Use {
+                        slots: count(row.get(0)?),
+                        permits: count(row.get(1)?),
+                        bookings: count(row.get(2)?),
+                        waiting: count(row.get(3)?),
+                    })
+                })
             })
-            .map_err(|error| self.sqlite(error))?;
-        let limit = head.build(&rates).map_err(|what| {
-            self.place
-                .damaged(format!("the definition of `{}` is wrong: {what}", head.key))
-        })?;
-        Ok(Known { id: head.id, limit })
+            .map_err(|error| self.sqlite(error))
     }
 }

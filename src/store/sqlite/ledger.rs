@@ -5,10 +5,11 @@ use std::collections::VecDeque;
 use rusqlite::{CachedStatement, Row as SqlRow};
 
 use super::transaction::Transaction;
-use crate::calendar::{Charge, Ledgers, LimitId, Total};
+use crate::calendar::{Charge, Full, Ledgers, LimitId, Line, Total, poured, refilled_by};
 use crate::clock::Timestamp;
 use crate::error::Error;
-use crate::store::Claim;
+use crate::limit::Bucket;
+use crate::store::{Claim, Few, Row};
 
 const LAST_AT: &str = "SELECT at_ns, seq, amount, total FROM charge
     WHERE limit_id = ?1 AND at_ns <= ?2 ORDER BY at_ns DESC, seq DESC LIMIT 1";
@@ -49,6 +50,14 @@ impl Ledgers for Transaction<'_> {
         let complete = charges.len() < wanted;
         self.link.memo.remember_run(limit, at, charges, complete);
         Ok(next)
+    }
+
+    fn full_at(&mut self, limit: LimitId) -> Result<Option<Full>, Error> {
+        self.bucket_full_at(limit)
+    }
+
+    fn wall_shift_ns(&self) -> i64 {
+        self.timeline().calendar_shift_ns
     }
 }
 
@@ -93,14 +102,40 @@ fn charge(row: &SqlRow<'_>) -> rusqlite::Result<Charge> {
 const INSERT: &str = "INSERT INTO charge (limit_id, at_ns, seq, amount, total)
     VALUES (?1, ?2, ?3, ?4, ?5)";
 
+/// The position of what was poured out of a bucket at once: it stands in no ledger.
+const POURED: i64 = -1;
+
 impl Transaction<'_> {
-    /// Adds a charge and returns its position in its instant.
-    pub(super) fn charge(
+    /// Charges a line at an instant, which lies ahead if it is booked. Returns the position of the charge.
+    pub(super) fn charge_line(&mut self, line: &Line<'_>, at: Timestamp) -> Result<i64, Error> {
+        if let Some(bucket) = line.limit.bucket() {
+            let (now, amount) = (self.now(), line.amount);
+            if at <= now {
+                self.pour(line.id, bucket, |full| {
+                    Some(poured(bucket, full, now, amount))
+                })?;
+                return Ok(POURED);
+            }
+        }
+        self.charge(line.id, at, line.amount)
+    }
+
+    /// Puts back into a bucket what was poured out of it, or pours out more if that is negative.
+    pub(super) fn put_back(
         &mut self,
         limit: LimitId,
-        at: Timestamp,
+        bucket: Bucket,
         amount: i64,
-    ) -> Result<i64, Error> {
+    ) -> Result<(), Error> {
+        let now = self.now();
+        if amount > 0 {
+            self.freed(limit);
+        }
+        self.pour(limit, bucket, |full| refilled_by(bucket, full, now, amount))
+    }
+
+    /// Adds a charge and returns its position in its instant.
+    fn charge(&mut self, limit: LimitId, at: Timestamp, amount: i64) -> Result<i64, Error> {
         let very_last = self.very_last(limit)?;
         let previous = self.last_at(limit, at)?;
         let (seq, before) = match previous {
@@ -164,6 +199,16 @@ impl Transaction<'_> {
     }
 }
 
+/// Where a row of a claim stands.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Stands {
+    InLedger(Taken),
+    /// Its instant has come, and if it was of a bucket, that knows of it; if not, it was swept.
+    Poured,
+    /// It was taken back.
+    Nowhere,
+}
+
 /// A charge that is to be taken back or changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Taken {
@@ -198,17 +243,29 @@ const FIND_CHARGED: &str = "SELECT limit_id, at_ns, seq, amount FROM charge
     WHERE limit_id = ?1 AND at_ns = ?2 AND seq = ?3";
 
 impl Transaction<'_> {
-    /// The charges of a claim that are still there.
-    pub(super) fn find_claimed(&self, claim: &Claim) -> Result<Vec<Taken>, Error> {
-        match claim.booking {
-            // A permit that the file knows of has its charges for as long as it is open.
-            Some(booking) if claim.registered.is_none() => self.find_booked(booking),
-            _ => claim
-                .rows
-                .iter()
-                .filter_map(|row| self.find_charged(row.limit, claim.at, row.seq).transpose())
-                .collect(),
-        }
+    /// Where each row of a claim stands.
+    pub(super) fn find_standing(&self, claim: &Claim) -> Result<Few<Stands>, Error> {
+        // A permit that the file knows of has its charges for as long as it is open.
+        let booked = match claim.booking {
+            Some(booking) if claim.registered.is_none() => Some(self.find_booked(booking)?),
+            _ => None,
+        };
+        let stands = |row: &Row| {
+            if row.seq == POURED {
+                return Ok(Stands::Poured);
+            }
+            if let Some(booked) = &booked {
+                let found = booked.iter().find(|(limit, _)| *limit == row.limit);
+                return Ok(match found {
+                    Some((_, Some(charge))) => Stands::InLedger(*charge),
+                    Some((_, None)) => Stands::Poured,
+                    None => Stands::Nowhere,
+                });
+            }
+            let found = self.find_charged(row.limit, claim.at, row.seq)?;
+            Ok(found.map_or(Stands::Poured, Stands::InLedger))
+        };
+        claim.rows.iter().map(stands).collect()
     }
 
     fn find_charged(

@@ -12,9 +12,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use crate::calendar::{Charge, LimitId};
+use crate::calendar::{Charge, Full, LimitId};
 use crate::clock::{Timeline, Timestamp};
-use crate::store::Known;
+use crate::definition::Known;
 
 /// How many limits and ledgers are remembered at most.
 const MOST: usize = 1_024;
@@ -36,6 +36,10 @@ pub(super) struct Memo {
     limits: BTreeMap<Arc<str>, Arc<Known>>,
     /// The same by id, as far as they were asked for by it.
     limits_by_id: BTreeMap<LimitId, Arc<Known>>,
+    /// All patterns; holds as long as `limits` does.
+    pub(super) patterns: Option<Vec<Arc<Known>>>,
+    /// The limits that patterns make of keys, with the numbers of their ledgers: others open and close those.
+    keys: BTreeMap<Arc<str>, Arc<Known>>,
     /// Whether the totals of a ledger are shifted anywhere; holds as long as `limits` does.
     shifted: BTreeMap<LimitId, bool>,
     ledgers: BTreeMap<LimitId, LedgerMemo>,
@@ -50,6 +54,8 @@ pub(super) struct ClockRow {
 
 #[derive(Debug, Default)]
 struct LedgerMemo {
+    /// When the bucket is full again; `Some(None)` if nothing was poured out of it.
+    full: Option<Option<Full>>,
     /// The very last charge; `Some(None)` if the ledger is empty.
     last: Option<Option<Charge>>,
     runs: Vec<Run>,
@@ -101,11 +107,14 @@ impl Memo {
         self.version = None;
         self.nobody_waits = None;
         self.ledgers.clear();
+        self.keys.clear();
     }
 
     pub(super) fn forget_limits(&mut self) {
         self.limits.clear();
         self.limits_by_id.clear();
+        self.patterns = None;
+        self.keys.clear();
         self.shifted.clear();
     }
 
@@ -117,7 +126,31 @@ impl Memo {
     }
 
     pub(super) fn limit(&self, key: &str) -> Option<&Arc<Known>> {
-        self.limits.get(key)
+        self.limits.get(key).or_else(|| self.keys.get(key))
+    }
+
+    pub(super) fn remember_key(&mut self, known: &Arc<Known>) {
+        if self.keys.len() >= MOST {
+            self.keys.clear();
+        }
+        let key = Arc::clone(known.limit.shared_key());
+        self.keys.insert(key, Arc::clone(known));
+    }
+
+    pub(super) fn forget_key(&mut self, key: &str) {
+        self.keys.remove(key);
+    }
+
+    pub(super) fn forget_keys(&mut self) {
+        self.keys.clear();
+    }
+
+    pub(super) fn full_at(&self, limit: LimitId) -> Option<Option<Full>> {
+        self.ledgers.get(&limit)?.full
+    }
+
+    pub(super) fn remember_full(&mut self, limit: LimitId, full: Option<Full>) {
+        self.ledger(limit).full = Some(full);
     }
 
     pub(super) fn has_shifts(&self, limit: LimitId) -> Option<bool> {
@@ -129,6 +162,10 @@ impl Memo {
             self.shifted.clear();
         }
         self.shifted.insert(limit, has_shifts);
+    }
+
+    pub(super) fn shifts_are_gone(&mut self, limit: LimitId) {
+        self.shifted.remove(&limit);
     }
 
     pub(super) fn limit_by_id(&self, id: LimitId) -> Option<&Arc<Known>> {

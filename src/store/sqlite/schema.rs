@@ -6,10 +6,11 @@ use super::place::Place;
 use crate::error::Error;
 
 /// Append-only: what has once been released is never edited.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("../../../migrations/0001_ledger.sql"),
     include_str!("../../../migrations/0002_permits.sql"),
     include_str!("../../../migrations/0003_shared.sql"),
+    include_str!("../../../migrations/0004_kinds.sql"),
 ];
 
 /// Marks a file as ours in its header: "qtlt".

@@ -16,10 +16,9 @@ use super::lock_file::LockFile;
 use super::place::{Place, Watch};
 use super::record::{note_opened, remove_orphans};
 use super::schema::{is_busy, migrate};
-use super::sweep::SWEEP_EVERY;
+use super::sweep::{SWEEP_EVERY, Turn};
 use super::transaction::Access;
 use super::wakes::Wakes;
-use crate::calendar::LimitId;
 use crate::error::Error;
 
 #[derive(Debug)]
@@ -46,8 +45,8 @@ pub(super) struct Session {
     pub(super) put_off: PutOff,
     /// Whether the last one who wanted to be admitted at once was refused.
     refused: AtomicBool,
-    /// The limit that was last swept in passing.
-    swept: AtomicI64,
+    /// What was last swept in passing.
+    swept: Mutex<Turn>,
 }
 
 /// How a session is opened.
@@ -137,8 +136,7 @@ impl Session {
             written: AtomicU32::new(0),
             put_off: PutOff::default(),
             refused: AtomicBool::new(false),
-            // Processes that live shortly shall not all sweep the same limits.
-            swept: AtomicI64::new(fastrand::i64(0..1_000_000)),
+            swept: Mutex::new(Turn::anywhere()),
         });
         lock(&SESSIONS).push((session.number, Arc::downgrade(&session)));
         Ok(session)
@@ -273,12 +271,12 @@ impl Session {
         self.bookings.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// If it is time to sweep: the limit after which to go on.
-    pub(super) fn sweep_turn(&self) -> Option<LimitId> {
+    /// If it is time to sweep: where to go on.
+    pub(super) fn sweep_turn(&self) -> Option<Turn> {
         let charged = self.charged.fetch_add(1, Ordering::Relaxed);
         charged
             .is_multiple_of(SWEEP_EVERY)
-            .then(|| LimitId(self.swept.load(Ordering::Relaxed)))
+            .then(|| *lock(&self.swept))
     }
 
     /// Whether it is worth a look if the next one is to be refused, too, before the write lock is asked for.
@@ -299,8 +297,8 @@ impl Session {
         written % WAL_EVERY == WAL_EVERY - 1
     }
 
-    pub(super) fn swept(&self, limit: LimitId) {
-        self.swept.store(limit.0, Ordering::Relaxed);
+    pub(super) fn swept(&self, next: Turn) {
+        *lock(&self.swept) = next;
     }
 }
 

@@ -1,11 +1,15 @@
 //! Correcting what was charged to what was used.
 
+use std::sync::Arc;
+
+use super::ledger::Stands;
 use super::session::Session;
 use super::transaction::Transaction;
 use crate::calendar::LimitId;
+use crate::definition::Known;
 use crate::error::Error;
-use crate::settlement::{End, Estimate, Settled, Settlement, Used, correction};
-use crate::store::{Change, Claim, Holder, Which};
+use crate::settlement::{Correction, End, Estimate, Settled, Settlement, Used, correction};
+use crate::store::{Change, Claim, Holder, Row, Which};
 use crate::usage::People;
 
 impl Transaction<'_> {
@@ -14,27 +18,40 @@ impl Transaction<'_> {
         if let Some(end) = self.close(claim, End::Settled)? {
             return Ok(end.told());
         }
-        let charges = self.find_claimed(claim)?;
         let mut settlement = Settlement::default();
-        for row in &claim.rows {
+        let stands = self.find_standing(claim)?;
+        for (row, stands) in claim.rows.iter().zip(stands) {
             let Some(used) = used.of(&row.key) else {
                 continue;
             };
-            let known = self.known(&row.key)?;
-            let charge = charges.iter().find(|charge| charge.limit == row.limit);
+            let Some(known) = self.still_known(row)? else {
+                settlement.add(row, used, Correction::NOTHING);
+                continue;
+            };
             let estimate = Estimate {
-                id: row.limit,
+                id: known.id,
                 limit: &known.limit,
                 at: claim.at,
-                charged: charge.map_or(row.amount.cast_signed(), |charge| charge.amount),
+                charged: match stands {
+                    Stands::InLedger(charge) => charge.amount,
+                    Stands::Poured | Stands::Nowhere => row.amount.cast_signed(),
+                },
                 used: used.cast_signed(),
             };
             let now = self.now();
             let correction = correction(self, &estimate, now)?;
-            if let Some(charge) = charge {
-                self.amend(*charge, correction.charged)?;
+            match (stands, known.limit.bucket()) {
+                (Stands::InLedger(charge), _) => self.amend(charge, correction.charged)?,
+                (Stands::Poured, Some(bucket)) => {
+                    let back = estimate.charged - correction.charged;
+                    self.put_back(known.id, bucket, back)?;
+                }
+                (Stands::Poured | Stands::Nowhere, _) => {}
             }
-            self.owe(row.limit, correction.debt)?;
+            if correction.debt > 0 {
+                let id = self.with_ledger(&known)?;
+                self.owe(id, correction.debt)?;
+            }
             settlement.add(row, used, correction);
         }
         // Whoever says what was used has used it: nothing of it comes back when its process dies. And where
@@ -47,13 +64,41 @@ impl Transaction<'_> {
 }
 
 impl Transaction<'_> {
+    /// The limit that a row was charged to, unless it was removed since. The ledger of a key that matches a pattern may
+    /// have been closed meanwhile because it was empty.
+    fn still_known(&mut self, row: &Row) -> Result<Option<Arc<Known>>, Error> {
+        let known = self.find(&row.key)?;
+        Ok(known.filter(|known| known.id == row.limit || known.pattern.is_some()))
+    }
+
+    /// The number of the ledger of a limit, which it gets if it has none.
+    fn with_ledger(&mut self, known: &Known) -> Result<LimitId, Error> {
+        match known.id {
+            LimitId::NONE => self.open_ledger(known.limit.key()),
+            id => Ok(id),
+        }
+    }
+
     /// Takes back the charges of a claim, and its slots.
     pub(super) fn cancel(&mut self, claim: &Claim) -> Result<Settled, Error> {
         if let Some(end) = self.close(claim, End::Cancelled)? {
             return Ok(end.told());
         }
-        let charges = self.find_claimed(claim)?;
-        self.take_back(charges)?;
+        let stands = self.find_standing(claim)?;
+        for (row, stands) in claim.rows.iter().zip(stands) {
+            match stands {
+                Stands::InLedger(charge) => self.take_back(vec![charge])?,
+                Stands::Nowhere => {}
+                Stands::Poured => {
+                    let known = self.still_known(row)?;
+                    if let Some((id, bucket)) =
+                        known.and_then(|known| Some((known.id, known.limit.bucket()?)))
+                    {
+                        self.put_back(id, bucket, row.amount.cast_signed())?;
+                    }
+                }
+            }
+        }
         if let Some(booking) = claim.booking {
             self.forget_booking(booking)?;
         }
@@ -119,14 +164,15 @@ const PEOPLE: &str = "SELECT
 
 impl Transaction<'_> {
     /// Who has to do with a limit, besides its charges.
-    pub(super) fn people(&self, limit: LimitId) -> Result<People, Error> {
+    pub(super) fn people(&self, known: &Known) -> Result<People, Error> {
         let count = |count: i64| u64::try_from(count).unwrap_or(0);
         self.link
             .connection
             .prepare_cached(PEOPLE)
             .and_then(|mut s| {
-                s.query_row((limit.0, self.now().as_nanos()), |row| {
+                s.query_row((known.id.0, self.now().as_nanos()), |row| {
                     Ok(People {
+                        was_lowered: known.was_lowered,
                         permits: count(row.get(0)?),
                         waiting: count(row.get(1)?),
                         debt: count(row.get::<_, Option<i64>>(2)?.unwrap_or(0)),

@@ -1,8 +1,9 @@
 //! Removing expired charges, a few at a time. No decision depends on it: a window begins where it
 //! begins, whatever lies before.
 
+use super::patterns::{FEWEST_KEYS, KeyTurn};
 use super::transaction::Transaction;
-use crate::calendar::{LimitId, Line};
+use crate::calendar::{Ledgers, LimitId, Line, expired_until};
 use crate::clock::{HIGH_STEP_NS, Timestamp};
 use crate::error::Error;
 use crate::limit::Limit;
@@ -15,34 +16,64 @@ pub(super) const SWEEP_EVERY: u32 = 128;
 const PAGES_RETURNED: i64 = 256;
 const PAGES_KEPT: i64 = 256;
 
+/// Where the next sweep goes on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Turn {
+    pub(super) definitions: LimitId,
+    pub(super) keys: KeyTurn,
+}
+
+impl Turn {
+    /// Processes that live shortly shall not all sweep the same limits.
+    pub(super) fn anywhere() -> Self {
+        let after = LimitId(fastrand::i64(0..1_000_000));
+        Self {
+            definitions: after,
+            keys: KeyTurn {
+                after,
+                count: FEWEST_KEYS,
+            },
+        }
+    }
+}
+
 impl Transaction<'_> {
-    /// Removes a few expired charges of the limits of a request, and of one more limit: the next one
-    /// after `turn`, so that limits which nobody uses are swept by whoever comes by. Returns that limit.
-    pub(super) fn sweep(&mut self, lines: &[Line<'_>], turn: LimitId) -> Result<LimitId, Error> {
+    /// Removes a few expired charges of the limits of a request, and of the next limits after `turn`: so that those
+    /// which nobody uses are swept by whoever comes by. Returns where to go on.
+    pub(super) fn sweep(&mut self, lines: &[Line<'_>], turn: Turn) -> Result<Turn, Error> {
         for line in lines {
             self.sweep_ledger(line.id, line.limit)?;
         }
-        let next = match self.read_definition_from(LimitId(turn.0.saturating_add(1)))? {
+        let after = LimitId(turn.definitions.0.saturating_add(1));
+        let next = match self.read_definition_from(after)? {
             Some(next) => {
                 if lines.iter().all(|line| line.id != next.id) {
                     self.sweep_ledger(next.id, &next.limit)?;
                 }
+                self.write_boundaries(&next.limit)?;
                 next.id
             }
             None => LimitId(0),
         };
+        let keys = self.sweep_keys(turn.keys)?;
+        self.sweep_removed()?;
         self.sweep_permits()?;
         self.return_pages()?;
-        Ok(next)
+        Ok(Turn {
+            definitions: next,
+            keys,
+        })
     }
 
     /// A charge is kept for as long as a clock that falls back unnoticed could ask for it.
-    fn sweep_ledger(&mut self, id: LimitId, limit: &Limit) -> Result<(), Error> {
-        let expired = self
-            .now()
-            .saturating_minus_ns(limit.longest_reach_ns())
-            .saturating_minus_ns(HIGH_STEP_NS);
-        self.delete_until(id, expired)
+    pub(super) fn sweep_ledger(&mut self, id: LimitId, limit: &Limit) -> Result<(), Error> {
+        if self.sweep_bucket(id, limit)? {
+            return Ok(());
+        }
+        match expired_until(limit, self.now(), self.wall_shift_ns()) {
+            Some(expired) => self.delete_until(id, expired.saturating_minus_ns(HIGH_STEP_NS)),
+            None => Ok(()),
+        }
     }
 }
 

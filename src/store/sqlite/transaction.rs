@@ -142,6 +142,8 @@ impl<'l> Transaction<'l> {
         self.stored.definitions = self.stored.definitions.wrapping_add(1);
         self.present.change = Change::Fixed;
         self.link.memo.forget_limits();
+        // Buckets are remembered in the terms of their definitions.
+        self.link.memo.forget_ledgers();
     }
 
     /// Says that nothing of this is to be committed after all.
@@ -283,7 +285,8 @@ fn run(connection: &Connection, statement: &str) -> rusqlite::Result<()> {
 }
 
 const READ_CLOCK: &str =
-    "SELECT boot_id, offset_ns, high_ns, wall_minus_instant_ns, definitions FROM clock";
+    "SELECT boot_id, offset_ns, high_ns, wall_minus_instant_ns, calendar_shift_ns, definitions
+    FROM clock";
 
 fn read_clock(connection: &Connection, place: &Place) -> Result<Option<ClockRow>, Error> {
     let failed = |error| place.sqlite(error);
@@ -306,16 +309,17 @@ fn read_clock(connection: &Connection, place: &Place) -> Result<Option<ClockRow>
             offset_ns: number(1)?,
             high: Timestamp::from_nanos(number(2)?),
             wall_minus_instant_ns: number(3)?,
+            calendar_shift_ns: number(4)?,
         },
-        definitions: number(4)?,
+        definitions: number(5)?,
     }))
 }
 
 const WRITE_CLOCK: &str = "INSERT INTO clock
-    (id, boot_id, offset_ns, high_ns, wall_minus_instant_ns, definitions)
-    VALUES (1, ?1, ?2, ?3, ?4, ?5)
+    (id, boot_id, offset_ns, high_ns, wall_minus_instant_ns, calendar_shift_ns, definitions)
+    VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6)
     ON CONFLICT (id) DO UPDATE SET boot_id = ?1, offset_ns = ?2, high_ns = ?3,
-        wall_minus_instant_ns = ?4, definitions = ?5";
+        wall_minus_instant_ns = ?4, calendar_shift_ns = ?5, definitions = ?6";
 
 fn write_clock(connection: &Connection, row: ClockRow) -> rusqlite::Result<()> {
     connection.prepare_cached(WRITE_CLOCK)?.execute((
@@ -323,6 +327,7 @@ fn write_clock(connection: &Connection, row: ClockRow) -> rusqlite::Result<()> {
         row.timeline.offset_ns,
         row.timeline.high.as_nanos(),
         row.timeline.wall_minus_instant_ns,
+        row.timeline.calendar_shift_ns,
         row.definitions,
     ))?;
     Ok(())

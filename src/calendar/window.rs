@@ -1,0 +1,305 @@
+//! Windows: those that roll along, and those that go from one boundary of a calendar to the next.
+
+use super::{Charge, Fit, Ledgers, LimitId, Use};
+use crate::clock::Timestamp;
+use crate::limit::{self, Limit, Quota, Rate, nanos};
+
+/// One rate of one limit, its window lengthened by the pad.
+pub(super) struct Window {
+    limit: LimitId,
+    capacity: i64,
+    span: Span,
+}
+
+const DAY_NS: i64 = 86_400 * 1_000_000_000;
+
+/// From where to where a window reaches.
+#[derive(Clone, Copy)]
+pub(super) enum Span {
+    Rolling {
+        reach_ns: i64,
+    },
+    Calendar {
+        quota: Quota,
+        pad_ns: i64,
+        wall_shift_ns: i64,
+    },
+}
+
+impl Span {
+    pub(super) fn of(limit: &Limit, rate: &Rate, wall_shift_ns: i64) -> Self {
+        let pad_ns = limit.pad_ns();
+        match rate.window() {
+            limit::Window::Rolling(window) => Self::Rolling {
+                reach_ns: nanos(window) + pad_ns,
+            },
+            limit::Window::Calendar(quota) => Self::Calendar {
+                quota,
+                pad_ns,
+                wall_shift_ns,
+            },
+        }
+    }
+
+    /// Up to which instant nobody asks for charges any more.
+    ///
+    /// What a calendar has let go is kept for a day more: a wall clock that is set back across midnight asks for it
+    /// again.
+    pub(super) fn expired_until(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::Rolling { .. } => self.start(now),
+            Self::Calendar { .. } => self.start(now).saturating_minus_ns(DAY_NS),
+        }
+    }
+
+    /// Where the period begins that holds an instant, and where the next one does.
+    fn around(quota: Quota, wall_shift_ns: i64, at: Timestamp) -> (Timestamp, Timestamp) {
+        let (from, until) = quota.around(at.as_nanos().saturating_add(wall_shift_ns));
+        let instant = |wall_ns| Timestamp::from_nanos(wall_ns).saturating_minus_ns(wall_shift_ns);
+        (instant(from), instant(until))
+    }
+
+    /// The window that ends at `at` holds the charges after this instant.
+    fn start(self, at: Timestamp) -> Timestamp {
+        match self {
+            Self::Rolling { reach_ns } => at.saturating_minus_ns(reach_ns),
+            Self::Calendar {
+                quota,
+                pad_ns,
+                wall_shift_ns,
+            } => {
+                let (from, _) = Self::around(quota, wall_shift_ns, at);
+                from.saturating_minus_ns(pad_ns).saturating_minus_ns(1)
+            }
+        }
+    }
+
+    /// The first instant whose window does not hold a charge made at `at` any more, if it can be written down.
+    fn leaves(self, at: Timestamp) -> Option<Timestamp> {
+        match self {
+            Self::Rolling { reach_ns } => at.checked_plus_ns(reach_ns),
+            Self::Calendar {
+                quota,
+                pad_ns,
+                wall_shift_ns,
+            } => {
+                let (_, until) = Self::around(quota, wall_shift_ns, at.checked_plus_ns(pad_ns)?);
+                (until.as_nanos() < i64::MAX.saturating_sub(wall_shift_ns.max(0))).then_some(until)
+            }
+        }
+    }
+
+    /// The last instant whose window holds a charge made at `at`.
+    fn end(self, at: Timestamp) -> Timestamp {
+        let leaves = self.leaves(at);
+        leaves.map_or(Timestamp::from_nanos(i64::MAX), |leaves| {
+            leaves.saturating_minus_ns(1)
+        })
+    }
+}
+
+/// The sum from `first`, the first charge after a window's start, to `last`, the last one up to its end.
+fn sum_between(first: Option<&Charge>, last: &Charge) -> i64 {
+    match first {
+        Some(first) if (first.at, first.seq) <= (last.at, last.seq) => {
+            last.total.since(first.before())
+        }
+        _ => 0,
+    }
+}
+
+impl Window {
+    pub(super) fn new(id: LimitId, limit: &Limit, rate: &Rate, wall_shift_ns: i64) -> Self {
+        Self {
+            limit: id,
+            capacity: rate.capacity_units(),
+            span: Span::of(limit, rate, wall_shift_ns),
+        }
+    }
+
+    fn start(&self, at: Timestamp) -> Timestamp {
+        self.span.start(at)
+    }
+
+    fn end(&self, at: Timestamp) -> Timestamp {
+        self.span.end(at)
+    }
+
+    pub(super) fn usage<L: Ledgers>(
+        &self,
+        ledgers: &mut L,
+        now: Timestamp,
+    ) -> Result<Use, L::Error> {
+        let first = ledgers.first_after(self.limit, self.start(now))?;
+        let used = match ledgers.last_at(self.limit, now)? {
+            Some(last) => sum_between(first.as_ref(), &last),
+            None => 0,
+        };
+        let most = self.peak(ledgers, now, now)?;
+        Ok(Use {
+            used,
+            available: (self.capacity - most).max(0),
+            next_release: first
+                .filter(|_| used > 0)
+                .and_then(|first| self.span.leaves(first.at)),
+            is_over: used.max(most) > self.capacity,
+        })
+    }
+
+    /// How much can be added to a charge made at `at`; nothing if no window that ends now or later holds it.
+    pub(super) fn room<L: Ledgers>(
+        &self,
+        ledgers: &mut L,
+        at: Timestamp,
+        now: Timestamp,
+    ) -> Result<Option<i64>, L::Error> {
+        if self.end(at) < now {
+            return Ok(None);
+        }
+        Ok(Some(self.capacity - self.peak(ledgers, at, now)?))
+    }
+
+    pub(super) fn fit<L: Ledgers>(
+        &self,
+        ledgers: &mut L,
+        at: Timestamp,
+        amount: i64,
+    ) -> Result<Fit, L::Error> {
+        let Some(release) = self.over_until(ledgers, at, amount)? else {
+            return Ok(Fit::Now);
+        };
+        Ok(self.span.leaves(release).map_or(Fit::Never, Fit::NotBefore))
+    }
+
+    /// The most that any window holds which a charge at `at` counts in and which ends at `from` or later.
+    fn peak<L: Ledgers>(
+        &self,
+        ledgers: &mut L,
+        at: Timestamp,
+        from: Timestamp,
+    ) -> Result<i64, L::Error> {
+        let from = from.max(at);
+        let mut most = 0;
+        let mut last = ledgers.last_at(self.limit, self.end(at))?;
+        while let Some(charge) = last {
+            let ends_at = charge.at.max(from);
+            let first = ledgers.first_after(self.limit, self.start(ends_at))?;
+            most = most.max(sum_between(first.as_ref(), &charge));
+            if ends_at == from {
+                break;
+            }
+            last = ledgers.last_at(self.limit, charge.at.saturating_minus_ns(1))?;
+        }
+        Ok(most)
+    }
+
+    /// If `amount` charged at `at` would be over in some window: the instant of the charge that has to
+    /// leave before it can fit.
+    fn over_until<L: Ledgers>(
+        &self,
+        ledgers: &mut L,
+        at: Timestamp,
+        amount: i64,
+    ) -> Result<Option<Timestamp>, L::Error> {
+        // Bookings may lie in (at, at + reach); they are looked at from the end, for the last one that
+        // is over moves `at` furthest.
+        let mut last = ledgers.last_at(self.limit, self.end(at))?;
+        while let Some(charge) = last {
+            let ends_at = charge.at.max(at);
+            if let Some(first) = ledgers.first_after(self.limit, self.start(ends_at))? {
+                let excess = sum_between(Some(&first), &charge) + amount - self.capacity;
+                if excess > 0 {
+                    return match self.span {
+                        Span::Rolling { .. } => {
+                            self.leaver(ledgers, &first, &charge, excess).map(Some)
+                        }
+                        // All that leave with it leave at once.
+                        Span::Calendar { .. } => Ok(Some(first.at)),
+                    };
+                }
+            }
+            if ends_at == at {
+                return Ok(None);
+            }
+            last = ledgers.last_at(self.limit, charge.at.saturating_minus_ns(1))?;
+        }
+        Ok(None)
+    }
+
+    /// The earliest instant by which the charges from `first` on sum up to `excess`; the charges up to
+    /// `last` do.
+    ///
+    /// Mostly that is the first or one of the next few. Else the ledger is bisected by time, where
+    /// every other guess interpolates, as charges tend to come at an even pace.
+    fn leaver<L: Ledgers>(
+        &self,
+        ledgers: &mut L,
+        first: &Charge,
+        last: &Charge,
+        excess: i64,
+    ) -> Result<Timestamp, L::Error> {
+        let base = first.before();
+        let mut low = *first;
+        let mut high = last.at;
+        let mut high_sum = last.total.since(base);
+        let mut step: u32 = 0;
+        if first.amount >= excess {
+            return Ok(first.at);
+        }
+        loop {
+            // `low` may have later siblings in its instant, and they leave together with it.
+            let Some(whole) = ledgers.last_at(self.limit, low.at)? else {
+                return Ok(high);
+            };
+            let low_sum = whole.total.since(base);
+            if low_sum >= excess {
+                return Ok(low.at);
+            }
+            let Some(next) = ledgers.first_after(self.limit, low.at)? else {
+                return Ok(high);
+            };
+            if next.at >= high {
+                return Ok(high);
+            }
+            low = next;
+            step += 1;
+            if step <= 4 {
+                continue;
+            }
+            let guess = if step.is_multiple_of(2) {
+                midpoint(low.at, high)
+            } else {
+                interpolate((low.at, low_sum), (high, high_sum), excess)
+            };
+            if let Some(probe) = ledgers.last_at(self.limit, guess)? {
+                let sum = probe.total.since(base);
+                if sum >= excess {
+                    high = probe.at;
+                    high_sum = sum;
+                    if high <= low.at {
+                        return Ok(high);
+                    }
+                } else if probe.at > low.at {
+                    low = probe;
+                }
+            }
+        }
+    }
+}
+
+fn midpoint(low: Timestamp, high: Timestamp) -> Timestamp {
+    Timestamp::from_nanos(low.as_nanos().midpoint(high.as_nanos()))
+}
+
+/// Where the sum would reach `wanted` if it grew evenly between two instants.
+fn interpolate(low: (Timestamp, i64), high: (Timestamp, i64), wanted: i64) -> Timestamp {
+    let span = i128::from(high.0.as_nanos()) - i128::from(low.0.as_nanos());
+    let rise = i128::from(high.1) - i128::from(low.1);
+    let part = i128::from(wanted) - i128::from(low.1);
+    if rise <= 0 || part <= 0 {
+        return midpoint(low.0, high.0);
+    }
+    let along = (span * part / rise).clamp(0, span);
+    i64::try_from(i128::from(low.0.as_nanos()) + along)
+        .map_or_else(|_| midpoint(low.0, high.0), Timestamp::from_nanos)
+}

@@ -1,0 +1,232 @@
+//! What becomes of the definitions of limits while they are in use.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::calendar::LimitId;
+use crate::clock::Timestamp;
+use crate::error::Error;
+use crate::limit::{Kind, Limit, Pattern};
+
+/// What to do when a limit is already defined, differently.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnConflict {
+    /// Fail with [`Error::Conflict`], which shows both definitions.
+    #[default]
+    Fail,
+    /// Keep what is stored.
+    Adopt,
+    /// Put the new definition in its place, for all processes, from the next decision on. Charges and bookings stay. A
+    /// window that is new or longer counts what the ledger still holds; what is missing in a bucket stays missing. Where
+    /// more is in use than the new definition allows, nothing is taken back, and nothing is admitted until it fits.
+    ///
+    /// Rates cannot become slots in this way, nor either of them a bucket, or the other way round
+    /// ([`Error::OtherKind`]): [remove](crate::Limiter::remove) the limit first.
+    Replace,
+}
+
+/// What came of a definition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Definition {
+    /// The limit was not there and now is.
+    Created,
+    /// The limit was there, defined the same.
+    Unchanged,
+    /// The limit was there, and this stored definition stays in force ([`OnConflict::Adopt`]).
+    Adopted(Limit),
+    /// The limit was there, and this former definition is gone ([`OnConflict::Replace`]).
+    Replaced(Limit),
+}
+
+/// What would be lost if a limit were removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Use {
+    /// How many permits hold slots of it.
+    pub slots: u64,
+    /// How many open permits that have an id have charged it.
+    pub permits: u64,
+    /// How many bookings lie ahead.
+    pub bookings: u64,
+    /// How many callers wait in line for it.
+    pub waiting: u64,
+}
+
+impl Use {
+    pub(crate) const fn any(&self) -> bool {
+        self.slots > 0 || self.permits > 0 || self.bookings > 0 || self.waiting > 0
+    }
+}
+
+impl fmt::Display for Use {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [
+            (self.slots, "that hold slots"),
+            (self.permits, "open permits"),
+            (self.bookings, "bookings"),
+            (self.waiting, "in line"),
+        ];
+        let mut used = parts.iter().filter(|(count, _)| *count > 0);
+        if let Some((count, what)) = used.next() {
+            write!(f, "{count} {what}")?;
+        }
+        used.try_for_each(|(count, what)| write!(f, ", {count} {what}"))
+    }
+}
+
+/// A limit as a store has found it.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    pub(crate) id: LimitId,
+    pub(crate) limit: Limit,
+    /// The pattern that it is made by, if one is.
+    pub(crate) pattern: Option<LimitId>,
+    /// When its definition was last changed.
+    pub(crate) changed: Timestamp,
+    /// Whether that was to less than was in use, as far as anybody looked.
+    pub(crate) was_lowered: bool,
+}
+
+impl Known {
+    /// As it was first defined.
+    #[cfg(test)]
+    pub(crate) fn of(id: LimitId, limit: Limit) -> Self {
+        Self {
+            id,
+            limit,
+            pattern: None,
+            changed: Timestamp::from_nanos(0),
+            was_lowered: false,
+        }
+    }
+
+    /// What this pattern makes of a key, whose ledger has this number.
+    pub(crate) fn applied_to(&self, key: &str, id: LimitId) -> Self {
+        Self {
+            id,
+            limit: self.limit.applied_to(key),
+            pattern: Some(self.id),
+            changed: self.changed,
+            was_lowered: self.was_lowered,
+        }
+    }
+}
+
+/// The most specific of all patterns that match a key.
+pub(crate) fn most_specific<'p>(patterns: &'p [Arc<Known>], key: &str) -> Option<&'p Arc<Known>> {
+    let pattern = |known: &'p Arc<Known>| Pattern(known.limit.key());
+    let matching = patterns.iter().filter(|known| pattern(known).matches(key));
+    matching.max_by(|a, b| pattern(a).cmp_specific(pattern(b)))
+}
+
+/// Refuses to make one kind of limit of another: what was taken of the one says nothing of the other.
+pub(crate) fn check_kind(stored: &Limit, given: &Limit, place: &Path) -> Result<(), Error> {
+    let name = |limit: &Limit| match (limit.is_pattern(), limit.kind()) {
+        (false, kind) => kind.as_str(),
+        (true, Kind::Rates(_)) => "a pattern of rates",
+        (true, Kind::Slots(_)) => "a pattern of slots",
+        (true, Kind::Bucket(_)) => "a pattern of buckets",
+    };
+    if name(stored) == name(given) {
+        return Ok(());
+    }
+    Err(Error::OtherKind {
+        key: stored.key().to_owned(),
+        stored: name(stored),
+        given: name(given),
+        file: place.to_owned(),
+    })
+}
+
+/// Who changes limits.
+#[derive(Clone, Debug)]
+pub(crate) struct Author {
+    pub(crate) pid: u32,
+    pub(crate) program: String,
+}
+
+impl Author {
+    pub(crate) fn this_process() -> Self {
+        let program = std::env::current_exe().ok();
+        let name = program.as_deref().and_then(Path::file_name);
+        Self {
+            pid: std::process::id(),
+            program: name.map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
+        }
+    }
+}
+
+/// What was done to a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Action {
+    /// It was defined for the first time.
+    Created,
+    /// Another definition was put in the place of the one it had.
+    Replaced,
+    /// It was removed.
+    Removed,
+}
+
+impl Action {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Replaced => "replaced",
+            Self::Removed => "removed",
+        }
+    }
+
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        [Self::Created, Self::Replaced, Self::Removed]
+            .into_iter()
+            .find(|action| action.as_str() == text)
+    }
+}
+
+/// One change of a limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitChange {
+    pub(crate) at: Timestamp,
+    pub(crate) action: Action,
+    pub(crate) pid: u32,
+    pub(crate) program: String,
+    pub(crate) definition: String,
+}
+
+impl LimitChange {
+    /// How many changes of one limit are kept.
+    pub const KEPT: usize = 16;
+
+    /// When it was changed.
+    #[must_use]
+    pub const fn at(&self) -> Timestamp {
+        self.at
+    }
+
+    /// What was done.
+    #[must_use]
+    pub const fn action(&self) -> Action {
+        self.action
+    }
+
+    /// The process that did it.
+    #[must_use]
+    pub const fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The name of that process's program; empty if the system does not tell.
+    #[must_use]
+    pub fn program(&self) -> &str {
+        &self.program
+    }
+
+    /// The definition that came into force, without its key; the former one, if the limit was removed.
+    #[must_use]
+    pub fn definition(&self) -> &str {
+        &self.definition
+    }
+}

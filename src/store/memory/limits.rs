@@ -1,0 +1,320 @@
+//! Definitions of limits, in memory.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{PLACE, State, unknown};
+use crate::calendar::{LimitId, Line, rescaled};
+use crate::clock::Timestamp;
+use crate::definition::{
+    Action, Author, Definition, Known, LimitChange, OnConflict, Use, check_kind, most_specific,
+};
+use crate::error::Error;
+use crate::limit::{Bucket, Limit};
+use crate::usage::Usage;
+
+/// How many keys one acquisition looks at, whether they are idle.
+const KEYS_SWEPT: usize = 4;
+
+/// All definitions, and the ledgers of keys that match patterns.
+#[derive(Debug, Default)]
+pub(super) struct Limits {
+    defined: BTreeMap<Arc<str>, Arc<Known>>,
+    patterns: Vec<Arc<Known>>,
+    keys: HashMap<Arc<str>, LimitId>,
+    /// The keys that have ledgers, by the numbers of these.
+    by_number: BTreeMap<LimitId, Arc<str>>,
+    /// The last number that was given to a limit.
+    last: i64,
+    /// The key that was last looked at, whether it is idle.
+    swept: i64,
+    changes: HashMap<Arc<str>, VecDeque<LimitChange>>,
+}
+
+impl Limits {
+    /// What is defined under this very text, limit or pattern.
+    pub(super) fn defined(&self, text: &str) -> Option<&Arc<Known>> {
+        self.defined.get(text)
+    }
+
+    /// The limit of a key: its own definition, or what the most specific pattern makes of it.
+    pub(super) fn find(&self, key: &str) -> Option<Arc<Known>> {
+        if let Some(known) = self.defined(key).filter(|known| !known.limit.is_pattern()) {
+            return Some(Arc::clone(known));
+        }
+        let pattern = most_specific(&self.patterns, key)?;
+        let id = self.keys.get(key).copied().unwrap_or(LimitId::NONE);
+        Some(Arc::new(pattern.applied_to(key, id)))
+    }
+
+    pub(super) fn all(&self) -> Vec<Limit> {
+        let all = self.defined.values();
+        all.map(|known| known.limit.clone()).collect()
+    }
+
+    pub(super) fn changes_of(&self, key: &str) -> Vec<LimitChange> {
+        let changes = self.changes.get(key).into_iter().flatten();
+        changes.rev().cloned().collect()
+    }
+
+    fn next(&mut self) -> LimitId {
+        self.last += 1;
+        LimitId(self.last)
+    }
+
+    fn open_ledger(&mut self, key: &Arc<str>) -> LimitId {
+        let id = self.next();
+        self.keys.insert(Arc::clone(key), id);
+        self.by_number.insert(id, Arc::clone(key));
+        id
+    }
+
+    fn close_ledger(&mut self, id: LimitId) {
+        if let Some(key) = self.by_number.remove(&id) {
+            self.keys.remove(&key);
+        }
+    }
+
+    fn put(&mut self, known: Known) {
+        let key = Arc::clone(known.limit.shared_key());
+        let known = Arc::new(known);
+        self.patterns.retain(|pattern| pattern.id != known.id);
+        if known.limit.is_pattern() {
+            self.patterns.push(Arc::clone(&known));
+        }
+        self.defined.insert(key, known);
+    }
+
+    fn note(&mut self, limit: &Limit, action: Action, at: Timestamp) {
+        let Author { pid, program } = Author::this_process();
+        let key = Arc::clone(limit.shared_key());
+        let changes = self.changes.entry(key).or_default();
+        changes.push_back(LimitChange {
+            at,
+            action,
+            pid,
+            program,
+            definition: limit.as_given().to_string(),
+        });
+        if changes.len() > LimitChange::KEPT {
+            changes.pop_front();
+        }
+    }
+}
+
+impl State {
+    /// Defines limits, all of them or none.
+    pub(super) fn define_all(
+        &mut self,
+        limits: &[Limit],
+        conflict: OnConflict,
+    ) -> Result<Vec<Definition>, Error> {
+        // Whether one of them stands in the way of all is seen before anything is changed.
+        let mut planned = BTreeMap::<&str, &Limit>::new();
+        for limit in limits {
+            let stored = self.limits.defined(limit.key()).map(|known| &known.limit);
+            let stored = planned.get(limit.key()).copied().or(stored);
+            match (stored.filter(|stored| *stored != limit), conflict) {
+                (Some(stored), OnConflict::Fail) => {
+                    return Err(Error::Conflict {
+                        stored: Box::new(stored.clone()),
+                        given: Box::new(limit.clone()),
+                        file: PLACE.into(),
+                    });
+                }
+                (Some(stored), OnConflict::Replace) => {
+                    check_kind(stored, limit, Path::new(PLACE))?;
+                }
+                (Some(_), OnConflict::Adopt) => continue,
+                (None, _) => {}
+            }
+            planned.insert(limit.key(), limit);
+        }
+        let define = |limit| self.define(limit, conflict);
+        Ok(limits.iter().map(define).collect())
+    }
+
+    fn define(&mut self, limit: &Limit, conflict: OnConflict) -> Definition {
+        let Some(stored) = self.limits.defined(limit.key()).cloned() else {
+            // What was charged to the key by a pattern stays charged.
+            let id = match self.limits.keys.get(limit.key()).copied() {
+                Some(id) if !limit.is_pattern() => {
+                    self.limits.close_ledger(id);
+                    id
+                }
+                _ => self.limits.next(),
+            };
+            self.put(id, limit, Action::Created);
+            return Definition::Created;
+        };
+        if stored.limit == *limit {
+            return Definition::Unchanged;
+        }
+        let former = stored.limit.clone();
+        if conflict == OnConflict::Adopt {
+            return Definition::Adopted(former);
+        }
+        self.replace(&stored, limit);
+        Definition::Replaced(former)
+    }
+
+    /// Puts a definition in the place of another, if that is the one in force.
+    pub(super) fn replace_if(&mut self, stored: &Limit, limit: &Limit) -> Result<bool, Error> {
+        let Some(known) = self.limits.defined(stored.key()).cloned() else {
+            return Err(unknown(stored.key()));
+        };
+        let still_stands = known.limit == *stored;
+        if still_stands && known.limit != *limit {
+            check_kind(&known.limit, limit, Path::new(PLACE))?;
+            self.replace(&known, limit);
+        }
+        Ok(still_stands)
+    }
+
+    fn replace(&mut self, stored: &Known, limit: &Limit) {
+        if let (Some(former), Some(bucket)) = (stored.limit.bucket(), limit.bucket()) {
+            for id in self.ledgers_of(stored) {
+                self.rescale(id, former, bucket);
+            }
+        }
+        self.put(stored.id, limit, Action::Replaced);
+    }
+
+    /// The ledgers that a definition is in force for.
+    fn ledgers_of(&self, known: &Known) -> Vec<LimitId> {
+        if !known.limit.is_pattern() {
+            return vec![known.id];
+        }
+        let is_its = |key: &&Arc<str>| {
+            let found = self.limits.find(key);
+            found.is_some_and(|found| found.pattern == Some(known.id))
+        };
+        let keys = self.limits.keys.keys().filter(is_its);
+        keys.filter_map(|key| self.limits.keys.get(key).copied())
+            .collect()
+    }
+
+    /// What is missing in a bucket stays missing.
+    fn rescale(&mut self, id: LimitId, former: Bucket, bucket: Bucket) {
+        let now = self.ledgers.now;
+        self.ledgers.pour(id, former, |full| {
+            full.map(|full| rescaled(former, bucket, full, now))
+        });
+    }
+
+    fn put(&mut self, id: LimitId, limit: &Limit, action: Action) {
+        let now = self.ledgers.now;
+        let Ok(usage) = Usage::read(&mut self.ledgers, id, limit, now);
+        self.limits.put(Known {
+            id,
+            limit: limit.clone(),
+            pattern: None,
+            changed: now,
+            was_lowered: usage.is_over() || (limit.is_pattern() && action == Action::Replaced),
+        });
+        self.limits.note(limit, action, now);
+    }
+
+    /// Removes a limit or a pattern. An error if it is in use, unless it is forced.
+    pub(super) fn remove(&mut self, key: &str, is_forced: bool) -> Result<Limit, Error> {
+        let Some(known) = self.limits.defined(key).cloned() else {
+            return Err(unknown(key));
+        };
+        let ledgers = self.ledgers_of(&known);
+        let in_use = self.in_use(&ledgers);
+        if !is_forced && in_use.any() {
+            return Err(Error::InUse {
+                key: key.to_owned(),
+                by: in_use,
+                file: PLACE.into(),
+            });
+        }
+        self.limits.defined.remove(key);
+        self.limits.patterns.retain(|other| other.id != known.id);
+        for id in ledgers {
+            // Another pattern may match the same key.
+            let key = self.limits.by_number.get(&id);
+            if key.is_none_or(|key| self.limits.find(key).is_none()) {
+                self.close_ledger(id);
+            }
+        }
+        let now = self.ledgers.now;
+        self.limits.note(&known.limit, Action::Removed, now);
+        Ok(known.limit.clone())
+    }
+
+    fn close_ledger(&mut self, id: LimitId) {
+        self.limits.close_ledger(id);
+        self.ledgers.forget(id);
+        self.debts.remove(&id);
+    }
+
+    /// Who would notice if limits were gone.
+    fn in_use(&self, ledgers: &[LimitId]) -> Use {
+        let now = self.ledgers.now;
+        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        let is_of_them = |id: LimitId| ledgers.contains(&id);
+        let slots = ledgers.iter().filter_map(|id| self.ledgers.slots.get(id));
+        let held = slots.flat_map(BTreeMap::values);
+        let permits = self.permits.values().filter(|permit| {
+            permit.id.is_some() && permit.rows.iter().any(|row| is_of_them(row.limit))
+        });
+        let booked = ledgers.iter().filter_map(|id| self.ledgers.ledgers.get(id));
+        let booked = booked.flat_map(BTreeMap::keys).filter(|(at, _)| *at > now);
+        let waits = self.tickets.values().filter(|ticket| {
+            let mut takes = ticket.waiter.takes.iter();
+            takes.any(|(known, _)| is_of_them(known.id))
+        });
+        Use {
+            slots: count(held.filter(|held| held.counts(now)).count()),
+            permits: count(permits.count()),
+            bookings: count(booked.count()),
+            waiting: count(waits.count()),
+        }
+    }
+
+    /// Gives ledgers to the keys of a request that have none yet.
+    pub(super) fn open_ledgers(&mut self, lines: &mut [Line<'_>]) {
+        for line in lines {
+            if line.id == LimitId::NONE {
+                line.id = self.limits.open_ledger(line.limit.shared_key());
+            }
+        }
+    }
+
+    /// The number of the ledger of a limit, which it gets if it has none.
+    pub(super) fn with_ledger(&mut self, known: &Known) -> LimitId {
+        match known.id {
+            LimitId::NONE => self.limits.open_ledger(known.limit.shared_key()),
+            id => id,
+        }
+    }
+
+    /// Takes the ledgers from the next few keys that are idle.
+    pub(super) fn sweep_keys(&mut self) {
+        let after = LimitId(self.limits.swept + 1);
+        let next = self.limits.by_number.range(after..).take(KEYS_SWEPT);
+        let next: Vec<(LimitId, Arc<str>)> = next.map(|(id, key)| (*id, Arc::clone(key))).collect();
+        self.limits.swept = next.last().map_or(0, |(id, _)| id.0);
+        for (id, key) in next {
+            match self.limits.find(&key) {
+                Some(known) => self.ledgers.sweep(id, &known.limit),
+                None => self.ledgers.forget(id),
+            }
+            let is_held =
+                |permit: &super::OpenPermit| permit.rows.iter().any(|row| row.limit == id);
+            let waits = |ticket: &super::Ticket| {
+                let mut takes = ticket.waiter.takes.iter();
+                takes.any(|(known, _)| known.id == id)
+            };
+            let is_needed = !self.ledgers.is_idle(id)
+                || self.debts.contains_key(&id)
+                || self.permits.values().any(is_held)
+                || self.tickets.values().any(waits);
+            if !is_needed {
+                self.close_ledger(id);
+            }
+        }
+    }
+}

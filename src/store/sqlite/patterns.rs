@@ -1,0 +1,232 @@
+//! Keys that match a pattern: each gets a ledger when something is first charged to it, and loses it when it is idle.
+
+use rusqlite::OptionalExtension;
+
+use super::transaction::Transaction;
+use crate::calendar::{LimitId, Line};
+use crate::error::Error;
+
+const FIND: &str = "SELECT limit_id FROM pattern_key WHERE key = ?1";
+const KEY_OF: &str = "SELECT key FROM pattern_key WHERE limit_id = ?1";
+const INSERT: &str = "INSERT INTO pattern_key (limit_id, key, pattern_id) VALUES (?1, ?2, ?3)";
+const DELETE: &str = "DELETE FROM pattern_key WHERE limit_id = ?1";
+
+impl Transaction<'_> {
+    /// The number of the ledger of a key, if it has one.
+    pub(super) fn find_key(&self, key: &str) -> Result<Option<LimitId>, Error> {
+        self.link
+            .connection
+            .prepare_cached(FIND)
+            .and_then(|mut s| s.query_row([key], |row| row.get(0).map(LimitId)).optional())
+            .map_err(|error| self.sqlite(error))
+    }
+
+    pub(super) fn key_of(&self, id: LimitId) -> Result<Option<String>, Error> {
+        self.link
+            .connection
+            .prepare_cached(KEY_OF)
+            .and_then(|mut s| s.query_row([id.0], |row| row.get(0)).optional())
+            .map_err(|error| self.sqlite(error))
+    }
+
+    /// Gives ledgers to the keys of a request that have none yet.
+    pub(super) fn open_ledgers(&mut self, lines: &mut [Line<'_>]) -> Result<(), Error> {
+        for line in lines {
+            if line.id == LimitId::NONE {
+                line.id = self.open_ledger(line.limit.key())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a ledger to a key that matches a pattern.
+    pub(super) fn open_ledger(&mut self, key: &str) -> Result<LimitId, Error> {
+        let Some(pattern) = self.most_specific(key)? else {
+            return Err(self.place.damaged("a pattern is gone that was just there"));
+        };
+        let id = self.next_limit()?;
+        self.link
+            .connection
+            .prepare_cached(INSERT)
+            .and_then(|mut s| s.execute((id.0, key, pattern.id.0)))
+            .map_err(|error| self.sqlite(error))?;
+        self.link.memo.forget_key(key);
+        Ok(id)
+    }
+
+    /// Lets a key have no ledger of its own any more.
+    pub(super) fn delete_key(&mut self, id: LimitId) -> Result<(), Error> {
+        self.wrote();
+        self.link.memo.forget_keys();
+        self.link
+            .connection
+            .prepare_cached(DELETE)
+            .and_then(|mut s| s.execute([id.0]))
+            .map(drop)
+            .map_err(|error| self.sqlite(error))
+    }
+}
+
+const KEYS_FROM: &str = "SELECT limit_id, key, pattern_id FROM pattern_key
+    WHERE limit_id > ?1 ORDER BY limit_id";
+const IS_NEEDED: &str = "SELECT
+    EXISTS (SELECT 1 FROM slot WHERE limit_id = ?1)
+    OR EXISTS (SELECT 1 FROM ticket_take WHERE limit_id = ?1)
+    OR EXISTS (SELECT 1 FROM permit_charge WHERE limit_id = ?1)
+    OR EXISTS (SELECT 1 FROM debt WHERE limit_id = ?1)
+    OR EXISTS (SELECT 1 FROM bucket WHERE limit_id = ?1 AND full_ns >= ?2)
+    OR EXISTS (SELECT 1 FROM charge WHERE limit_id = ?1)";
+const REBIND: &str = "UPDATE pattern_key SET pattern_id = ?2 WHERE limit_id = ?1";
+
+/// How many keys one sweep looks at: few while all are in use, and more than one process can have added since it last
+/// swept while they are not.
+pub(super) const FEWEST_KEYS: usize = 4;
+pub(super) const MOST_KEYS: usize = 256;
+
+/// Where the sweep of keys goes on, and with how many.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KeyTurn {
+    pub(super) after: LimitId,
+    pub(super) count: usize,
+}
+
+impl Transaction<'_> {
+    /// Looks at the next few keys after a turn, and takes their ledgers from those that are idle. Returns where to go
+    /// on: with more keys, if most of these were.
+    pub(super) fn sweep_keys(&mut self, turn: KeyTurn) -> Result<KeyTurn, Error> {
+        let keys: Vec<(LimitId, String, LimitId)> = self
+            .link
+            .connection
+            .prepare_cached(KEYS_FROM)
+            .and_then(|mut s| {
+                s.query_map([turn.after.0], |row| {
+                    Ok((LimitId(row.get(0)?), row.get(1)?, LimitId(row.get(2)?)))
+                })?
+                .take(turn.count)
+                .collect()
+            })
+            .map_err(|error| self.sqlite(error))?;
+        let mut idle = 0;
+        for (id, key, pattern) in &keys {
+            idle += usize::from(self.sweep_key(*id, key, *pattern)?);
+        }
+        Ok(KeyTurn {
+            after: match keys.last() {
+                Some((id, ..)) if keys.len() == turn.count => *id,
+                _ => LimitId(0),
+            },
+            count: if idle * 2 > keys.len() {
+                (turn.count * 2).min(MOST_KEYS)
+            } else if idle == 0 {
+                (turn.count / 2).max(FEWEST_KEYS)
+            } else {
+                turn.count
+            },
+        })
+    }
+
+    /// True if the key was idle and is gone.
+    fn sweep_key(&mut self, id: LimitId, key: &str, pattern: LimitId) -> Result<bool, Error> {
+        match self.most_specific(key)? {
+            Some(known) => {
+                if known.id != pattern {
+                    self.rebind(id, known.id)?;
+                }
+                self.sweep_ledger(id, &known.limit)?;
+            }
+            // Its pattern was removed, and nobody can ask for it.
+            None => {
+                if !self.empty_ledger(id)? {
+                    return Ok(false);
+                }
+            }
+        }
+        let now_ns = self.now().as_nanos();
+        let is_needed: bool = self
+            .link
+            .connection
+            .prepare_cached(IS_NEEDED)
+            .and_then(|mut s| s.query_row((id.0, now_ns), |row| row.get(0)))
+            .map_err(|error| self.sqlite(error))?;
+        if is_needed {
+            return Ok(false);
+        }
+        self.empty_ledger(id)?;
+        self.delete_key(id)?;
+        Ok(true)
+    }
+
+    fn rebind(&mut self, id: LimitId, pattern: LimitId) -> Result<(), Error> {
+        self.wrote();
+        self.link
+            .connection
+            .prepare_cached(REBIND)
+            .and_then(|mut s| s.execute((id.0, pattern.0)))
+            .map(drop)
+            .map_err(|error| self.sqlite(error))
+    }
+}
+
+const GIVE_UP: &str = "INSERT OR IGNORE INTO removed_ledger (limit_id) VALUES (?1)";
+const NEXT_REMOVED: &str = "SELECT limit_id FROM removed_ledger LIMIT 1";
+const FORGET_REMOVED: &str = "DELETE FROM removed_ledger WHERE limit_id = ?1";
+const GIVE_BACK_SLOTS: &str = "DELETE FROM slot WHERE limit_id = ?1";
+const FORGET_DEBT: &str = "DELETE FROM debt WHERE limit_id = ?1";
+const FORGET_BUCKET: &str = "DELETE FROM bucket WHERE limit_id = ?1";
+const FORGET_SHIFTS: &str = "DELETE FROM total_shift WHERE limit_id = ?1";
+// As many as a sweep of a limit that is in use.
+const EMPTY: &str = "DELETE FROM charge
+    WHERE (limit_id, at_ns, seq) IN (
+        SELECT limit_id, at_ns, seq FROM charge WHERE limit_id = ?1 ORDER BY at_ns, seq LIMIT 256
+    )";
+
+impl Transaction<'_> {
+    /// Leaves the ledger of a limit that is no more to whoever sweeps.
+    pub(super) fn give_up_ledger(&mut self, id: LimitId) -> Result<(), Error> {
+        self.wrote();
+        self.execute_for(GIVE_UP, id).map(drop)
+    }
+
+    /// Deletes a few charges of the next limit that was removed.
+    pub(super) fn sweep_removed(&mut self) -> Result<(), Error> {
+        let next = self
+            .link
+            .connection
+            .prepare_cached(NEXT_REMOVED)
+            .and_then(|mut s| s.query_row([], |row| row.get(0).map(LimitId)).optional())
+            .map_err(|error| self.sqlite(error))?;
+        if let Some(id) = next
+            && self.empty_ledger(id)?
+        {
+            self.execute_for(FORGET_REMOVED, id)?;
+        }
+        Ok(())
+    }
+
+    /// Deletes a few charges of a limit, and what else there is of it. True if nothing is left.
+    fn empty_ledger(&mut self, id: LimitId) -> Result<bool, Error> {
+        self.wrote();
+        self.link.memo.changed(id);
+        let deleted = self.execute_for(EMPTY, id)?;
+        if deleted == 256 {
+            return Ok(false);
+        }
+        for sql in [GIVE_BACK_SLOTS, FORGET_DEBT, FORGET_BUCKET, FORGET_SHIFTS] {
+            self.execute_for(sql, id)?;
+        }
+        self.link.memo.shifts_are_gone(id);
+        Ok(true)
+    }
+
+    pub(super) fn forget_bucket(&self, id: LimitId) -> Result<(), Error> {
+        self.execute_for(FORGET_BUCKET, id).map(drop)
+    }
+
+    fn execute_for(&self, sql: &str, id: LimitId) -> Result<usize, Error> {
+        self.link
+            .connection
+            .prepare_cached(sql)
+            .and_then(|mut s| s.execute([id.0]))
+            .map_err(|error| self.sqlite(error))
+    }
+}
