@@ -88,11 +88,14 @@ pub use limit::{
     SECOND, Window,
 };
 pub use limiter::{Builder, Limiter};
-pub use permit::{Booking, Permit, PermitId};
+pub use permit::{Booking, Permit, PermitId, Provisional};
 pub use request::{Ask, MAX_BATCH, MAX_ID_BYTES, MAX_TAKES, Request};
 pub use settlement::{Overage, Settled, SettledAmount, Settlement};
 pub use store::Durability;
 pub use usage::{BucketUsage, RateUsage, Usage};
+
+/// The version of `rusqlite` that connections and transactions of the caller's own have to be of.
+pub use rusqlite;
 
 /// The examples of the README are tests.
 #[cfg(doctest)]

@@ -9,6 +9,7 @@ mod definitions;
 mod dropped;
 mod file_control;
 mod handover;
+mod joined;
 mod ledger;
 mod lock_file;
 mod memo;
@@ -36,17 +37,23 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rusqlite::Connection;
+
 pub(crate) use bookings::Accepted;
 pub use connection::Durability;
+pub(crate) use joined::Held;
 
 use self::acquire::{Attempt, attempt, decide_in_line, glance};
 use self::connection::{Deadline, waiting_until};
 use self::dropped::Dropped;
+use self::joined::check_not_within;
 use self::place::Place;
 use self::session::{LONGEST_OPEN, Opening, Session, lock_until};
 use self::transaction::{Access, Transaction};
 use self::wakes::{SHORTEST_POLL, looks_again};
-use super::{Change, Claim, Holder, Outcome, Queued, Registered, Store, Which, denial, lines};
+use super::{
+    Change, Claim, Holder, Outcome, Pending, Queued, Registered, Store, Which, denial, lines,
+};
 use crate::clock::{Clock, Timestamp, elapsed_at};
 use crate::decision::{Peek, Verdict};
 use crate::definition::{Author, Definition, LimitChange, OnConflict};
@@ -193,6 +200,9 @@ impl SqliteStore {
         deadline: Deadline,
         act: impl FnOnce(&mut Transaction<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
+        if access == Access::Write {
+            check_not_within(session)?;
+        }
         let mut is_stuck = false;
         let mut is_committed = false;
         let put_off = match access {
@@ -578,6 +588,18 @@ impl Store for SqliteStore {
         }
         let session = self.session_of(claim)?;
         self.let_go(&session, Dropped::Booking(claim.clone()))
+    }
+
+    fn connect(&self) -> Result<Connection, Error> {
+        self.open_for_caller()
+    }
+
+    fn acquire_within(
+        &self,
+        connection: &Connection,
+        plan: &Plan<'_>,
+    ) -> Result<(Outcome, Pending), Error> {
+        self.decide_within(connection, plan)
     }
 
     fn peek(&self, plan: &Plan<'_>) -> Result<Peek, Error> {
