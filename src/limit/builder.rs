@@ -243,8 +243,8 @@ impl LimitBuilder {
         }
         Ok(Limit {
             key: self.key.into(),
+            is_pattern: self.is_pattern,
             terms: Arc::new(Terms {
-                is_pattern: self.is_pattern,
                 unit: self.unit,
                 overage: self.overage,
                 kind,
