@@ -4,7 +4,9 @@
 CREATE VIEW named_limit AS
 SELECT limit_id, key, limit_id AS definition_id FROM limit_definition WHERE NOT is_pattern
 UNION ALL
-SELECT limit_id, key, pattern_id FROM pattern_key;
+SELECT k.limit_id, k.key, k.pattern_id
+FROM pattern_key AS k
+JOIN limit_definition AS p ON p.limit_id = k.pattern_id;
 
 DROP VIEW limits;
 

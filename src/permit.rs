@@ -185,7 +185,7 @@ impl Permit {
     /// live longer, [`detach`](Self::detach) it.
     ///
     /// # Errors
-    /// [`RequestError::Ended`] if it was settled or cancelled without an id, and whatever can happen to the file. The
+    /// [`RequestError::Ended`](crate::RequestError::Ended) if it was settled or cancelled without an id, and whatever can happen to the file. The
     /// permit then stays as it was.
     pub fn id(&self) -> Result<PermitId, Error> {
         self.register(&mut self.lock())
@@ -222,7 +222,7 @@ impl Permit {
     /// ```
     ///
     /// # Errors
-    /// [`RequestError::Ended`] if it has ended, and whatever can happen to the file. The permit then stays with this
+    /// [`RequestError::Ended`](crate::RequestError::Ended) if it has ended, and whatever can happen to the file. The permit then stays with this
     /// process.
     pub fn detach(&self, timeout: Duration) -> Result<PermitId, Error> {
         let mut inner = self.lock();
@@ -350,7 +350,7 @@ impl Provisional {
     }
 
     /// Takes the permit, once the transaction has committed. Say so at once: until then, this thread cannot use the
-    /// limiter in any other way that writes ([`RequestError::WithinTransaction`]).
+    /// limiter in any other way that writes ([`RequestError::WithinTransaction`](crate::RequestError::WithinTransaction)).
     ///
     /// What was rolled back is not to be taken for a permit: settling it could give back what was never charged.
     #[must_use = "a permit that is dropped keeps its charges and gives back its slots"]

@@ -18,7 +18,7 @@ impl Limiter {
     /// it. Do not take such a connection through `fork`.
     ///
     /// # Errors
-    /// [`RequestError::NoFile`] in memory, and whatever can happen to the file.
+    /// [`RequestError::NoFile`](crate::RequestError::NoFile) in memory, and whatever can happen to the file.
     pub fn connect(&self) -> Result<rusqlite::Connection, Error> {
         self.store.connect()
     }
@@ -58,9 +58,9 @@ impl Limiter {
     /// ```
     ///
     /// # Errors
-    /// As [`try_acquire`](Self::try_acquire); [`RequestError::OtherFile`], [`RequestError::NoWriteLock`] and
-    /// [`RequestError::NoFile`] if the transaction is none that this can be part of;
-    /// [`RequestError::NotConnected`] if slots or an id are asked for and this process is not known to the file yet. The
+    /// As [`try_acquire`](Self::try_acquire); [`RequestError::OtherFile`](crate::RequestError::OtherFile), [`RequestError::NoWriteLock`](crate::RequestError::NoWriteLock) and
+    /// [`RequestError::NoFile`](crate::RequestError::NoFile) if the transaction is none that this can be part of;
+    /// [`RequestError::NotConnected`](crate::RequestError::NotConnected) if slots or an id are asked for and this process is not known to the file yet. The
     /// transaction goes on as if the call had not been made.
     pub fn try_acquire_in<'a>(
         &self,

@@ -233,11 +233,7 @@ impl State {
         self.limits.defined.remove(key);
         self.limits.patterns.retain(|other| other.id != known.id);
         for id in ledgers {
-            // Another pattern may match the same key.
-            let key = self.limits.by_number.get(&id);
-            if key.is_none_or(|key| self.limits.find(key).is_none()) {
-                self.close_ledger(id);
-            }
+            self.close_ledger(id);
         }
         let now = self.ledgers.now;
         self.limits.note(&known.limit, Action::Removed, now);
@@ -298,9 +294,8 @@ impl State {
         let next: Vec<(LimitId, Arc<str>)> = next.map(|(id, key)| (*id, Arc::clone(key))).collect();
         self.limits.swept = next.last().map_or(0, |(id, _)| id.0);
         for (id, key) in next {
-            match self.limits.find(&key) {
-                Some(known) => self.ledgers.sweep(id, &known.limit),
-                None => self.ledgers.forget(id),
+            if let Some(known) = self.limits.find(&key) {
+                self.ledgers.sweep(id, &known.limit);
             }
             let is_held =
                 |permit: &super::OpenPermit| permit.rows.iter().any(|row| row.limit == id);
