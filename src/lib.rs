@@ -30,14 +30,21 @@
 //! # Where to look
 //!
 //! - [`Limiter`]: everything that callers do. [`Builder`] sets up how a file is opened.
-//! - [`Limit`], [`Rate`]: definitions; [`Limit::slots`] for how many may run at once. [`Request`], [`Ask`]: what is
-//!   asked for.
+//! - [`Limit`], [`Rate`]: definitions; [`Limit::slots`] for how many may run at once, [`Bucket`] for what refills,
+//!   [`Quota`] for calendars, [`Limit::pattern`] for many keys. [`Request`], [`Ask`]: what is asked for.
+//! - [`Limiter::update`], [`Limiter::remove`], [`Limiter::changes`]: limits that are changed while they are in use.
+//! - [`Limiter::try_acquire_in`]: requests within a transaction of the caller's own; [`Provisional`] permits.
 //! - [`Decision`], [`Denial`], [`Permit`], [`Booking`], [`Peek`], [`Usage`]: the answers.
 //! - [`Permit::settle`], [`Permit::cancel`], [`Permit::detach`]: what becomes of a permit; [`Settled`] tells, and
 //!   [`Overage`] says what a limit does about too low an estimate. [`PermitId`], [`Request::id`]: permits that other
 //!   processes know, and that are granted once.
 //! - [`Error`]: what can go wrong, and what still holds then.
 //! - [`ManualClock`]: for tests, together with [`Limiter::in_memory_with`].
+//!
+//! # Features
+//!
+//! - `calendar`: quotas that end with the day, week, month or year of a time zone ([`LimitBuilder::quota`]). Without it, a
+//!   file that has such limits can be opened; requests for these fail.
 //!
 //! # What is promised, and where
 //!
