@@ -32,6 +32,10 @@
 //! - [`Limiter`]: everything that callers do. [`Builder`] sets up how a file is opened.
 //! - [`Limit`], [`Rate`]: definitions; [`Limit::slots`] for how many may run at once. [`Request`], [`Ask`]: what is
 //!   asked for.
+#![cfg_attr(
+    feature = "file",
+    doc = "- [`LimitsFile`], [`Limiter::apply`]: definitions that an operator writes in a TOML file."
+)]
 //! - [`Decision`], [`Denial`], [`Permit`], [`Booking`], [`Peek`], [`Usage`]: the answers.
 //! - [`Permit::settle`], [`Permit::cancel`], [`Permit::detach`]: what becomes of a permit; [`Settled`] tells, and
 //!   [`Overage`] says what a limit does about too low an estimate. [`PermitId`], [`Request::id`]: permits that other
@@ -69,6 +73,8 @@ mod definition;
 mod error;
 mod limit;
 mod limiter;
+#[cfg(feature = "file")]
+mod limits_file;
 mod line;
 mod permit;
 mod plan;
@@ -88,6 +94,8 @@ pub use limit::{
     SECOND, Window,
 };
 pub use limiter::{Builder, Limiter};
+#[cfg(feature = "file")]
+pub use limits_file::{FilePlace, LimitsFile, LimitsFileError};
 pub use permit::{Booking, Permit, PermitId};
 pub use request::{Ask, MAX_BATCH, MAX_ID_BYTES, MAX_TAKES, Request};
 pub use settlement::{Overage, Settled, SettledAmount, Settlement};
