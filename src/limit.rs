@@ -20,6 +20,8 @@ pub use quota::{Period, Quota};
 pub(crate) use rate::nanos;
 pub use rate::{Rate, Window};
 pub use text::ParseRatesError;
+#[cfg(feature = "file")]
+pub(crate) use text::parse_time;
 
 use crate::settlement::Overage;
 

@@ -104,7 +104,7 @@ fn an_update_changes_what_it_names_and_nothing_else() {
             limiter.limit("k").unwrap().to_string(),
             "k: 20/s, 1000/h, pad 5ms"
         );
-        let told = limiter.update("nobody", |limit| limit.to_builder());
+        let told = limiter.update("nobody", Limit::to_builder);
         assert!(matches!(told, Err(Error::UnknownLimit { .. })));
         let told = limiter.update("k", |_| Limit::new("other").per_second(1));
         assert!(matches!(

@@ -213,6 +213,12 @@ impl LimitBuilder {
         self
     }
 
+    /// What is wrong so far, so that whoever reads definitions can say where they go wrong.
+    #[cfg(feature = "file")]
+    pub(crate) fn take_wrong(&mut self) -> Option<LimitError> {
+        self.wrong.take()
+    }
+
     /// Checks the definition.
     ///
     /// # Errors
