@@ -49,7 +49,9 @@ CREATE TABLE bucket (
     full_ns   INTEGER NOT NULL,
     full_part INTEGER NOT NULL,
     refill    INTEGER NOT NULL,
-    refill_ns INTEGER NOT NULL
+    refill_ns INTEGER NOT NULL,
+    -- how empty it was in between, for those who put something back
+    lows      BLOB    NOT NULL
 ) STRICT;
 
 -- Keys in use that match a pattern, and the most specific one that they do. Each has a ledger of its own. Where the

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use quotalite::{
-    Action, HOUR, Limit, Limiter, MINUTE, ManualClock, OnConflict, Overage, Permit, Request,
+    Action, DAY, HOUR, Limit, Limiter, MINUTE, ManualClock, OnConflict, Overage, Permit, Request,
     SECOND, Usage,
 };
 use rusqlite::Connection;
@@ -90,9 +90,10 @@ fn limit(key: usize, size: u64) -> Limit {
 #[test]
 fn status_says_of_every_kind_what_usage_says() {
     let story = |steps: Vec<Step>| {
-        let (scratch, limiter, _clock) = a_file();
+        let (scratch, limiter, clock) = a_file();
         let limits = [0, 1, 2, 3].map(|key| limit(key, 8));
         limiter.define_all(limits, OnConflict::Fail).unwrap();
+        limiter.define(Limit::new("tick").per_second(1)).unwrap();
         let connection = open_raw(&scratch.file());
         let mut permits: Vec<(usize, Permit)> = Vec::new();
         for step in steps {
@@ -120,6 +121,9 @@ fn status_says_of_every_kind_what_usage_says() {
                         .unwrap();
                 }
             }
+            // The views take the instant that was last written down, if the clock of the machine is behind it.
+            clock.advance(MINUTE);
+            assert!(limiter.try_acquire("tick").unwrap().is_granted());
             for key in KEYS {
                 let usage = limiter.usage(key).unwrap();
                 let seen = status(&connection, key);
@@ -186,7 +190,7 @@ fn a_person_reads_definitions_and_changes_as_they_were_given() {
         .define(
             Limit::new("api")
                 .burst(20)
-                .refill(10, SECOND)
+                .refill(10, DAY)
                 .unit("calls")
                 .overage(Overage::Charge),
         )
@@ -208,7 +212,7 @@ fn a_person_reads_definitions_and_changes_as_they_were_given() {
     assert_eq!(
         text("SELECT format('%s|%s|%s|%s', key, kind, definition, pattern) FROM limits"),
         [
-            "api|bucket|burst 20 calls, refill 10/s, overage charge|0",
+            "api|bucket|burst 20 calls, refill 10/d, overage charge|0",
             "tenant:*|slots|2 slots, timeout 60s|1",
         ]
     );
@@ -217,12 +221,12 @@ fn a_person_reads_definitions_and_changes_as_they_were_given() {
         [
             "tenant:*|replaced|2 slots, timeout 60s",
             "tenant:*|created|3 slots, timeout 60s",
-            "api|created|burst 20 calls, refill 10/s, overage charge",
+            "api|created|burst 20 calls, refill 10/d, overage charge",
         ]
     );
     assert_eq!(
         text("SELECT format('%s|%s|%s', key, rate, used) FROM status"),
-        ["api|burst 20 calls, refill 10/s|5", "tenant:7|2 slots|1",]
+        ["api|burst 20 calls, refill 10/d|5", "tenant:7|2 slots|1"]
     );
     assert_eq!(
         text("SELECT holds FROM permits"),

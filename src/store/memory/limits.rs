@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{PLACE, State, unknown};
-use crate::calendar::{LimitId, Line, rescaled};
+use crate::calendar::{LimitId, Line};
 use crate::clock::Timestamp;
 use crate::definition::{
     Action, Author, Definition, Known, LimitChange, OnConflict, Use, check_kind, most_specific,
@@ -198,8 +198,8 @@ impl State {
     /// What is missing in a bucket stays missing.
     fn rescale(&mut self, id: LimitId, former: Bucket, bucket: Bucket) {
         let now = self.ledgers.now;
-        self.ledgers.pour(id, former, |full| {
-            full.map(|full| rescaled(former, bucket, full, now))
+        self.ledgers.pour(id, former, |poured| {
+            poured.map(|poured| poured.rescaled(former, bucket, now))
         });
     }
 

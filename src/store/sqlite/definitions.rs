@@ -65,14 +65,14 @@ impl Transaction<'_> {
     ) -> Result<(), Error> {
         check_kind(&stored.limit, limit, &self.place.database)?;
         if let Some(bucket) = stored.limit.bucket().filter(|_| !limit.is_pattern()) {
-            self.pour(stored.id, bucket, |full| full)?;
+            self.pour(stored.id, bucket, |poured| poured)?;
         }
         self.write_definition(stored.id, limit, limit.is_pattern())?;
         self.changed_definitions();
         self.note_change(limit, Action::Replaced, author)?;
         if let Some(bucket) = limit.bucket().filter(|_| !limit.is_pattern()) {
             // What is missing in it is written down in the terms of the new one.
-            self.pour(stored.id, bucket, |full| full)?;
+            self.pour(stored.id, bucket, |poured| poured)?;
         }
         self.see_whether_lowered(stored.id, limit)?;
         self.freed(stored.id);

@@ -251,10 +251,6 @@ impl Transaction<'_> {
         Ok(true)
     }
 
-    pub(super) fn forget_bucket(&self, id: LimitId) -> Result<(), Error> {
-        self.execute_for(FORGET_BUCKET, id).map(drop)
-    }
-
     fn execute_for(&self, sql: &str, id: LimitId) -> Result<usize, Error> {
         self.link
             .connection
