@@ -209,8 +209,10 @@ mod zoned {
             let Ok(at) = ambiguous.compatible() else {
                 return i64::MAX;
             };
-            // Where clocks jump over midnight, the date begins with the jump.
-            let jump = is_left_out.then(|| self.0.zone.preceding(at).next());
+            // Where clocks jump over midnight, the date begins with the jump: mostly at this very instant, which what
+            // precedes it does not include.
+            let after = at.checked_add(1.nanosecond()).unwrap_or(at);
+            let jump = is_left_out.then(|| self.0.zone.preceding(after).next());
             let at = jump.flatten().map_or(at, |jump| jump.timestamp());
             let at_ns = at.as_nanosecond();
             i64::try_from(at_ns).unwrap_or(if at_ns < 0 { i64::MIN } else { i64::MAX })
@@ -280,3 +282,6 @@ mod without {
         }
     }
 }
+
+#[cfg(all(test, feature = "calendar"))]
+mod tests;
