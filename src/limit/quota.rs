@@ -193,8 +193,8 @@ mod zoned {
                 let next = day_after(period, first);
                 let until = self.begins(next);
                 // A clock that is set back across midnight shows the old date again in the new period; and where a
-                // zone leaves out a date, that has no length.
-                if wall_ns < until || next <= first {
+                // zone leaves out a date, that has no length. The last period ends with all that can be written down.
+                if wall_ns < until || until == i64::MAX {
                     return (from, until);
                 }
                 (first, from) = (next, until);
