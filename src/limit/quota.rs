@@ -88,7 +88,7 @@ impl Quota {
 
     /// Where the period begins that holds a reading of the wall clock, and where the next one does, in nanoseconds
     /// since the Unix epoch.
-    pub(crate) fn around(&self, wall_ns: i64) -> (i64, i64) {
+    pub(crate) fn around(self, wall_ns: i64) -> (i64, i64) {
         self.zone.around(self.period, wall_ns)
     }
 }
