@@ -43,12 +43,12 @@ impl Span {
 
     /// Up to which instant nobody asks for charges any more.
     ///
-    /// What a calendar has let go is kept for a day more: a wall clock that is set back across midnight asks for it
-    /// again.
+    /// What a calendar has let go is kept for a day more, the whole period: a wall clock that is set back across its end
+    /// asks for it again.
     pub(super) fn expired_until(self, now: Timestamp) -> Timestamp {
         match self {
             Self::Rolling { .. } => self.start(now),
-            Self::Calendar { .. } => self.start(now).saturating_minus_ns(DAY_NS),
+            Self::Calendar { .. } => self.start(now.saturating_minus_ns(DAY_NS)),
         }
     }
 

@@ -193,8 +193,8 @@ mod zoned {
                 let next = day_after(period, first);
                 let until = self.begins(next);
                 // A clock that is set back across midnight shows the old date again in the new period; and where a
-                // zone leaves out a date, that has no length.
-                if wall_ns < until || next <= first {
+                // zone leaves out a date, that has no length. The last period ends with all that can be written down.
+                if wall_ns < until || until == i64::MAX {
                     return (from, until);
                 }
                 (first, from) = (next, until);
@@ -209,8 +209,10 @@ mod zoned {
             let Ok(at) = ambiguous.compatible() else {
                 return i64::MAX;
             };
-            // Where clocks jump over midnight, the date begins with the jump.
-            let jump = is_left_out.then(|| self.0.zone.preceding(at).next());
+            // Where clocks jump over midnight, the date begins with the jump: mostly at this very instant, which what
+            // precedes it does not include.
+            let after = at.checked_add(1.nanosecond()).unwrap_or(at);
+            let jump = is_left_out.then(|| self.0.zone.preceding(after).next());
             let at = jump.flatten().map_or(at, |jump| jump.timestamp());
             let at_ns = at.as_nanosecond();
             i64::try_from(at_ns).unwrap_or(if at_ns < 0 { i64::MIN } else { i64::MAX })
@@ -280,3 +282,6 @@ mod without {
         }
     }
 }
+
+#[cfg(all(test, feature = "calendar"))]
+mod tests;
