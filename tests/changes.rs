@@ -347,3 +347,37 @@ fn keys_that_are_idle_leave_nothing_in_the_file() {
     assert_eq!(limiter.usage("rate:7").unwrap().debt(), 4);
     assert_eq!(limiter.usage("rate:8").unwrap().available(), 3);
 }
+
+#[test]
+fn those_in_line_wait_for_the_limit_as_it_is_now() {
+    in_both_stores(|limiter, clock| {
+        let limits = [Limit::slots("slots", 1), Limit::new("rate").rate(5, MINUTE)];
+        limiter.define_all(limits, OnConflict::Fail).unwrap();
+        let held = limiter.acquire("slots").unwrap();
+        let ask = Request::new().take("slots", 1).take("rate", 4);
+        let waiting = std::thread::spawn({
+            let limiter = limiter.clone();
+            move || limiter.acquire(&ask).map(|permit| permit.at())
+        });
+        let in_line = |count: u64| {
+            let deadline = std::time::Instant::now() + 20 * SECOND;
+            while limiter.usage("slots").unwrap().waiting() != count {
+                assert!(std::time::Instant::now() < deadline);
+                std::thread::sleep(MS);
+            }
+        };
+        in_line(1);
+        // It is short of the slot alone. So the rate can be used, and then it is short of that, too, and keeps it.
+        assert!(limiter.try_acquire(("rate", 2)).unwrap().is_granted());
+        assert!(!limiter.try_acquire(("rate", 1)).unwrap().is_granted());
+        // With more of it, there is enough for both.
+        replace(limiter, Limit::new("rate").rate(10, MINUTE));
+        assert!(limiter.try_acquire(("rate", 4)).unwrap().is_granted());
+        replace(limiter, Limit::new("slots").slots(2));
+        let at = waiting.join().unwrap().unwrap();
+        assert_eq!(at, limiter.now().unwrap());
+        drop(held);
+        clock.advance(MINUTE);
+        assert!(limiter.try_acquire(("rate", 10)).unwrap().is_granted());
+    });
+}

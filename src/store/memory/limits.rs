@@ -131,8 +131,10 @@ impl State {
             }
             planned.insert(limit.key(), limit);
         }
-        let define = |limit| self.define(limit, conflict);
-        Ok(limits.iter().map(define).collect())
+        let defined = limits.iter().map(|limit| self.define(limit, conflict));
+        let defined = defined.collect();
+        self.tell_those_in_line();
+        Ok(defined)
     }
 
     fn define(&mut self, limit: &Limit, conflict: OnConflict) -> Definition {
@@ -168,6 +170,7 @@ impl State {
         if still_stands && known.limit != *limit {
             check_kind(&known.limit, limit, Path::new(PLACE))?;
             self.replace(&known, limit);
+            self.tell_those_in_line();
         }
         Ok(still_stands)
     }
@@ -237,7 +240,25 @@ impl State {
         }
         let now = self.ledgers.now;
         self.limits.note(&known.limit, Action::Removed, now);
+        self.tell_those_in_line();
         Ok(known.limit.clone())
+    }
+
+    /// Lets those who wait do so for the limits as they are now, and for none that was removed.
+    fn tell_those_in_line(&mut self) {
+        let limits = &self.limits;
+        for ticket in self.tickets.values_mut() {
+            ticket.waiter.takes.retain(|(known, _)| {
+                let found = limits.find(known.limit.key());
+                match found.filter(|found| found.id == known.id) {
+                    Some(found) => {
+                        *known = found;
+                        true
+                    }
+                    None => false,
+                }
+            });
+        }
     }
 
     fn close_ledger(&mut self, id: LimitId) {
