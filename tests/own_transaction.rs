@@ -4,6 +4,9 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+#[cfg(target_os = "linux")]
+use support::processes::{await_signal, eventually, number, path, play, signal_by, size, spawn};
+
 use quotalite::rusqlite::{Connection, TransactionBehavior};
 use quotalite::{
     Decision, Error, Limit, Limiter, ManualClock, Provisional, Request, RequestError, SECOND,
@@ -273,4 +276,104 @@ fn others_who_wait_get_what_a_transaction_has_left_and_not_what_it_has_taken() {
     transaction.commit().unwrap();
     assert_eq!(limiter.usage("rate").unwrap().available(), 0);
     drop((provisional.committed(), booked, behind));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "the entry of child processes"]
+fn child() {
+    play(&[
+        ("enqueue", enqueue_or_roll_back),
+        ("stay within", stay_within),
+    ]);
+}
+
+/// Reserves a budget of 1 to 3 and writes the job that it is for, and takes both back now and then.
+#[cfg(target_os = "linux")]
+fn enqueue_or_roll_back() {
+    let limiter = Limiter::open(path("FILE")).unwrap();
+    let mut connection = limiter.connect().unwrap();
+    for round in 0..number("ROUNDS") {
+        let amount = round % 3 + 1;
+        let transaction = begin(&mut connection);
+        let decision = limiter.try_acquire_in(&transaction, ("budget", amount));
+        let Decision::Granted(provisional) = decision.unwrap() else {
+            continue;
+        };
+        transaction
+            .execute(
+                "INSERT INTO app_job (amount) VALUES (?1)",
+                [amount.cast_signed()],
+            )
+            .unwrap();
+        if round % 5 == 0 {
+            transaction.rollback().unwrap();
+        } else {
+            transaction.commit().unwrap();
+            drop(provisional.committed());
+        }
+    }
+}
+
+/// Is within a transaction until it is killed.
+#[cfg(target_os = "linux")]
+fn stay_within() {
+    let limiter = Limiter::open(path("FILE")).unwrap();
+    let mut connection = limiter.connect().unwrap();
+    let transaction = begin(&mut connection);
+    let _provisional = granted(limiter.try_acquire_in(&transaction, ("budget", 2)).unwrap());
+    transaction
+        .execute("INSERT INTO app_job (amount) VALUES (2)", [])
+        .unwrap();
+    signal_by(&path("INSIDE"));
+    await_signal(&path("NEVER"));
+}
+
+/// Real processes, and so real time. The window is longer than the test.
+#[cfg(target_os = "linux")]
+#[test]
+fn jobs_and_budgets_of_many_processes_agree_whoever_is_killed() {
+    let scratch = scratch();
+    let file = scratch.file();
+    let limiter = Limiter::open(&file).unwrap();
+    let capacity = size(2_000, 40_000);
+    limiter
+        .define(Limit::new("budget").rate(capacity, quotalite::DAY))
+        .unwrap();
+    limiter
+        .connect()
+        .unwrap()
+        .execute_batch("CREATE TABLE app_job (amount INTEGER)")
+        .unwrap();
+    let name = file.to_str().unwrap();
+    let rounds = size(10_000, 100_000).to_string();
+    let workers: Vec<_> = (0..4)
+        .map(|_| spawn("enqueue", &[("FILE", name), ("ROUNDS", &rounds)]))
+        .collect();
+    let inside = scratch.path().join("inside");
+    let never = scratch.path().join("never");
+    let within = spawn(
+        "stay within",
+        &[
+            ("FILE", name),
+            ("INSIDE", inside.to_str().unwrap()),
+            ("NEVER", never.to_str().unwrap()),
+        ],
+    );
+    eventually("somebody is within", || inside.exists());
+    // All others wait for its transaction meanwhile, and one of them is killed at that.
+    let mut workers = workers.into_iter();
+    workers.next().unwrap().kill();
+    within.kill();
+    workers.for_each(support::processes::Process::wait_well);
+    let sum = |table: &str| -> i64 {
+        scratch.sqlite(&format!("SELECT coalesce(sum(amount), 0) FROM {table}"))
+    };
+    let jobs = sum("app_job").unsigned_abs();
+    assert_eq!(jobs, sum("charge").unsigned_abs());
+    assert!(jobs > 0 && jobs <= capacity, "{jobs} of {capacity}");
+    assert_eq!(
+        limiter.usage("budget").unwrap().available(),
+        capacity - jobs
+    );
 }
