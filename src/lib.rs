@@ -107,7 +107,7 @@ pub use limits_file::{FilePlace, LimitsFile, LimitsFileError};
 pub use permit::{Booking, Permit, PermitId, Provisional};
 pub use request::{Ask, MAX_BATCH, MAX_ID_BYTES, MAX_TAKES, Request};
 pub use settlement::{Overage, Settled, SettledAmount, Settlement};
-pub use store::Durability;
+pub use store::{Durability, TableConnection};
 pub use usage::{BucketUsage, RateUsage, Usage};
 
 /// The version of `rusqlite` that connections and transactions of the caller's own have to be of.

@@ -24,8 +24,8 @@ use crate::settlement::{End, Settled, Used};
 use crate::usage::Usage;
 
 pub(crate) use memory::MemoryStore;
-pub use sqlite::Durability;
 pub(crate) use sqlite::{Accepted, Held, Options, SqliteStore};
+pub use sqlite::{Durability, TableConnection};
 
 /// A place that keeps limits and their ledgers.
 ///
@@ -90,7 +90,7 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
     fn give_back(&self, claim: &Claim) -> Result<(), Error>;
 
     /// A connection of the caller's own to the file.
-    fn connect(&self) -> Result<Connection, Error>;
+    fn connect(&self) -> Result<TableConnection, Error>;
 
     /// `acquire`, as part of a transaction of the caller's own that has the write lock: what is charged is charged when
     /// that commits. It never waits.

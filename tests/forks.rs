@@ -24,6 +24,7 @@ fn child() {
         ("fork with two limiters", fork_with_two_limiters),
         ("fork over and over", fork_over_and_over),
         ("fork and name permits", fork_and_name_permits),
+        ("fork beside a connection", fork_beside_a_connection),
     ]);
 }
 
@@ -228,4 +229,29 @@ fn forked_children_give_their_permits_different_ids() {
         id[10..].to_owned()
     };
     assert_ne!(random_part("one"), random_part("other"));
+}
+
+/// A child cannot close a connection that belongs to the program, and would write without a lock beside it.
+fn fork_beside_a_connection() {
+    let limiter = Limiter::open(path("FILE")).unwrap();
+    let in_a_child = |is_right: fn(&Result<quotalite::Decision, Error>) -> bool| match fork() {
+        ForkResult::Child => end(i32::from(!is_right(&limiter.try_acquire("slow")))),
+        ForkResult::Parent { child } => {
+            assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
+        }
+    };
+    let connection = limiter.connect().unwrap();
+    in_a_child(|answer| matches!(answer, Err(Error::Forked { .. })));
+    drop(connection);
+    in_a_child(Result::is_ok);
+}
+
+#[test]
+fn a_child_forked_beside_an_open_connection_is_told_so() {
+    let scratch = scratch();
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    limiter.define(Limit::new("slow").per_hour(100)).unwrap();
+    drop(limiter);
+    start(&scratch, "fork beside a connection", &[]).wait_well();
+    audit(&scratch.file(), &[]).assert_clean();
 }

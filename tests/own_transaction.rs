@@ -10,12 +10,12 @@ use support::processes::{await_signal, eventually, number, path, play, signal_by
 use quotalite::rusqlite::{Connection, TransactionBehavior};
 use quotalite::{
     Decision, Error, Limit, Limiter, ManualClock, Provisional, Request, RequestError, SECOND,
-    Settled,
+    Settled, TableConnection,
 };
 use support::{Scratch, on_file, scratch};
 
 /// A limiter with a limit of each kind and a table of jobs beside it.
-fn with_jobs() -> (Scratch, Limiter, Connection, ManualClock) {
+fn with_jobs() -> (Scratch, Limiter, TableConnection, ManualClock) {
     let (scratch, limiter, clock) = on_file();
     let limits = [
         Limit::new("rate").rate(3, SECOND),
@@ -321,7 +321,7 @@ fn stay_within() {
     let limiter = Limiter::open(path("FILE")).unwrap();
     let mut connection = limiter.connect().unwrap();
     let transaction = begin(&mut connection);
-    let _provisional = granted(limiter.try_acquire_in(&transaction, ("budget", 2)).unwrap());
+    let _provisional = granted(limiter.try_acquire_in(&transaction, ("apart", 2)).unwrap());
     transaction
         .execute("INSERT INTO app_job (amount) VALUES (2)", [])
         .unwrap();
@@ -339,6 +339,9 @@ fn jobs_and_budgets_of_many_processes_agree_whoever_is_killed() {
     let capacity = size(2_000, 40_000);
     limiter
         .define(Limit::new("budget").rate(capacity, quotalite::DAY))
+        .unwrap();
+    limiter
+        .define(Limit::new("apart").rate(2, quotalite::DAY))
         .unwrap();
     limiter
         .connect()

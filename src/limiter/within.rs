@@ -8,18 +8,18 @@ use crate::error::Error;
 use crate::permit::Provisional;
 use crate::plan::{Patience, Plan};
 use crate::request::Ask;
-use crate::store::{Outcome, Queued};
+use crate::store::{Outcome, Queued, TableConnection};
 
 impl Limiter {
     /// A connection to the limiter's file, for tables of the caller's own beside the limiter's, and for transactions that
-    /// [`try_acquire_in`](Self::try_acquire_in) takes part in. It waits for locks up to the busy deadline.
+    /// [`try_acquire_in`](Self::try_acquire_in) takes part in. It waits for locks for up to 5 seconds.
     ///
     /// The tables of this crate are not to be written to; names that begin with `app_` will never be used by
-    /// it. Do not take such a connection through `fork`.
+    /// it.
     ///
     /// # Errors
     /// [`RequestError::NoFile`](crate::RequestError::NoFile) in memory, and whatever can happen to the file.
-    pub fn connect(&self) -> Result<rusqlite::Connection, Error> {
+    pub fn connect(&self) -> Result<TableConnection, Error> {
         self.store.connect()
     }
 

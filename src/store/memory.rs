@@ -16,7 +16,8 @@ use self::limits::Limits;
 use self::permits::{EndedPermit, OpenPermit, Resumed};
 use super::{
     Change, Claim, Few, Holder, Outcome, Pending, PermitNumber, Queued, Registered, Row, SlotTake,
-    Store, TicketId, Which, booked_for_later, check_bookable, denial, expiry, latest, lines,
+    Store, TableConnection, TicketId, Which, booked_for_later, check_bookable, denial, expiry,
+    latest, lines,
 };
 use crate::calendar::{LimitId, Line};
 use crate::clock::{Clock, Reading, Timeline, Timestamp};
@@ -366,7 +367,7 @@ impl Store for MemoryStore {
         Ok(())
     }
 
-    fn connect(&self) -> Result<Connection, Error> {
+    fn connect(&self) -> Result<TableConnection, Error> {
         Err(RequestError::NoFile.into())
     }
 

@@ -43,6 +43,7 @@ use rusqlite::Connection;
 pub(crate) use bookings::Accepted;
 pub use connection::Durability;
 pub(crate) use joined::Held;
+pub use joined::TableConnection;
 
 use self::acquire::{Attempt, attempt, decide_in_line, glance};
 use self::connection::Deadline;
@@ -388,7 +389,7 @@ impl Store for SqliteStore {
         self.let_go(&session, Dropped::Booking(claim.clone()))
     }
 
-    fn connect(&self) -> Result<Connection, Error> {
+    fn connect(&self) -> Result<TableConnection, Error> {
         self.open_for_caller()
     }
 

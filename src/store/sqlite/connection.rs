@@ -189,6 +189,28 @@ fn wait_for_lock(attempt: i32) -> bool {
     let Some(deadline) = LOCK_DEADLINE.get() else {
         return false;
     };
+    nap_until(deadline, attempt)
+}
+
+/// How long a connection of the caller's own waits for a lock.
+const CALLERS_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The same for a connection of the caller's own, where nobody says until when: the time counts from the first
+/// attempt.
+pub(super) fn wait_for_lock_of_caller(attempt: i32) -> bool {
+    thread_local! {
+        static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
+    }
+    if attempt == 0 {
+        DEADLINE.set(Some(Instant::now() + CALLERS_PATIENCE));
+    }
+    DEADLINE
+        .get()
+        .is_some_and(|deadline| nap_until(deadline, attempt))
+}
+
+/// Lets a moment go by before the next attempt. False if there is to be none.
+fn nap_until(deadline: Instant, attempt: i32) -> bool {
     let Some(left) = deadline.checked_duration_since(Instant::now()) else {
         return false;
     };

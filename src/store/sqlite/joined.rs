@@ -1,20 +1,71 @@
 //! Requests that are decided inside a transaction of the caller's own.
 
 use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, TransactionState};
 
 use super::SqliteStore;
 use super::acquire::{Attempt, attempt};
-use super::connection::{flags, prepare};
+use super::connection::{flags, prepare, wait_for_lock_of_caller};
 use super::file_control::has_moved;
 use super::memo::Memo;
-use super::session::Session;
+use super::session::{Session, UnderWay};
 use super::transaction::Transaction;
 use crate::error::{Error, RequestError};
 use crate::plan::Plan;
 use crate::store::{Outcome, Pending};
+
+/// A connection to a limiter's file for tables of the caller's own: see [`Limiter::connect`](crate::Limiter::connect). It
+/// can be used like the [`rusqlite::Connection`] that it is.
+///
+/// It is not to be taken through `fork`. As long as one is open, a child that is forked gets [`Error::Forked`] from every
+/// limiter: SQLite would count the parent's locks as the child's.
+#[derive(Debug)]
+pub struct TableConnection {
+    connection: Connection,
+    pid: u32,
+    _open: UnderWay,
+}
+
+impl TableConnection {
+    fn new(connection: Connection, open: UnderWay) -> Self {
+        Self {
+            connection,
+            pid: std::process::id(),
+            _open: open,
+        }
+    }
+}
+
+impl Drop for TableConnection {
+    fn drop(&mut self) {
+        // A child is not to take itself for the last user of the file, and remove its WAL.
+        if self.pid != std::process::id()
+            && let Err(error) = self
+                .connection
+                .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+        {
+            tracing::error!(%error, "an inherited connection may touch the WAL of its parent");
+        }
+    }
+}
+
+impl Deref for TableConnection {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.connection
+    }
+}
+
+impl DerefMut for TableConnection {
+    fn deref_mut(&mut self) -> &mut Connection {
+        &mut self.connection
+    }
+}
 
 thread_local! {
     /// The sessions in whose files a transaction of this thread's has charged something, and has not ended as far as
@@ -57,23 +108,24 @@ const STATEMENTS: usize = 64;
 
 impl SqliteStore {
     /// A connection to the file for the caller's own tables.
-    pub(super) fn open_for_caller(&self) -> Result<Connection, Error> {
+    pub(super) fn open_for_caller(&self) -> Result<TableConnection, Error> {
         let deadline = self.busy_deadline();
         let session = self.session(deadline)?;
         check_not_within(&session)?;
         // What a transaction of the caller's could not do for itself: others see it only once that has ended.
         self.become_owner(&session, deadline)?;
+        let open = UnderWay::new();
         let failed = |error| self.place.sqlite(error);
         let connection =
             Connection::open_with_flags(&self.place.database, flags()).map_err(failed)?;
         prepare(&connection, self.options.durability)
-            .and_then(|()| connection.busy_timeout(self.options.busy_deadline))
+            .and_then(|()| connection.busy_handler(Some(wait_for_lock_of_caller)))
             .map_err(failed)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
         if has_moved(&connection) || !session.watch.clone().look() {
             return Err(self.place.moved());
         }
-        Ok(connection)
+        Ok(TableConnection::new(connection, open))
     }
 
     /// Decides a request inside a transaction on this connection, which holds the write lock.
