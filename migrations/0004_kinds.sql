@@ -49,17 +49,20 @@ CREATE TABLE bucket (
     full_ns   INTEGER NOT NULL,
     full_part INTEGER NOT NULL,
     refill    INTEGER NOT NULL,
-    refill_ns INTEGER NOT NULL
+    refill_ns INTEGER NOT NULL,
+    -- how empty it was in between, for those who put something back
+    lows      BLOB    NOT NULL
 ) STRICT;
 
--- Keys in use that match a pattern. Each has a ledger of its own.
+-- Keys in use that match a pattern, and the most specific one that they do. Each has a ledger of its own. Where the
+-- pattern is no more, neither is the ledger, though it is still there.
 CREATE TABLE pattern_key (
     limit_id   INTEGER PRIMARY KEY,
     key        TEXT    NOT NULL,
     pattern_id INTEGER NOT NULL
 ) STRICT;
 
-CREATE UNIQUE INDEX pattern_key_by_key ON pattern_key (key);
+CREATE UNIQUE INDEX pattern_key_by_key ON pattern_key (key, pattern_id);
 
 -- Ledgers of limits that were removed: what is left of them is deleted a little at a time.
 CREATE TABLE removed_ledger (limit_id INTEGER PRIMARY KEY) STRICT;

@@ -12,18 +12,14 @@ use crate::permit::Permit;
 /// Whether a request was admitted.
 #[derive(Debug)]
 #[must_use = "a request that was denied must not go ahead"]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "most requests are granted, and a box would be an allocation for each"
-)]
-pub enum Decision {
+pub enum Decision<P = Permit> {
     /// It was admitted and is charged.
-    Granted(Permit),
+    Granted(P),
     /// It was not admitted now, and nothing was charged.
     Denied(Denial),
 }
 
-impl Decision {
+impl<P> Decision<P> {
     /// Whether the request was admitted.
     #[must_use]
     pub const fn is_granted(&self) -> bool {
@@ -32,7 +28,7 @@ impl Decision {
 
     /// The permit, if the request was admitted.
     #[must_use]
-    pub fn granted(self) -> Option<Permit> {
+    pub fn granted(self) -> Option<P> {
         match self {
             Self::Granted(permit) => Some(permit),
             Self::Denied(_) => None,

@@ -259,6 +259,31 @@ pub enum RequestError {
         /// The key of the limit.
         key: String,
     },
+    /// The limiter is in memory, and no transaction of a file can be part of it.
+    #[error("a limiter in memory has no file")]
+    NoFile,
+    /// The transaction is one of another file.
+    #[error("the transaction is on {}, which is not the file of the limiter", .path.display())]
+    OtherFile {
+        /// The file that the transaction is on.
+        path: PathBuf,
+    },
+    /// The transaction does not hold the write lock, so that others could come in between.
+    #[error(
+        "the transaction does not hold the write lock; begin it with `TransactionBehavior::Immediate`"
+    )]
+    NoWriteLock,
+    /// Slots and ids belong to a process that others know of, and no transaction can make it known before it commits.
+    #[error(
+        "slots and ids within a transaction need a connection that `Limiter::connect` has opened"
+    )]
+    NotConnected,
+    /// This thread has charged something in a transaction of its own that has not ended, and would wait for
+    /// itself.
+    #[error(
+        "this thread is within a transaction of its own; end it first, and its provisional permits"
+    )]
+    WithinTransaction,
     /// A limit was to be changed to another one.
     #[error("the limit `{key}` cannot become `{given}`")]
     OtherKey {

@@ -30,14 +30,26 @@
 //! # Where to look
 //!
 //! - [`Limiter`]: everything that callers do. [`Builder`] sets up how a file is opened.
-//! - [`Limit`], [`Rate`]: definitions; [`Limit::slots`] for how many may run at once. [`Request`], [`Ask`]: what is
-//!   asked for.
+//! - [`Limit`], [`Rate`]: definitions; [`Limit::slots`] for how many may run at once, [`Bucket`] for what refills,
+//!   [`Quota`] for calendars, [`Limit::pattern`] for many keys. [`Request`], [`Ask`]: what is asked for.
+//! - [`Limiter::update`], [`Limiter::remove`], [`Limiter::changes`]: limits that are changed while they are in use.
+//! - [`Limiter::try_acquire_in`]: requests within a transaction of the caller's own; [`Provisional`] permits.
+#![cfg_attr(
+    feature = "file",
+    doc = "- [`LimitsFile`], [`Limiter::apply`]: definitions that an operator writes in a TOML file."
+)]
 //! - [`Decision`], [`Denial`], [`Permit`], [`Booking`], [`Peek`], [`Usage`]: the answers.
 //! - [`Permit::settle`], [`Permit::cancel`], [`Permit::detach`]: what becomes of a permit; [`Settled`] tells, and
 //!   [`Overage`] says what a limit does about too low an estimate. [`PermitId`], [`Request::id`]: permits that other
 //!   processes know, and that are granted once.
 //! - [`Error`]: what can go wrong, and what still holds then.
 //! - [`ManualClock`]: for tests, together with [`Limiter::in_memory_with`].
+//!
+//! # Features
+//!
+//! - `calendar`: quotas that end with the day, week, month or year of a time zone ([`LimitBuilder::quota`]). Without it, a
+//!   file that has such limits can be opened; requests for these fail.
+//! - `file`: limits read from a TOML file, and applied as a whole.
 //!
 //! # What is promised, and where
 //!
@@ -69,6 +81,8 @@ mod definition;
 mod error;
 mod limit;
 mod limiter;
+#[cfg(feature = "file")]
+mod limits_file;
 mod line;
 mod permit;
 mod plan;
@@ -88,11 +102,16 @@ pub use limit::{
     SECOND, Window,
 };
 pub use limiter::{Builder, Limiter};
-pub use permit::{Booking, Permit, PermitId};
+#[cfg(feature = "file")]
+pub use limits_file::{FilePlace, LimitsFile, LimitsFileError};
+pub use permit::{Booking, Permit, PermitId, Provisional};
 pub use request::{Ask, MAX_BATCH, MAX_ID_BYTES, MAX_TAKES, Request};
 pub use settlement::{Overage, Settled, SettledAmount, Settlement};
 pub use store::Durability;
 pub use usage::{BucketUsage, RateUsage, Usage};
+
+/// The version of `rusqlite` that connections and transactions of the caller's own have to be of.
+pub use rusqlite;
 
 /// The examples of the README are tests.
 #[cfg(doctest)]

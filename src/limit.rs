@@ -20,6 +20,8 @@ pub use quota::{Period, Quota};
 pub(crate) use rate::nanos;
 pub use rate::{Rate, Window};
 pub use text::ParseRatesError;
+#[cfg(feature = "file")]
+pub(crate) use text::parse_time;
 
 use crate::settlement::Overage;
 
@@ -59,13 +61,13 @@ pub const MAX_UNIT_BYTES: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limit {
     key: Arc<str>,
+    is_pattern: bool,
     terms: Arc<Terms>,
 }
 
 /// What a definition says besides its key. All limits that a pattern makes share its terms.
 #[derive(Debug, PartialEq, Eq)]
 struct Terms {
-    is_pattern: bool,
     unit: Option<String>,
     overage: Overage,
     kind: Kind,
@@ -170,8 +172,8 @@ impl Limit {
 
     /// Whether this is a [pattern](Self::pattern), and stands for many limits.
     #[must_use]
-    pub fn is_pattern(&self) -> bool {
-        self.terms.is_pattern
+    pub const fn is_pattern(&self) -> bool {
+        self.is_pattern
     }
 
     /// What an amount counts, if the definition says so: `tokens`.
@@ -267,10 +269,10 @@ impl Limit {
 
     /// The limit that this pattern makes of a key.
     pub(crate) fn applied_to(&self, key: &str) -> Self {
-        let terms = &self.terms;
         Self {
             key: key.into(),
-            terms: Arc::clone(terms),
+            is_pattern: false,
+            terms: Arc::clone(&self.terms),
         }
     }
 }

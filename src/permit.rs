@@ -1,6 +1,7 @@
 //! What callers hold: permits, and bookings that become permits.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +10,7 @@ use ulid::Ulid;
 use crate::clock::Timestamp;
 use crate::error::{Error, RequestError};
 use crate::settlement::{Settled, Settlement, Used};
-use crate::store::{Change, Claim, Holder, Store, Which};
+use crate::store::{Change, Claim, Holder, Pending, Store, Which};
 
 /// A request that was admitted and is charged.
 ///
@@ -184,7 +185,7 @@ impl Permit {
     /// live longer, [`detach`](Self::detach) it.
     ///
     /// # Errors
-    /// [`RequestError::Ended`] if it was settled or cancelled without an id, and whatever can happen to the file. The
+    /// [`RequestError::Ended`](crate::RequestError::Ended) if it was settled or cancelled without an id, and whatever can happen to the file. The
     /// permit then stays as it was.
     pub fn id(&self) -> Result<PermitId, Error> {
         self.register(&mut self.lock())
@@ -221,7 +222,7 @@ impl Permit {
     /// ```
     ///
     /// # Errors
-    /// [`RequestError::Ended`] if it has ended, and whatever can happen to the file. The permit then stays with this
+    /// [`RequestError::Ended`](crate::RequestError::Ended) if it has ended, and whatever can happen to the file. The permit then stays with this
     /// process.
     pub fn detach(&self, timeout: Duration) -> Result<PermitId, Error> {
         let mut inner = self.lock();
@@ -308,6 +309,64 @@ pub(crate) fn tell_settled(settled: &Settled) {
 
 pub(crate) fn clamped_ns(duration: Duration) -> i64 {
     i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// A permit that is one once the caller's own transaction has committed: see
+/// [`Limiter::try_acquire_in`](crate::Limiter::try_acquire_in).
+///
+/// Dropping it says that the transaction was rolled back, and that there is nothing to give back.
+#[must_use = "it is a permit only once it is said that the transaction has committed"]
+#[derive(Debug)]
+pub struct Provisional {
+    permit: Permit,
+    pending: Pending,
+    /// It is of the thread that has the transaction.
+    _stays: PhantomData<*const ()>,
+}
+
+impl Provisional {
+    pub(crate) fn new(store: Arc<dyn Store>, claim: Claim, pending: Pending) -> Self {
+        let permit = Permit::new(store, claim, Duration::ZERO);
+        // Until the transaction commits there is nothing to give back.
+        permit.lock().state = State::Closed;
+        Self {
+            permit,
+            pending,
+            _stays: PhantomData,
+        }
+    }
+
+    /// The instant at which the request is charged in all its limits, if the transaction commits.
+    #[must_use]
+    pub const fn at(&self) -> Timestamp {
+        self.permit.at()
+    }
+
+    /// Whether it is the permit of an earlier request under the same [id](crate::Request::id), so that nothing was
+    /// charged for this one.
+    #[must_use]
+    pub const fn is_resumed(&self) -> bool {
+        self.permit.is_resumed()
+    }
+
+    /// Takes the permit, once the transaction has committed. Say so at once: until then, this thread cannot use the
+    /// limiter in any other way that writes ([`RequestError::WithinTransaction`](crate::RequestError::WithinTransaction)).
+    ///
+    /// What was rolled back is not to be taken for a permit: settling it could give back what was never charged.
+    #[must_use = "a permit that is dropped keeps its charges and gives back its slots"]
+    pub fn committed(self) -> Permit {
+        let Self {
+            permit, pending, ..
+        } = self;
+        drop(pending);
+        let mut inner = permit.lock();
+        let holder = inner.claim.registered.as_ref().map(|found| found.holder);
+        if !matches!(holder, Some(Holder::Ended(_))) {
+            inner.state = State::Open;
+        }
+        drop(inner);
+        permit
+    }
 }
 
 /// Names a permit, in any process.

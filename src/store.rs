@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rusqlite::Connection;
 use smallvec::SmallVec;
 
 use crate::calendar::{Blocker, LimitId, Line};
@@ -24,7 +25,7 @@ use crate::usage::Usage;
 
 pub(crate) use memory::MemoryStore;
 pub use sqlite::Durability;
-pub(crate) use sqlite::{Accepted, Options, SqliteStore};
+pub(crate) use sqlite::{Accepted, Held, Options, SqliteStore};
 
 /// A place that keeps limits and their ledgers.
 ///
@@ -88,6 +89,17 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
     /// tried again with the next change.
     fn give_back(&self, claim: &Claim) -> Result<(), Error>;
 
+    /// A connection of the caller's own to the file.
+    fn connect(&self) -> Result<Connection, Error>;
+
+    /// `acquire`, as part of a transaction of the caller's own that has the write lock: what is charged is charged when
+    /// that commits. It never waits.
+    fn acquire_within(
+        &self,
+        connection: &Connection,
+        plan: &Plan<'_>,
+    ) -> Result<(Outcome, Pending), Error>;
+
     /// What `acquire` would say now. Writes nothing.
     fn peek(&self, plan: &Plan<'_>) -> Result<Peek, Error>;
 
@@ -117,6 +129,11 @@ pub(crate) enum Outcome {
         deadline: Option<Timestamp>,
     },
 }
+
+/// What keeps a thread from waiting for its own transaction, as long as that has charged something and not ended.
+#[derive(Debug)]
+#[expect(dead_code, reason = "it is there to be dropped")]
+pub(crate) struct Pending(pub(crate) Option<Held>);
 
 /// A place in line.
 #[derive(Clone, Debug)]

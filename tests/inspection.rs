@@ -60,11 +60,14 @@ fn a_file_in_use() -> (support::Scratch, Limiter) {
 fn limits_shows_each_rate_as_it_was_given() {
     let (scratch, _limiter) = a_file_in_use();
     assert_eq!(
-        rows(&open_raw(&scratch.file()), "SELECT * FROM limits"),
+        rows(
+            &open_raw(&scratch.file()),
+            "SELECT key, unit, kind, capacity, window_ns, pad_ns, definition, pattern FROM limits"
+        ),
         [
-            "requests||rate|3|3600000000000|0",
-            "requests||rate|20|259200000000000|0",
-            "tokens|tokens|rate|90000|3600000000000|250000000",
+            "requests||rate|3|3600000000000|0|3/h, 20/3d|0",
+            "requests||rate|20|259200000000000|0|3/h, 20/3d|0",
+            "tokens|tokens|rate|90000|3600000000000|250000000|90000 tokens/h, pad 250ms|0",
         ]
     );
 }
@@ -156,7 +159,7 @@ fn an_empty_limit_is_all_available() {
     limiter.define(Limit::new("idle").per_second(7)).unwrap();
     assert_eq!(
         rows(&open_raw(&scratch.file()), "SELECT * FROM status"),
-        ["idle||7/s|0|7|7|0.0|"]
+        ["idle||7/s|0|7|7|0.0||0|0"]
     );
 }
 

@@ -93,6 +93,28 @@ fn who_books_a_bucket_is_served_in_order_and_gaps_are_used() {
 }
 
 #[test]
+fn what_is_put_back_into_a_bucket_would_still_be_there() {
+    for (_scratch, limiter, clock) in both() {
+        limiter
+            .define(Limit::new("k").burst(10).refill(1, SECOND))
+            .unwrap();
+        let first = limiter.acquire(("k", 10)).unwrap();
+        clock.advance(10 * SECOND);
+        let second = limiter.acquire(("k", 9)).unwrap();
+        clock.advance(2 * SECOND);
+        let third = limiter.acquire(("k", 3)).unwrap();
+        // It was full again before the second one: without the first one it would have flowed over.
+        first.cancel().unwrap();
+        assert_eq!(limiter.usage("k").unwrap().available(), 0);
+        // 7 were missing when the third one came.
+        second.settle([("k", 1)]).unwrap();
+        assert_eq!(limiter.usage("k").unwrap().available(), 7);
+        third.cancel().unwrap();
+        assert_eq!(limiter.usage("k").unwrap().available(), 10);
+    }
+}
+
+#[test]
 fn what_was_not_used_of_a_bucket_comes_back_and_what_was_used_beyond_is_owed() {
     for (_scratch, limiter, clock) in both() {
         limiter

@@ -4,8 +4,10 @@
 //! is never more than its depth away from being full. That is the generic cell rate algorithm. Here it
 //! counts in parts of nanoseconds, of which an amount always takes a whole number.
 //!
-//! What was poured out is one number. What is booked stands in the ledger until its instant has come, so that what is
-//! asked for meanwhile can go between, where that delays nobody.
+//! What was poured out is one number, and a few more for those who put something back. What is booked stands in the
+//! ledger until its instant has come, so that what is asked for meanwhile can go between, where that delays nobody.
+
+use smallvec::SmallVec;
 
 use super::{Fit, Ledgers, LimitId, Use};
 use crate::clock::Timestamp;
@@ -46,49 +48,150 @@ fn whole(bucket: Bucket, fine: Fine) -> Option<Timestamp> {
     i64::try_from(at_ns).ok().map(Timestamp::from_nanos)
 }
 
-/// A bucket of which this much is taken out, at an instant.
-pub(crate) fn poured(bucket: Bucket, full: Option<Full>, at: Timestamp, amount: i64) -> Full {
-    let from = full.map_or(fine(bucket, at), |full| {
-        full.fine(bucket).max(fine(bucket, at))
-    });
-    Full::of(bucket, from + bucket.weight(amount))
+/// What was poured out of a bucket: when it is full again, and how empty it was in between.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Poured {
+    pub(crate) full: Full,
+    lows: SmallVec<[Low; 4]>,
 }
 
-/// A bucket into which this much is put back, or from which this much more is taken if that is negative, at an instant.
-/// It never holds more than it can.
-pub(crate) fn refilled_by(
+/// How much was missing just before something was taken out, in the time in which it flows in. Never was less missing at
+/// a later low. What was taken before a low and is put back after it can have been missed by no more than
+/// that: the rest would have flowed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Low {
+    at: Timestamp,
+    missing: Fine,
+}
+
+/// How many lows are remembered; where there are more, the oldest are taken together on the strict side.
+const MOST_LOWS: usize = 64;
+
+/// More is missing in no bucket.
+const MOST_MISSING: Fine = 1 << 118;
+
+impl Poured {
+    /// A bucket that is full at an instant.
+    fn full(at: Timestamp) -> Self {
+        Self {
+            full: Full { at, part: 0 },
+            lows: SmallVec::new(),
+        }
+    }
+
+    fn missing(&self, bucket: Bucket, at: Timestamp) -> Fine {
+        (self.full.fine(bucket) - fine(bucket, at)).max(0)
+    }
+
+    /// Takes something out at an instant.
+    pub(crate) fn take(&mut self, bucket: Bucket, at: Timestamp, amount: i64) {
+        let missing = self.missing(bucket, at);
+        while self.lows.last().is_some_and(|low| low.missing >= missing) {
+            self.lows.pop();
+        }
+        self.lows.push(Low { at, missing });
+        if self.lows.len() > MOST_LOWS {
+            let oldest = self.lows.remove(0);
+            self.lows[0].missing = oldest.missing;
+        }
+        self.full = Full::of(bucket, fine(bucket, at) + missing + bucket.weight(amount));
+    }
+
+    /// Puts something back that was taken out at an instant: as much of it as would still be there if it had never been
+    /// taken.
+    pub(crate) fn put_back(
+        &mut self,
+        bucket: Bucket,
+        taken_at: Timestamp,
+        now: Timestamp,
+        amount: i64,
+    ) {
+        let later = self.lows.iter_mut().filter(|low| low.at > taken_at);
+        let mut back = bucket
+            .weight(amount)
+            .min(self.full.fine(bucket) - fine(bucket, now))
+            .max(0);
+        for low in later {
+            back = back.min(low.missing);
+        }
+        for low in self.lows.iter_mut().filter(|low| low.at > taken_at) {
+            low.missing -= back;
+        }
+        let mut least = Fine::MAX;
+        for place in (0..self.lows.len()).rev() {
+            if self.lows[place].missing >= least {
+                self.lows.remove(place);
+            } else {
+                least = self.lows[place].missing;
+            }
+        }
+        self.full = Full::of(bucket, self.full.fine(bucket) - back);
+    }
+
+    /// What is missing in a bucket when its definition changes stays missing.
+    pub(crate) fn rescaled(mut self, former: Bucket, bucket: Bucket, now: Timestamp) -> Self {
+        let missing = self.missing(former, now);
+        if missing == 0 {
+            return Self::full(self.full.at.min(now));
+        }
+        // Rounded up, so that nothing is given away, and what could come back down.
+        let (missing, _) = in_terms_of(former, bucket, missing);
+        self.full = Full::of(bucket, fine(bucket, now) + missing);
+        for low in &mut self.lows {
+            (_, low.missing) = in_terms_of(former, bucket, low.missing);
+        }
+        self
+    }
+
+    /// The lows, as a file keeps them: of each the instant and what was missing, as 8 and 16 bytes, the lowest first.
+    pub(crate) fn lows_to_bytes(&self) -> Vec<u8> {
+        let bytes = self.lows.iter().flat_map(|low| {
+            let at = low.at.as_nanos().to_le_bytes();
+            at.into_iter().chain(low.missing.to_le_bytes())
+        });
+        bytes.collect()
+    }
+
+    /// What a file says, as far as it can be.
+    pub(crate) fn read(full: Full, lows: &[u8]) -> Self {
+        let low = |bytes: &[u8]| {
+            let (at, missing) = bytes.split_first_chunk::<8>()?;
+            let missing = Fine::from_le_bytes(missing.try_into().ok()?);
+            Some(Low {
+                at: Timestamp::from_nanos(i64::from_le_bytes(*at)),
+                missing: missing.clamp(0, MOST_MISSING),
+            })
+        };
+        let lows = lows.chunks_exact(24).filter_map(low);
+        Self {
+            full,
+            lows: lows.take(MOST_LOWS).collect(),
+        }
+    }
+}
+
+/// A bucket of which something is taken out now, by somebody who does not wait.
+pub(crate) fn poured_now(
     bucket: Bucket,
-    full: Option<Full>,
+    poured: Option<Poured>,
     now: Timestamp,
     amount: i64,
-) -> Option<Full> {
-    if amount < 0 {
-        return Some(poured(bucket, full, now, -amount));
-    }
-    full.filter(|full| full.fine(bucket) > fine(bucket, now))
-        .map(|full| {
-            let sooner = full.fine(bucket) - bucket.weight(amount);
-            Full::of(bucket, sooner.max(fine(bucket, now)))
-        })
+) -> Poured {
+    let mut poured = poured.unwrap_or_else(|| Poured::full(now));
+    poured.take(bucket, now, amount);
+    poured
 }
 
-/// What is missing in a bucket when its definition changes stays missing.
-pub(crate) fn rescaled(former: Bucket, bucket: Bucket, full: Full, now: Timestamp) -> Full {
-    let missing = full.fine(former) - fine(former, now);
-    if missing <= 0 {
-        return Full {
-            at: full.at,
-            part: 0,
-        };
-    }
-    // In the time in which as much flows into the new one; rounded up, so that nothing is given away.
+/// The time in which as much flows into another bucket as into this one, rounded up and rounded down.
+fn in_terms_of(former: Bucket, bucket: Bucket, time: Fine) -> (Fine, Fine) {
     let per = i128::from(former.per_ns());
     let new_per = i128::from(bucket.per_ns());
-    let (units, rest) = (missing.div_euclid(per), missing.rem_euclid(per));
-    let rest = -(-(rest * new_per)).div_euclid(per);
-    let missing = units.saturating_mul(new_per).saturating_add(rest);
-    let missing = missing.min(FARTHEST_NS * bucket.parts());
-    Full::of(bucket, fine(bucket, now).saturating_add(missing))
+    let farthest = FARTHEST_NS * bucket.parts();
+    let (units, rest) = (time.div_euclid(per), time.rem_euclid(per));
+    let whole = units.saturating_mul(new_per);
+    let up = whole.saturating_add(-(-(rest * new_per)).div_euclid(per));
+    let down = whole.saturating_add((rest * new_per).div_euclid(per));
+    (up.min(farthest), down.min(farthest))
 }
 
 /// How far ahead a bucket can be full again: a hundred years.
@@ -100,22 +203,25 @@ pub(crate) fn farthest(bucket: Bucket) -> i64 {
     i64::try_from(farthest).unwrap_or(i64::MAX)
 }
 
-/// A bucket as its ledger leaves it when everything booked for instants up to `now` has been taken out.
-pub(crate) fn spent<L: Ledgers>(
+/// A bucket out of which everything has been poured that was booked for instants up to `now`. Nothing if nothing was, and
+/// nothing before.
+pub(crate) fn poured_until<L: Ledgers>(
     ledgers: &mut L,
     limit: LimitId,
     bucket: Bucket,
+    mut poured: Option<Poured>,
     now: Timestamp,
-) -> Result<Option<Full>, L::Error> {
-    let mut full = ledgers.full_at(limit)?;
+) -> Result<Option<Poured>, L::Error> {
     let mut booked = Booked::of(limit);
     while let Some((at, amount)) = booked.next(ledgers)? {
         if at > now {
             break;
         }
-        full = Some(poured(bucket, full, at, amount));
+        poured
+            .get_or_insert_with(|| Poured::full(at))
+            .take(bucket, at, amount);
     }
-    Ok(full)
+    Ok(poured)
 }
 
 /// What stands in the ledger, instant by instant.

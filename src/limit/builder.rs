@@ -213,6 +213,12 @@ impl LimitBuilder {
         self
     }
 
+    /// What is wrong so far, so that whoever reads definitions can say where they go wrong.
+    #[cfg(feature = "file")]
+    pub(crate) fn take_wrong(&mut self) -> Option<LimitError> {
+        self.wrong.take()
+    }
+
     /// Checks the definition.
     ///
     /// # Errors
@@ -243,8 +249,8 @@ impl LimitBuilder {
         }
         Ok(Limit {
             key: self.key.into(),
+            is_pattern: self.is_pattern,
             terms: Arc::new(Terms {
-                is_pattern: self.is_pattern,
                 unit: self.unit,
                 overage: self.overage,
                 kind,

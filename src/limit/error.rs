@@ -79,7 +79,7 @@ pub enum LimitError {
         /// The number asked for.
         count: u64,
     },
-    /// The timeout is shorter than [`MIN_WINDOW`] or longer than [`MAX_WINDOW`].
+    /// The timeout is shorter than [`MIN_WINDOW`](crate::MIN_WINDOW) or longer than [`MAX_WINDOW`](crate::MAX_WINDOW).
     #[error("a timeout is 1 ms to 366 days, not {timeout:?}")]
     Timeout {
         /// The timeout asked for.
@@ -114,13 +114,13 @@ pub enum LimitError {
         /// The capacity asked for.
         capacity: u64,
     },
-    /// The window is shorter than [`MIN_WINDOW`] or longer than [`MAX_WINDOW`].
+    /// The window is shorter than [`MIN_WINDOW`](crate::MIN_WINDOW) or longer than [`MAX_WINDOW`](crate::MAX_WINDOW).
     #[error("a window is 1 ms to 366 days, not {window:?}")]
     Window {
         /// The window asked for.
         window: Duration,
     },
-    /// The pad is longer than [`MAX_WINDOW`].
+    /// The pad is longer than [`MAX_WINDOW`](crate::MAX_WINDOW).
     #[error("a pad is at most 366 days, not {pad:?}")]
     Pad {
         /// The pad asked for.

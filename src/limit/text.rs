@@ -108,6 +108,23 @@ impl FromStr for Rate {
     }
 }
 
+/// A time as people write it: a whole number and its unit, `50ms`, `10 min`.
+#[cfg(feature = "file")]
+pub(crate) fn parse_time(text: &str) -> Result<Duration, ParseRatesError> {
+    let mut parser = Parser { text, offset: 0 };
+    parser.skip_spaces();
+    let count = parser
+        .number()?
+        .ok_or_else(|| parser.unexpected("expected a number"))?;
+    let time = parser.time(count, "expected a unit of time: ms, s, min, h or d")?;
+    parser.skip_spaces();
+    if parser.rest().is_empty() {
+        Ok(time)
+    } else {
+        Err(parser.unexpected("expected one time and no more"))
+    }
+}
+
 /// A unit, and where it stands.
 type Unit<'a> = (usize, &'a str);
 
@@ -133,25 +150,26 @@ impl<'a> Parser<'a> {
             return Ok((rate, unit));
         }
         let count = self.number()?.unwrap_or(1);
-        self.skip_spaces();
-        let name_at = self.offset;
-        let name = self.take_while(char::is_alphanumeric);
-        let Some(one_ns) = window_named(name) else {
-            self.offset = name_at;
-            return Err(self.unexpected("expected a window: ms, s, min, h or d"));
-        };
-        let window = one_ns.checked_mul(count).map(Duration::from_nanos);
-        let rate = match window {
-            Some(window) => Rate::new(capacity, window),
-            None => Err(LimitError::Window {
-                window: Duration::MAX,
-            }),
-        };
+        let window = self.time(count, "expected a window: ms, s, min, h or d")?;
+        let rate = Rate::new(capacity, window);
         match rate {
             Ok(rate) => Ok((rate, unit)),
             Err(error @ LimitError::Capacity { .. }) => Err(self.error(start, error.to_string())),
             Err(error) => Err(self.error(window_at, error.to_string())),
         }
+    }
+
+    /// The name of a unit of time, so many of which are the longest time there is if they are longer.
+    fn time(&mut self, count: u64, expected: &str) -> Result<Duration, ParseRatesError> {
+        self.skip_spaces();
+        let name_at = self.offset;
+        let name = self.take_while(char::is_alphanumeric);
+        let Some(one_ns) = window_named(name) else {
+            self.offset = name_at;
+            return Err(self.unexpected(expected));
+        };
+        let time = one_ns.checked_mul(count).map(Duration::from_nanos);
+        Ok(time.unwrap_or(Duration::MAX))
     }
 
     /// `period [in zone]`.

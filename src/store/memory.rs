@@ -9,18 +9,20 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rusqlite::Connection;
+
 use self::accounts::Accounts;
 use self::limits::Limits;
 use self::permits::{EndedPermit, OpenPermit, Resumed};
 use super::{
-    Change, Claim, Few, Holder, Outcome, PermitNumber, Queued, Registered, Row, SlotTake, Store,
-    TicketId, Which, booked_for_later, check_bookable, denial, expiry, latest, lines,
+    Change, Claim, Few, Holder, Outcome, Pending, PermitNumber, Queued, Registered, Row, SlotTake,
+    Store, TicketId, Which, booked_for_later, check_bookable, denial, expiry, latest, lines,
 };
 use crate::calendar::{LimitId, Line};
 use crate::clock::{Clock, Reading, Timeline, Timestamp};
 use crate::decision::{Peek, Refusal, Verdict, decide};
 use crate::definition::{Definition, Known, LimitChange, OnConflict};
-use crate::error::Error;
+use crate::error::{Error, RequestError};
 use crate::limit::{Limit, MAX_CAPACITY};
 use crate::line::{Waiter, book_behind, decide_behind, is_of_slots, rates_admit};
 use crate::plan::{Patience, Plan};
@@ -362,6 +364,18 @@ impl Store for MemoryStore {
         }
         self.changed(&mut state);
         Ok(())
+    }
+
+    fn connect(&self) -> Result<Connection, Error> {
+        Err(RequestError::NoFile.into())
+    }
+
+    fn acquire_within(
+        &self,
+        _connection: &Connection,
+        _plan: &Plan<'_>,
+    ) -> Result<(Outcome, Pending), Error> {
+        Err(RequestError::NoFile.into())
     }
 
     fn peek(&self, plan: &Plan<'_>) -> Result<Peek, Error> {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 
 use crate::calendar::{
-    Charge, Full, Ledgers, LimitId, Line, Total, expired_until, poured, refilled_by, spent,
+    Charge, Full, Ledgers, LimitId, Line, Poured, Total, expired_until, poured_now, poured_until,
 };
 use crate::clock::Timestamp;
 use crate::decision::Books;
@@ -29,8 +29,8 @@ pub(super) struct Sum {
 pub(super) struct Accounts {
     pub(super) ledgers: HashMap<LimitId, Ledger>,
     pub(super) slots: HashMap<LimitId, BTreeMap<PermitNumber, Held>>,
-    /// When each bucket is full again, by what was poured out of it.
-    pub(super) buckets: HashMap<LimitId, Full>,
+    /// What was poured out of each bucket.
+    pub(super) buckets: HashMap<LimitId, Poured>,
     pub(super) now: Timestamp,
     pub(super) wall_shift_ns: i64,
 }
@@ -67,8 +67,8 @@ impl Accounts {
         match line.limit.bucket() {
             Some(bucket) if at <= self.now => {
                 let (now, amount) = (self.now, line.amount);
-                self.pour(line.id, bucket, |full| {
-                    Some(poured(bucket, full, now, amount))
+                self.pour(line.id, bucket, |poured| {
+                    Some(poured_now(bucket, poured, now, amount))
                 });
                 POURED
             }
@@ -76,29 +76,41 @@ impl Accounts {
         }
     }
 
-    /// Pours out of a bucket what was booked for instants that have come, and changes what is left as is said: to
-    /// nothing, if it is full.
+    /// Pours out of a bucket what was booked for instants that have come, and changes what came of that as is said.
     pub(super) fn pour(
         &mut self,
         limit: LimitId,
         bucket: Bucket,
-        change: impl FnOnce(Option<Full>) -> Option<Full>,
+        change: impl FnOnce(Option<Poured>) -> Option<Poured>,
     ) {
         let now = self.now;
-        let Ok(full) = spent(self, limit, bucket, now);
+        let poured = self.buckets.remove(&limit);
+        let Ok(poured) = poured_until(self, limit, bucket, poured, now);
         if let Some(ledger) = self.ledgers.get_mut(&limit) {
             ledger.retain(|(at, _), _| *at > now);
         }
-        match change(full) {
-            Some(full) => self.buckets.insert(limit, full),
-            None => self.buckets.remove(&limit),
-        };
+        if let Some(poured) = change(poured) {
+            self.buckets.insert(limit, poured);
+        }
     }
 
-    /// Puts back into a bucket what was poured out of it, or pours out more if that is negative.
-    pub(super) fn put_back(&mut self, limit: LimitId, bucket: Bucket, amount: i64) {
+    /// Puts back into a bucket what was poured out of it at an instant, or pours out more now if that is negative.
+    pub(super) fn put_back(
+        &mut self,
+        limit: LimitId,
+        bucket: Bucket,
+        taken_at: Timestamp,
+        amount: i64,
+    ) {
         let now = self.now;
-        self.pour(limit, bucket, |full| refilled_by(bucket, full, now, amount));
+        self.pour(limit, bucket, |poured| {
+            if amount < 0 {
+                return Some(poured_now(bucket, poured, now, -amount));
+            }
+            let mut poured = poured?;
+            poured.put_back(bucket, taken_at, now, amount);
+            Some(poured)
+        });
     }
 
     /// Whether nothing is left of what was charged to a limit and held of it.
@@ -108,7 +120,7 @@ impl Accounts {
         let is_full = self
             .buckets
             .get(&limit)
-            .is_none_or(|full| full.at < self.now);
+            .is_none_or(|poured| poured.full.at < self.now);
         is_empty && is_free && is_full
     }
 
@@ -181,7 +193,7 @@ impl Accounts {
     /// Removes a few charges that no window holds any more.
     pub(super) fn sweep(&mut self, id: LimitId, limit: &Limit) {
         if let Some(bucket) = limit.bucket() {
-            return self.pour(id, bucket, |full| full);
+            return self.pour(id, bucket, |poured| poured);
         }
         if let Some(expired) = expired_until(limit, self.now, self.wall_shift_ns) {
             self.sweep_until(id, expired);
@@ -242,7 +254,7 @@ impl Ledgers for Accounts {
     }
 
     fn full_at(&mut self, limit: LimitId) -> Result<Option<Full>, Infallible> {
-        Ok(self.buckets.get(&limit).copied())
+        Ok(self.buckets.get(&limit).map(|poured| poured.full))
     }
 
     fn wall_shift_ns(&self) -> i64 {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{PLACE, State, unknown};
-use crate::calendar::{LimitId, Line, rescaled};
+use crate::calendar::{LimitId, Line};
 use crate::clock::Timestamp;
 use crate::definition::{
     Action, Author, Definition, Known, LimitChange, OnConflict, Use, check_kind, most_specific,
@@ -131,8 +131,10 @@ impl State {
             }
             planned.insert(limit.key(), limit);
         }
-        let define = |limit| self.define(limit, conflict);
-        Ok(limits.iter().map(define).collect())
+        let defined = limits.iter().map(|limit| self.define(limit, conflict));
+        let defined = defined.collect();
+        self.tell_those_in_line();
+        Ok(defined)
     }
 
     fn define(&mut self, limit: &Limit, conflict: OnConflict) -> Definition {
@@ -168,6 +170,7 @@ impl State {
         if still_stands && known.limit != *limit {
             check_kind(&known.limit, limit, Path::new(PLACE))?;
             self.replace(&known, limit);
+            self.tell_those_in_line();
         }
         Ok(still_stands)
     }
@@ -198,8 +201,8 @@ impl State {
     /// What is missing in a bucket stays missing.
     fn rescale(&mut self, id: LimitId, former: Bucket, bucket: Bucket) {
         let now = self.ledgers.now;
-        self.ledgers.pour(id, former, |full| {
-            full.map(|full| rescaled(former, bucket, full, now))
+        self.ledgers.pour(id, former, |poured| {
+            poured.map(|poured| poured.rescaled(former, bucket, now))
         });
     }
 
@@ -233,15 +236,29 @@ impl State {
         self.limits.defined.remove(key);
         self.limits.patterns.retain(|other| other.id != known.id);
         for id in ledgers {
-            // Another pattern may match the same key.
-            let key = self.limits.by_number.get(&id);
-            if key.is_none_or(|key| self.limits.find(key).is_none()) {
-                self.close_ledger(id);
-            }
+            self.close_ledger(id);
         }
         let now = self.ledgers.now;
         self.limits.note(&known.limit, Action::Removed, now);
+        self.tell_those_in_line();
         Ok(known.limit.clone())
+    }
+
+    /// Lets those who wait do so for the limits as they are now, and for none that was removed.
+    fn tell_those_in_line(&mut self) {
+        let limits = &self.limits;
+        for ticket in self.tickets.values_mut() {
+            ticket.waiter.takes.retain(|(known, _)| {
+                let found = limits.find(known.limit.key());
+                match found.filter(|found| found.id == known.id) {
+                    Some(found) => {
+                        *known = found;
+                        true
+                    }
+                    None => false,
+                }
+            });
+        }
     }
 
     fn close_ledger(&mut self, id: LimitId) {
@@ -298,9 +315,8 @@ impl State {
         let next: Vec<(LimitId, Arc<str>)> = next.map(|(id, key)| (*id, Arc::clone(key))).collect();
         self.limits.swept = next.last().map_or(0, |(id, _)| id.0);
         for (id, key) in next {
-            match self.limits.find(&key) {
-                Some(known) => self.ledgers.sweep(id, &known.limit),
-                None => self.ledgers.forget(id),
+            if let Some(known) = self.limits.find(&key) {
+                self.ledgers.sweep(id, &known.limit);
             }
             let is_held =
                 |permit: &super::OpenPermit| permit.rows.iter().any(|row| row.limit == id);

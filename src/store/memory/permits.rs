@@ -241,7 +241,7 @@ impl State {
                 self.ledgers.amend(row.limit, claim.at, row.seq, 0);
             } else if let Some((known, bucket)) = self.still_poured(row) {
                 self.ledgers
-                    .put_back(known.id, bucket, row.amount.cast_signed());
+                    .put_back(known.id, bucket, claim.at, row.amount.cast_signed());
             }
         }
         Settlement::default()
@@ -310,7 +310,7 @@ impl State {
             match (charged, known.limit.bucket()) {
                 (None, Some(bucket)) => {
                     let back = estimate.charged - amount;
-                    self.ledgers.put_back(known.id, bucket, back);
+                    self.ledgers.put_back(known.id, bucket, claim.at, back);
                 }
                 _ => self.ledgers.amend(row.limit, claim.at, row.seq, amount),
             }

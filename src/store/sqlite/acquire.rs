@@ -300,7 +300,10 @@ fn charge(
             transaction.forget_booking(BookingId { number, ..booking })?;
         }
     }
-    if let Some(turn) = session.sweep_turn() {
+    // A transaction of the caller's own is none of ours to make longer.
+    if !transaction.is_part()
+        && let Some(turn) = session.sweep_turn()
+    {
         let next = transaction.sweep(lines, turn)?;
         session.swept(next);
     }

@@ -1,46 +1,65 @@
-//! Buckets: when each is full again.
+//! Buckets: what was poured out of each.
 
 use rusqlite::OptionalExtension;
 
 use super::transaction::Transaction;
-use crate::calendar::{Full, LimitId, rescaled, spent};
+use crate::calendar::{Full, LimitId, Poured, poured_until};
 use crate::clock::Timestamp;
 use crate::error::Error;
 use crate::limit::{Bucket, Limit};
 
-const READ: &str = "SELECT full_ns, full_part, refill, refill_ns FROM bucket WHERE limit_id = ?1";
+const READ: &str =
+    "SELECT full_ns, full_part, refill, refill_ns, lows FROM bucket WHERE limit_id = ?1";
+
+/// A row of `bucket`.
+struct Row {
+    full_ns: i64,
+    full_part: i64,
+    refill: i64,
+    refill_ns: i64,
+    lows: Vec<u8>,
+}
 
 impl Transaction<'_> {
-    /// When a bucket is full again, by what was poured out of it.
-    pub(super) fn bucket_full_at(&mut self, limit: LimitId) -> Result<Option<Full>, Error> {
-        if let Some(full) = self.link.memo.full_at(limit) {
-            return Ok(full);
+    /// What was poured out of a bucket, as far as anybody has written it down.
+    pub(super) fn poured(&mut self, limit: LimitId) -> Result<Option<Poured>, Error> {
+        if let Some(poured) = self.link.memo.poured(limit) {
+            return Ok(poured.cloned());
         }
-        let row: Option<(i64, i64, i64, i64)> = self
+        let row = self
             .link
             .connection
             .prepare_cached(READ)
             .and_then(|mut s| {
                 s.query_row([limit.0], |row| {
-                    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+                    Ok(Row {
+                        full_ns: row.get(0)?,
+                        full_part: row.get(1)?,
+                        refill: row.get(2)?,
+                        refill_ns: row.get(3)?,
+                        lows: row.get(4)?,
+                    })
                 })
                 .optional()
             })
             .map_err(|error| self.sqlite(error))?;
-        let full = match row {
+        let poured = match row {
             None => None,
-            Some(row) => self.in_present_terms(limit, row)?,
+            Some(row) => self.in_present_terms(limit, &row)?,
         };
-        self.link.memo.remember_full(limit, full);
-        Ok(full)
+        self.link.memo.remember_poured(limit, poured.clone());
+        Ok(poured)
+    }
+
+    pub(super) fn bucket_full_at(&mut self, limit: LimitId) -> Result<Option<Full>, Error> {
+        if let Some(poured) = self.link.memo.poured(limit) {
+            return Ok(poured.map(|poured| poured.full));
+        }
+        Ok(self.poured(limit)?.map(|poured| poured.full))
     }
 
     /// What a row says, by the definition that is in force.
-    fn in_present_terms(
-        &mut self,
-        limit: LimitId,
-        (full_ns, full_part, refill, refill_ns): (i64, i64, i64, i64),
-    ) -> Result<Option<Full>, Error> {
+    fn in_present_terms(&mut self, limit: LimitId, row: &Row) -> Result<Option<Poured>, Error> {
         let Some(known) = self.known_by_id(limit)? else {
             return Ok(None);
         };
@@ -49,63 +68,62 @@ impl Transaction<'_> {
         };
         // Clamped, for the file may have been edited.
         let full = Full {
-            at: Timestamp::from_nanos(full_ns),
-            part: full_part.clamp(0, refill.saturating_sub(1).max(0)),
+            at: Timestamp::from_nanos(row.full_ns),
+            part: row.full_part.clamp(0, row.refill.saturating_sub(1).max(0)),
         };
-        let former = bucket.refilling(refill, refill_ns);
+        let poured = Poured::read(full, &row.lows);
+        let former = bucket.refilling(row.refill, row.refill_ns);
         Ok(Some(if former == bucket {
-            full
+            poured
         } else {
-            rescaled(former, bucket, full, known.changed)
+            poured.rescaled(former, bucket, known.changed)
         }))
     }
 }
 
 const WRITE: &str =
-    "INSERT OR REPLACE INTO bucket (limit_id, full_ns, full_part, refill, refill_ns)
-    VALUES (?1, ?2, ?3, ?4, ?5)";
+    "INSERT OR REPLACE INTO bucket (limit_id, full_ns, full_part, refill, refill_ns, lows)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
 const DELETE_POURED: &str = "DELETE FROM charge WHERE limit_id = ?1 AND at_ns <= ?2";
 
 impl Transaction<'_> {
-    /// Pours out of a bucket what was booked for instants that have come, and changes what is left as is said: to
-    /// nothing, if it is full.
+    /// Pours out of a bucket what was booked for instants that have come, and changes what came of that as is said.
     pub(super) fn pour(
         &mut self,
         limit: LimitId,
         bucket: Bucket,
-        change: impl FnOnce(Option<Full>) -> Option<Full>,
+        change: impl FnOnce(Option<Poured>) -> Option<Poured>,
     ) -> Result<(), Error> {
         let now = self.now();
-        let stored = self.bucket_full_at(limit)?;
-        let full = spent(self, limit, bucket, now)?;
+        let stored = self.poured(limit)?;
+        let poured = poured_until(self, limit, bucket, stored.clone(), now)?;
         self.wrote();
-        let key = (limit.0, now.as_nanos());
-        if full != stored {
+        if poured != stored {
             self.link
                 .connection
                 .prepare_cached(DELETE_POURED)
-                .and_then(|mut s| s.execute(key))
+                .and_then(|mut s| s.execute((limit.0, now.as_nanos())))
                 .map_err(|error| self.sqlite(error))?;
             self.link.memo.changed(limit);
         }
-        let changed = change(full);
-        self.link.memo.remember_full(limit, changed);
-        let Some(full) = changed else {
-            return self.forget_bucket(limit);
-        };
-        let row = (
-            limit.0,
-            full.at.as_nanos(),
-            full.part,
-            bucket.refill().cast_signed(),
-            bucket.per_ns(),
-        );
-        self.link
-            .connection
-            .prepare_cached(WRITE)
-            .and_then(|mut s| s.execute(row))
-            .map(drop)
-            .map_err(|error| self.sqlite(error))
+        let changed = change(poured);
+        if let Some(poured) = &changed {
+            let row = (
+                limit.0,
+                poured.full.at.as_nanos(),
+                poured.full.part,
+                bucket.refill().cast_signed(),
+                bucket.per_ns(),
+                poured.lows_to_bytes(),
+            );
+            self.link
+                .connection
+                .prepare_cached(WRITE)
+                .and_then(|mut s| s.execute(row))
+                .map_err(|error| self.sqlite(error))?;
+        }
+        self.link.memo.remember_poured(limit, changed);
+        Ok(())
     }
 
     /// Pours out what was booked for instants that have come, if there is any.
@@ -114,8 +132,9 @@ impl Transaction<'_> {
             return Ok(false);
         };
         let now = self.now();
-        if spent(self, id, bucket, now)? != self.bucket_full_at(id)? {
-            self.pour(id, bucket, |full| full)?;
+        let stored = self.poured(id)?;
+        if poured_until(self, id, bucket, stored.clone(), now)? != stored {
+            self.pour(id, bucket, |poured| poured)?;
         }
         Ok(true)
     }

@@ -108,7 +108,7 @@ const LYING_DOWN: Duration = Duration::from_micros(100);
 const CACHE_KIB: i64 = 4 << 10;
 
 /// Each statement of this crate, and room for those that depend on nothing but the schema.
-const STATEMENTS: usize = 128;
+const STATEMENTS: usize = 256;
 
 pub(super) fn flags() -> OpenFlags {
     OpenFlags::SQLITE_OPEN_READ_WRITE

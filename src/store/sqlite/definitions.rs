@@ -22,15 +22,18 @@ impl Transaction<'_> {
     ) -> Result<Definition, Error> {
         let Some(stored) = self.defined(limit.key())? else {
             // What was charged to the key by a pattern stays charged.
-            let id = match self.find_key(limit.key())? {
-                Some(id) if !limit.is_pattern() => {
+            let id = match self.ledger_of_key(limit)? {
+                Some(id) => {
                     self.delete_key(id)?;
                     id
                 }
-                _ => self.next_limit()?,
+                None => self.next_limit()?,
             };
             self.write_definition(id, limit, false)?;
             self.changed_definitions();
+            if limit.is_pattern() {
+                self.take_over_keys(id, limit.key())?;
+            }
             self.note_change(limit, Action::Created, author)?;
             self.see_whether_lowered(id, limit)?;
             return Ok(Definition::Created);
@@ -62,14 +65,14 @@ impl Transaction<'_> {
     ) -> Result<(), Error> {
         check_kind(&stored.limit, limit, &self.place.database)?;
         if let Some(bucket) = stored.limit.bucket().filter(|_| !limit.is_pattern()) {
-            self.pour(stored.id, bucket, |full| full)?;
+            self.pour(stored.id, bucket, |poured| poured)?;
         }
         self.write_definition(stored.id, limit, limit.is_pattern())?;
         self.changed_definitions();
         self.note_change(limit, Action::Replaced, author)?;
         if let Some(bucket) = limit.bucket().filter(|_| !limit.is_pattern()) {
             // What is missing in it is written down in the terms of the new one.
-            self.pour(stored.id, bucket, |full| full)?;
+            self.pour(stored.id, bucket, |poured| poured)?;
         }
         self.see_whether_lowered(stored.id, limit)?;
         self.freed(stored.id);
@@ -138,7 +141,8 @@ impl Transaction<'_> {
             return Ok(Some(Arc::clone(known)));
         }
         if let Some(key) = self.key_of(id)? {
-            return self.find(&key);
+            let known = self.find(&key)?;
+            return Ok(known.filter(|known| known.id == id));
         }
         let known = self
             .read_definition_from(id)?
@@ -165,10 +169,21 @@ impl Transaction<'_> {
         {
             return Ok(Some(self.remember(known)));
         }
-        let id = self.find_key(key)?.unwrap_or(LimitId::NONE);
+        let id = self.find_key(key, pattern.id)?.unwrap_or(LimitId::NONE);
         let known = Arc::new(pattern.applied_to(key, id));
         self.link.memo.remember_key(&known);
         Ok(Some(known))
+    }
+
+    /// The number of the ledger that a key has by a pattern, before it is defined by itself.
+    fn ledger_of_key(&mut self, limit: &Limit) -> Result<Option<LimitId>, Error> {
+        if limit.is_pattern() {
+            return Ok(None);
+        }
+        match self.most_specific(limit.key())? {
+            Some(pattern) => self.find_key(limit.key(), pattern.id),
+            None => Ok(None),
+        }
     }
 
     fn remember(&mut self, known: Known) -> Arc<Known> {

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use rusqlite::{CachedStatement, Row as SqlRow};
 
 use super::transaction::Transaction;
-use crate::calendar::{Charge, Full, Ledgers, LimitId, Line, Total, poured, refilled_by};
+use crate::calendar::{Charge, Full, Ledgers, LimitId, Line, Total, poured_now};
 use crate::clock::Timestamp;
 use crate::error::Error;
 use crate::limit::Bucket;
@@ -111,8 +111,8 @@ impl Transaction<'_> {
         if let Some(bucket) = line.limit.bucket() {
             let (now, amount) = (self.now(), line.amount);
             if at <= now {
-                self.pour(line.id, bucket, |full| {
-                    Some(poured(bucket, full, now, amount))
+                self.pour(line.id, bucket, |poured| {
+                    Some(poured_now(bucket, poured, now, amount))
                 })?;
                 return Ok(POURED);
             }
@@ -120,18 +120,26 @@ impl Transaction<'_> {
         self.charge(line.id, at, line.amount)
     }
 
-    /// Puts back into a bucket what was poured out of it, or pours out more if that is negative.
+    /// Puts back into a bucket what was poured out of it at an instant, or pours out more now if that is negative.
     pub(super) fn put_back(
         &mut self,
         limit: LimitId,
         bucket: Bucket,
+        taken_at: Timestamp,
         amount: i64,
     ) -> Result<(), Error> {
         let now = self.now();
-        if amount > 0 {
-            self.freed(limit);
+        if amount < 0 {
+            return self.pour(limit, bucket, |poured| {
+                Some(poured_now(bucket, poured, now, -amount))
+            });
         }
-        self.pour(limit, bucket, |full| refilled_by(bucket, full, now, amount))
+        self.freed(limit);
+        self.pour(limit, bucket, |poured| {
+            let mut poured = poured?;
+            poured.put_back(bucket, taken_at, now, amount);
+            Some(poured)
+        })
     }
 
     /// Adds a charge and returns its position in its instant.

@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use crate::calendar::{Charge, Full, LimitId};
+use crate::calendar::{Charge, LimitId, Poured};
 use crate::clock::{Timeline, Timestamp};
 use crate::definition::Known;
 
@@ -54,8 +54,8 @@ pub(super) struct ClockRow {
 
 #[derive(Debug, Default)]
 struct LedgerMemo {
-    /// When the bucket is full again; `Some(None)` if nothing was poured out of it.
-    full: Option<Option<Full>>,
+    /// What was poured out of the bucket; `Some(None)` if nothing was.
+    poured: Option<Option<Poured>>,
     /// The very last charge; `Some(None)` if the ledger is empty.
     last: Option<Option<Charge>>,
     runs: Vec<Run>,
@@ -145,12 +145,13 @@ impl Memo {
         self.keys.clear();
     }
 
-    pub(super) fn full_at(&self, limit: LimitId) -> Option<Option<Full>> {
-        self.ledgers.get(&limit)?.full
+    pub(super) fn poured(&self, limit: LimitId) -> Option<Option<&Poured>> {
+        let poured = self.ledgers.get(&limit)?.poured.as_ref()?;
+        Some(poured.as_ref())
     }
 
-    pub(super) fn remember_full(&mut self, limit: LimitId, full: Option<Full>) {
-        self.ledger(limit).full = Some(full);
+    pub(super) fn remember_poured(&mut self, limit: LimitId, poured: Option<Poured>) {
+        self.ledger(limit).poured = Some(poured);
     }
 
     pub(super) fn has_shifts(&self, limit: LimitId) -> Option<bool> {

@@ -6,18 +6,21 @@ use super::transaction::Transaction;
 use crate::calendar::{LimitId, Line};
 use crate::error::Error;
 
-const FIND: &str = "SELECT limit_id FROM pattern_key WHERE key = ?1";
+const FIND: &str = "SELECT limit_id FROM pattern_key WHERE key = ?1 AND pattern_id = ?2";
 const KEY_OF: &str = "SELECT key FROM pattern_key WHERE limit_id = ?1";
 const INSERT: &str = "INSERT INTO pattern_key (limit_id, key, pattern_id) VALUES (?1, ?2, ?3)";
 const DELETE: &str = "DELETE FROM pattern_key WHERE limit_id = ?1";
 
 impl Transaction<'_> {
-    /// The number of the ledger of a key, if it has one.
-    pub(super) fn find_key(&self, key: &str) -> Result<Option<LimitId>, Error> {
+    /// The number of the ledger that a key has by the pattern that counts for it, if it has one.
+    pub(super) fn find_key(&self, key: &str, pattern: LimitId) -> Result<Option<LimitId>, Error> {
         self.link
             .connection
             .prepare_cached(FIND)
-            .and_then(|mut s| s.query_row([key], |row| row.get(0).map(LimitId)).optional())
+            .and_then(|mut s| {
+                s.query_row((key, pattern.0), |row| row.get(0).map(LimitId))
+                    .optional()
+            })
             .map_err(|error| self.sqlite(error))
     }
 
@@ -76,7 +79,6 @@ const IS_NEEDED: &str = "SELECT
     OR EXISTS (SELECT 1 FROM debt WHERE limit_id = ?1)
     OR EXISTS (SELECT 1 FROM bucket WHERE limit_id = ?1 AND full_ns >= ?2)
     OR EXISTS (SELECT 1 FROM charge WHERE limit_id = ?1)";
-const REBIND: &str = "UPDATE pattern_key SET pattern_id = ?2 WHERE limit_id = ?1";
 
 /// How many keys one sweep looks at: few while all are in use, and more than one process can have added since it last
 /// swept while they are not.
@@ -128,17 +130,14 @@ impl Transaction<'_> {
     /// True if the key was idle and is gone.
     fn sweep_key(&mut self, id: LimitId, key: &str, pattern: LimitId) -> Result<bool, Error> {
         match self.most_specific(key)? {
-            Some(known) => {
-                if known.id != pattern {
-                    self.rebind(id, known.id)?;
-                }
-                self.sweep_ledger(id, &known.limit)?;
-            }
-            // Its pattern was removed, and nobody can ask for it.
-            None => {
+            Some(known) if known.id == pattern => self.sweep_ledger(id, &known.limit)?,
+            // Its pattern was removed, and nobody asks for this ledger any more.
+            _ => {
                 if !self.empty_ledger(id)? {
                     return Ok(false);
                 }
+                self.delete_key(id)?;
+                return Ok(true);
             }
         }
         let now_ns = self.now().as_nanos();
@@ -155,15 +154,49 @@ impl Transaction<'_> {
         self.delete_key(id)?;
         Ok(true)
     }
+}
 
-    fn rebind(&mut self, id: LimitId, pattern: LimitId) -> Result<(), Error> {
-        self.wrote();
-        self.link
+// Every key that matches begins as the pattern does, up to its first star.
+const KEYS_THAT_BEGIN: &str = "SELECT limit_id, key, pattern_id FROM pattern_key
+    WHERE key >= ?1 AND key <= ?1 || char(1114111)";
+const REBIND: &str = "UPDATE pattern_key SET pattern_id = ?2 WHERE limit_id = ?1";
+
+impl Transaction<'_> {
+    /// Gives a new pattern the ledgers of the keys for which it counts from now on. This looks at all keys in use that
+    /// begin as it does.
+    pub(super) fn take_over_keys(&mut self, pattern: LimitId, text: &str) -> Result<(), Error> {
+        let start = text.split('*').next().unwrap_or_default();
+        let keys: Vec<(LimitId, String, LimitId)> = self
+            .link
             .connection
-            .prepare_cached(REBIND)
-            .and_then(|mut s| s.execute((id.0, pattern.0)))
-            .map(drop)
-            .map_err(|error| self.sqlite(error))
+            .prepare_cached(KEYS_THAT_BEGIN)
+            .and_then(|mut s| {
+                s.query_map([start], |row| {
+                    Ok((LimitId(row.get(0)?), row.get(1)?, LimitId(row.get(2)?)))
+                })?
+                .collect()
+            })
+            .map_err(|error| self.sqlite(error))?;
+        for (id, key, former) in keys {
+            let counts = self
+                .most_specific(&key)?
+                .is_some_and(|known| known.id == pattern);
+            if counts && self.is_pattern(former) {
+                self.link
+                    .connection
+                    .prepare_cached(REBIND)
+                    .and_then(|mut s| s.execute((id.0, pattern.0)))
+                    .map_err(|error| self.sqlite(error))?;
+            }
+        }
+        self.link.memo.forget_keys();
+        Ok(())
+    }
+
+    /// Whether a pattern is still in force. All of them are remembered.
+    fn is_pattern(&self, id: LimitId) -> bool {
+        let patterns = self.link.memo.patterns.iter().flatten();
+        patterns.into_iter().any(|known| known.id == id)
     }
 }
 
@@ -216,10 +249,6 @@ impl Transaction<'_> {
         }
         self.link.memo.shifts_are_gone(id);
         Ok(true)
-    }
-
-    pub(super) fn forget_bucket(&self, id: LimitId) -> Result<(), Error> {
-        self.execute_for(FORGET_BUCKET, id).map(drop)
     }
 
     fn execute_for(&self, sql: &str, id: LimitId) -> Result<usize, Error> {

@@ -6,11 +6,12 @@ use super::place::Place;
 use crate::error::Error;
 
 /// Append-only: what has once been released is never edited.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("../../../migrations/0001_ledger.sql"),
     include_str!("../../../migrations/0002_permits.sql"),
     include_str!("../../../migrations/0003_shared.sql"),
     include_str!("../../../migrations/0004_kinds.sql"),
+    include_str!("../../../migrations/0005_views.sql"),
 ];
 
 /// Marks a file as ours in its header: "qtlt".

@@ -44,7 +44,7 @@ impl Transaction<'_> {
                 (Stands::InLedger(charge), _) => self.amend(charge, correction.charged)?,
                 (Stands::Poured, Some(bucket)) => {
                     let back = estimate.charged - correction.charged;
-                    self.put_back(known.id, bucket, back)?;
+                    self.put_back(known.id, bucket, claim.at, back)?;
                 }
                 (Stands::Poured | Stands::Nowhere, _) => {}
             }
@@ -94,7 +94,7 @@ impl Transaction<'_> {
                     if let Some((id, bucket)) =
                         known.and_then(|known| Some((known.id, known.limit.bucket()?)))
                     {
-                        self.put_back(id, bucket, row.amount.cast_signed())?;
+                        self.put_back(id, bucket, claim.at, row.amount.cast_signed())?;
                     }
                 }
             }

@@ -48,9 +48,36 @@ pub(super) struct Open<'l> {
     pub(super) connection: &'l Connection,
     pub(super) memo: &'l mut Memo,
     stuck: &'l mut bool,
+    scope: Scope,
     ended: bool,
 }
 
+/// What a transaction ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    /// All of what the connection does.
+    Whole,
+    /// Its part of a transaction of somebody else's.
+    Part,
+}
+
+impl Scope {
+    const fn commit(self) -> &'static [&'static str] {
+        match self {
+            Self::Whole => &["COMMIT"],
+            Self::Part => &["RELEASE quotalite"],
+        }
+    }
+
+    const fn rollback(self) -> &'static [&'static str] {
+        match self {
+            Self::Whole => &["ROLLBACK"],
+            Self::Part => &["ROLLBACK TO quotalite", "RELEASE quotalite"],
+        }
+    }
+}
+
+const BEGIN_PART: &str = "SAVEPOINT quotalite";
 const BEGIN_WRITE: &str = "BEGIN IMMEDIATE";
 const BEGIN_READ: &str = "BEGIN";
 
@@ -80,12 +107,42 @@ impl<'l> Transaction<'l> {
             });
         }
         let watch = link.watch.get_or_insert_with(|| opened.clone());
-        let mut open = Open {
+        let open = Open {
             connection: &link.connection,
             memo: &mut link.memo,
             stuck: &mut link.stuck,
+            scope: Scope::Whole,
             ended: false,
         };
+        Self::begun(open, access, place, watch, clock)
+    }
+
+    /// Takes part in a transaction of somebody else's, which holds the write lock.
+    pub(super) fn join(
+        connection: &'l Connection,
+        (memo, stuck): (&'l mut Memo, &'l mut bool),
+        place: &'l Place,
+        opened: &Watch,
+        clock: &'l dyn Clock,
+    ) -> Result<Self, Error> {
+        run(connection, BEGIN_PART).map_err(|error| place.sqlite(error))?;
+        let open = Open {
+            connection,
+            memo,
+            stuck,
+            scope: Scope::Part,
+            ended: false,
+        };
+        Self::begun(open, Access::Write, place, &mut opened.clone(), clock)
+    }
+
+    fn begun(
+        mut open: Open<'l>,
+        access: Access,
+        place: &'l Place,
+        watch: &mut Watch,
+        clock: &'l dyn Clock,
+    ) -> Result<Self, Error> {
         let row = open.refresh(access, place)?;
         if !watch.holds() {
             return Err(place.moved());
@@ -112,6 +169,11 @@ impl<'l> Transaction<'l> {
             freed: Few::new(),
             came: None,
         })
+    }
+
+    /// Whether it is only part of a transaction of somebody else's.
+    pub(super) fn is_part(&self) -> bool {
+        self.link.scope == Scope::Part
     }
 
     /// Whether the file does not yet know the running boot.
@@ -188,7 +250,7 @@ impl<'l> Transaction<'l> {
         if self.is_undone {
             self.link.memo.forget_ledgers();
             self.link.memo.forget_limits();
-            self.link.end("ROLLBACK", self.place)?;
+            self.link.roll_back(self.place)?;
             return Ok(Few::new());
         }
         let freed = std::mem::take(&mut self.freed);
@@ -207,7 +269,7 @@ impl<'l> Transaction<'l> {
             Change::Fixed => true,
         };
         if self.access != Access::Write || !(self.wrote || store_clock) {
-            return self.link.end("ROLLBACK", self.place);
+            return self.link.roll_back(self.place);
         }
         if store_clock {
             let row = ClockRow {
@@ -217,7 +279,7 @@ impl<'l> Transaction<'l> {
             write_clock(self.link.connection, row).map_err(|error| self.place.sqlite(error))?;
             self.link.memo.clock = Some(row);
         }
-        self.link.end("COMMIT", self.place)
+        self.link.end(self.link.scope.commit(), self.place)
     }
 
     pub(super) fn sqlite(&self, error: rusqlite::Error) -> Error {
@@ -249,8 +311,14 @@ impl Open<'_> {
         Ok(row)
     }
 
-    fn end(&mut self, how: &str, place: &Place) -> Result<(), Error> {
-        run(self.connection, how).map_err(|error| place.sqlite(error))?;
+    fn roll_back(&mut self, place: &Place) -> Result<(), Error> {
+        self.end(self.scope.rollback(), place)
+    }
+
+    fn end(&mut self, statements: &[&str], place: &Place) -> Result<(), Error> {
+        for statement in statements {
+            run(self.connection, statement).map_err(|error| place.sqlite(error))?;
+        }
         self.ended = true;
         self.memo.version = data_version(self.connection);
         Ok(())
@@ -265,7 +333,9 @@ impl Drop for Open<'_> {
         self.memo.forget();
         // After some errors SQLite has rolled back by itself, and then there is nothing to end.
         if !self.connection.is_autocommit()
-            && let Err(error) = self.connection.execute_batch("ROLLBACK")
+            && let Err(error) = self
+                .connection
+                .execute_batch(&self.scope.rollback().join(";"))
         {
             *self.stuck = !self.connection.is_autocommit();
             tracing::error!(%error, "a transaction could not be rolled back");

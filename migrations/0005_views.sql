@@ -1,0 +1,304 @@
+-- What people with a sqlite3 shell see, now that there are limits of every kind.
+
+-- The limits that have ledgers of their own, each with its definition: a key that a pattern matches has that of the pattern.
+CREATE VIEW named_limit AS
+SELECT limit_id, key, limit_id AS definition_id FROM limit_definition WHERE NOT is_pattern
+UNION ALL
+SELECT k.limit_id, k.key, k.pattern_id
+FROM pattern_key AS k
+JOIN limit_definition AS p ON p.limit_id = k.pattern_id;
+
+DROP VIEW limits;
+
+-- One row per rate, or one for the bucket or the slots.
+CREATE VIEW limits AS
+SELECT l.key, l.unit, 'rate' AS kind, r.capacity, r.window_ns, l.pad_ns, l.definition, l.is_pattern AS pattern,
+       strftime('%Y-%m-%d %H:%M:%f', (l.changed_ns + c.wall_minus_instant_ns) / 1e9, 'unixepoch') AS changed
+FROM clock AS c CROSS JOIN limit_definition AS l JOIN rate AS r USING (limit_id)
+UNION ALL
+SELECT l.key, l.unit, 'quota', q.capacity, NULL, l.pad_ns, l.definition, l.is_pattern,
+       strftime('%Y-%m-%d %H:%M:%f', (l.changed_ns + c.wall_minus_instant_ns) / 1e9, 'unixepoch')
+FROM clock AS c CROSS JOIN limit_definition AS l JOIN quota AS q USING (limit_id)
+UNION ALL
+SELECT l.key, l.unit, CASE WHEN l.slots IS NULL THEN 'bucket' ELSE 'slots' END, coalesce(l.slots, l.burst), NULL, NULL,
+       l.definition, l.is_pattern,
+       strftime('%Y-%m-%d %H:%M:%f', (l.changed_ns + c.wall_minus_instant_ns) / 1e9, 'unixepoch')
+FROM clock AS c CROSS JOIN limit_definition AS l
+WHERE l.slots IS NOT NULL OR l.burst IS NOT NULL
+ORDER BY 1, 3 DESC, 5;
+
+-- Who changed which limit, the last change first.
+CREATE VIEW changes AS
+SELECT h.key,
+       strftime('%Y-%m-%d %H:%M:%f', (h.at_ns + c.wall_minus_instant_ns) / 1e9, 'unixepoch') AS at,
+       h.action, h.definition, h.program, h.pid
+FROM clock AS c
+CROSS JOIN limit_change AS h
+ORDER BY h.change_id DESC;
+
+DROP VIEW charges;
+
+CREATE VIEW charges AS
+WITH present (now_ns, shift_ns) AS (
+    SELECT max(
+               high_ns,
+               CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000000
+                   + 999999 - wall_minus_instant_ns
+           ),
+           wall_minus_instant_ns
+    FROM clock
+)
+SELECT l.key,
+       c.at_ns,
+       strftime('%Y-%m-%d %H:%M:%f', (c.at_ns + p.shift_ns) / 1e9, 'unixepoch') AS at,
+       c.amount,
+       c.at_ns > p.now_ns AS booked
+FROM present AS p
+CROSS JOIN named_limit AS l
+CROSS JOIN charge AS c ON c.limit_id = l.limit_id;
+
+DROP VIEW status;
+
+CREATE VIEW status AS
+WITH present (now_ns, shift_ns, wall_shift_ns) AS (
+    SELECT max(
+               high_ns,
+               CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000000
+                   + 999999 - wall_minus_instant_ns
+           ),
+           wall_minus_instant_ns,
+           calendar_shift_ns
+    FROM clock
+),
+-- What was charged after `after_ns` counts now; what is charged now counts before `until_ns`. `reach_ns` is how long a
+-- charge counts, unless it is until the calendar's next boundary.
+window AS (
+    SELECT n.limit_id, n.key, d.unit, d.was_lowered, p.now_ns, p.shift_ns, r.capacity,
+           r.window_ns AS position,
+           r.window_ns + d.pad_ns AS reach_ns,
+           p.now_ns - r.window_ns - d.pad_ns AS after_ns,
+           p.now_ns + r.window_ns + d.pad_ns AS until_ns,
+           r.capacity || coalesce(' ' || d.unit, '') || '/' || CASE
+               WHEN window_ns = 86400000000000 THEN 'd'
+               WHEN window_ns % 86400000000000 = 0 THEN (window_ns / 86400000000000) || 'd'
+               WHEN window_ns = 3600000000000 THEN 'h'
+               WHEN window_ns % 3600000000000 = 0 THEN (window_ns / 3600000000000) || 'h'
+               WHEN window_ns = 60000000000 THEN 'min'
+               WHEN window_ns % 60000000000 = 0 THEN (window_ns / 60000000000) || 'min'
+               WHEN window_ns = 1000000000 THEN 's'
+               WHEN window_ns % 1000000000 = 0 THEN (window_ns / 1000000000) || 's'
+               WHEN window_ns = 1000000 THEN 'ms'
+               WHEN window_ns % 1000000 = 0 THEN (window_ns / 1000000) || 'ms'
+               ELSE window_ns || 'ns'
+           END AS rate
+    FROM present AS p
+    CROSS JOIN named_limit AS n
+    CROSS JOIN limit_definition AS d ON d.limit_id = n.definition_id
+    CROSS JOIN rate AS r ON r.limit_id = d.limit_id
+    UNION ALL
+    SELECT n.limit_id, n.key, d.unit, d.was_lowered, p.now_ns, p.shift_ns, q.capacity,
+           CASE q.period
+               WHEN 'day' THEN 86400000000001
+               WHEN 'week' THEN 604800000000001
+               WHEN 'month' THEN 2678400000000001
+               ELSE 31536000000000001
+           END,
+           NULL,
+           (SELECT max(b.wall_ns) FROM boundary AS b
+            WHERE b.period = q.period AND b.zone = q.zone AND b.wall_ns <= p.now_ns + p.wall_shift_ns)
+               - p.wall_shift_ns - d.pad_ns - 1,
+           (SELECT min(b.wall_ns) FROM boundary AS b
+            WHERE b.period = q.period AND b.zone = q.zone AND b.wall_ns > p.now_ns + p.wall_shift_ns)
+               - p.wall_shift_ns,
+           q.capacity || coalesce(' ' || d.unit, '') || '/calendar ' || q.period || ' in ' || q.zone
+    FROM present AS p
+    CROSS JOIN named_limit AS n
+    CROSS JOIN limit_definition AS d ON d.limit_id = n.definition_id
+    CROSS JOIN quota AS q ON q.limit_id = d.limit_id
+),
+measured AS (
+    SELECT w.*,
+           coalesce(
+               (
+                   (SELECT c.total FROM ledger AS c
+                    WHERE c.limit_id = w.limit_id AND c.at_ns <= w.now_ns
+                    ORDER BY c.at_ns DESC, c.seq DESC LIMIT 1)
+                   -
+                   (SELECT c.total - c.amount FROM ledger AS c
+                    WHERE c.limit_id = w.limit_id AND c.at_ns > w.after_ns AND c.at_ns <= w.now_ns
+                    ORDER BY c.at_ns, c.seq LIMIT 1)
+               ) & 4611686018427387903,
+               0
+           ) AS used,
+           -- the most that any window holds which a charge made now would count in, bookings included
+           (SELECT max(
+                       (
+                           b.total
+                           -
+                           (SELECT c.total - c.amount FROM ledger AS c
+                            WHERE c.limit_id = b.limit_id
+                              AND c.at_ns > coalesce(b.at_ns - w.reach_ns, w.after_ns)
+                            ORDER BY c.at_ns, c.seq LIMIT 1)
+                       ) & 4611686018427387903
+                   )
+            FROM ledger AS b
+            WHERE b.limit_id = w.limit_id AND b.at_ns > w.now_ns AND b.at_ns < w.until_ns
+           ) AS booked_peak,
+           (SELECT coalesce(c.at_ns + w.reach_ns, w.until_ns) FROM ledger AS c
+            WHERE c.limit_id = w.limit_id AND c.at_ns > w.after_ns AND c.at_ns <= w.now_ns
+            ORDER BY c.at_ns LIMIT 1) AS release_ns
+    FROM window AS w
+),
+-- A bucket in nanoseconds: how long one takes to flow in, and when it is full again, with what is booked up to now.
+bucket_now AS (
+    SELECT n.limit_id, n.key, d.unit, d.was_lowered, p.now_ns, p.shift_ns, d.burst,
+           d.refill_ns * 1.0 / d.refill AS one_ns,
+           d.burst || coalesce(' ' || d.unit, '') AS size,
+           d.refill || '/' || CASE
+               WHEN refill_ns = 86400000000000 THEN 'd'
+               WHEN refill_ns = 3600000000000 THEN 'h'
+               WHEN refill_ns = 60000000000 THEN 'min'
+               WHEN refill_ns = 1000000000 THEN 's'
+               WHEN refill_ns % 1000000000 = 0 THEN (refill_ns / 1000000000) || 's'
+               WHEN refill_ns % 1000000 = 0 THEN (refill_ns / 1000000) || 'ms'
+               ELSE refill_ns || 'ns'
+           END AS speed,
+           max(
+               0,
+               -- In its own terms, which may be those of an earlier definition.
+               coalesce(
+                   (SELECT (max(f.full_ns - p.now_ns, 0) + f.full_part * 1.0 / f.refill)
+                               * f.refill / f.refill_ns * d.refill_ns / d.refill
+                    FROM bucket AS f WHERE f.limit_id = n.limit_id AND f.full_ns >= p.now_ns),
+                   0
+               )
+               + coalesce(
+                   (SELECT sum(c.amount) FROM charge AS c
+                    WHERE c.limit_id = n.limit_id AND c.at_ns <= p.now_ns), 0
+               ) * d.refill_ns * 1.0 / d.refill
+           ) AS left_ns
+    FROM present AS p
+    CROSS JOIN named_limit AS n
+    CROSS JOIN limit_definition AS d ON d.limit_id = n.definition_id
+    WHERE d.burst IS NOT NULL
+),
+level AS (
+    SELECT b.*,
+           CAST(b.left_ns / b.one_ns - 1e-9 AS INTEGER)
+               + (b.left_ns / b.one_ns - 1e-9 > CAST(b.left_ns / b.one_ns - 1e-9 AS INTEGER)) AS used,
+           -- What those who have booked need of it, if nothing flowed in that it could not hold.
+           coalesce(
+               (SELECT min(
+                           (c.at_ns - b.now_ns - b.left_ns) / b.one_ns + b.burst
+                           - (SELECT sum(e.amount) FROM charge AS e
+                              WHERE e.limit_id = b.limit_id AND e.at_ns > b.now_ns AND e.at_ns <= c.at_ns)
+                       )
+                FROM charge AS c
+                WHERE c.limit_id = b.limit_id AND c.at_ns > b.now_ns),
+               b.burst
+           ) AS spare
+    FROM bucket_now AS b
+),
+held AS (
+    SELECT n.limit_id, n.key, d.unit, d.was_lowered, d.slots,
+           coalesce(
+               (SELECT sum(s.amount) FROM slot AS s
+                WHERE s.limit_id = n.limit_id AND (s.expires_ns IS NULL OR s.expires_ns > p.now_ns)),
+               0
+           ) AS used
+    FROM present AS p
+    CROSS JOIN named_limit AS n
+    CROSS JOIN limit_definition AS d ON d.limit_id = n.definition_id
+    WHERE d.slots IS NOT NULL
+),
+line AS (
+    SELECT limit_id, key, unit, rate, used,
+           max(0, capacity - max(used, coalesce(booked_peak, 0))) AS available,
+           capacity,
+           strftime('%Y-%m-%d %H:%M:%f', (release_ns + shift_ns) / 1e9, 'unixepoch') AS next_release,
+           was_lowered AND max(used, coalesce(booked_peak, 0)) > capacity AS decreasing,
+           position
+    FROM measured
+    UNION ALL
+    SELECT limit_id, key, unit, 'burst ' || size || ', refill ' || speed, used,
+           CAST(max(0, min(burst - used, spare)) AS INTEGER),
+           burst,
+           CASE WHEN used > 0 THEN strftime(
+               '%Y-%m-%d %H:%M:%f', (now_ns + left_ns - (used - 1) * one_ns + shift_ns) / 1e9, 'unixepoch'
+           ) END,
+           was_lowered AND (used > burst OR spare < 0),
+           0
+    FROM level
+    UNION ALL
+    SELECT limit_id, key, unit, slots || ' slots', used, max(0, slots - used), slots, NULL,
+           was_lowered AND used > slots,
+           0
+    FROM held
+)
+SELECT key, unit, rate, used, available, capacity, round(100.0 * used / capacity, 1) AS percent, next_release,
+       coalesce((SELECT amount FROM debt WHERE debt.limit_id = line.limit_id), 0) AS debt,
+       decreasing
+FROM line
+ORDER BY key, position;
+
+DROP VIEW permits;
+
+CREATE VIEW permits AS
+WITH present (now_ns, shift_ns) AS (
+    SELECT max(
+               high_ns,
+               CAST(round((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000000
+                   + 999999 - wall_minus_instant_ns
+           ),
+           wall_minus_instant_ns
+    FROM clock
+)
+SELECT p.id,
+       coalesce(p.fence, p.permit_id) AS fence,
+       o.pid,
+       strftime('%Y-%m-%d %H:%M:%f', (p.at_ns + c.shift_ns) / 1e9, 'unixepoch') AS since,
+       strftime('%Y-%m-%d %H:%M:%f', (p.expires_ns + c.shift_ns) / 1e9, 'unixepoch') AS expires,
+       (
+           SELECT group_concat(t.amount || ' ' || l.key, ', ')
+           FROM (
+               SELECT s.limit_id, s.amount FROM slot AS s WHERE s.permit_id = p.permit_id
+               UNION ALL
+               SELECT h.limit_id, h.amount FROM permit_charge AS h WHERE h.permit_id = p.permit_id
+           ) AS t
+           JOIN named_limit AS l USING (limit_id)
+       ) AS holds,
+       CASE
+           WHEN p.expires_ns <= c.now_ns THEN 'expired'
+           WHEN p.at_ns > c.now_ns THEN 'booked'
+           WHEN p.detached THEN 'detached'
+           WHEN p.owner_id IS NULL THEN 'abandoned'
+           ELSE 'held'
+       END AS state
+FROM present AS c
+CROSS JOIN permit AS p
+LEFT JOIN owner AS o USING (owner_id)
+WHERE p.ended_ns IS NULL
+UNION ALL
+SELECT e.id, e.permit_id, NULL,
+       strftime('%Y-%m-%d %H:%M:%f', (e.at_ns + c.shift_ns) / 1e9, 'unixepoch'), NULL, NULL, e.outcome
+FROM present AS c
+CROSS JOIN ended_permit AS e;
+
+DROP VIEW waiting;
+
+-- Who waits in line, the first one first.
+CREATE VIEW waiting AS
+SELECT t.ticket_id AS ticket,
+       o.pid,
+       strftime('%Y-%m-%d %H:%M:%f', (t.since_ns + c.wall_minus_instant_ns) / 1e9, 'unixepoch') AS since,
+       strftime('%Y-%m-%d %H:%M:%f', (t.deadline_ns + c.wall_minus_instant_ns) / 1e9, 'unixepoch') AS deadline,
+       (
+           SELECT group_concat(w.amount || ' ' || l.key, ', ')
+           FROM ticket_take AS w
+           JOIN named_limit AS l USING (limit_id)
+           WHERE w.ticket_id = t.ticket_id
+       ) AS wants
+FROM clock AS c
+CROSS JOIN ticket AS t
+LEFT JOIN owner AS o USING (owner_id)
+ORDER BY t.ticket_id;
