@@ -125,6 +125,19 @@ impl Case {
         }
     }
 
+    /// With everything poured out that was booked for instants that have come.
+    fn poured(&self) -> Option<Poured> {
+        let now = Timestamp::from_nanos(self.now_ns);
+        let poured = self.book.full.map(|full| Poured::read(full, &[]));
+        unwrap(poured_until(
+            &mut self.book.clone(),
+            LEDGER,
+            self.bucket,
+            poured,
+            now,
+        ))
+    }
+
     /// As it was before everything else.
     fn vessel(&self) -> Vessel {
         let first = self.book.rows.first().map(|row| row.at.as_nanos());
@@ -382,32 +395,60 @@ proptest! {
 
     #[test]
     fn what_is_booked_is_poured_when_its_instant_has_come(case in prop_oneof![small(), large()]) {
-        let now = Timestamp::from_nanos(case.now_ns);
-        let full = unwrap(spent(&mut case.book.clone(), LEDGER, case.bucket, now));
+        let poured = case.poured();
         let before = case.vessel_at(case.now_ns);
+        let full = poured.as_ref().map(|poured| poured.full);
         prop_assert_eq!(Vessel::new(case.bucket, full, case.now_ns), before);
         // And what is poured now is missing now.
         let mut vessel = before;
         vessel.take(case.now_ns, 5);
-        let full = poured(case.bucket, full, now, 5);
+        let full = poured_now(case.bucket, poured, Timestamp::from_nanos(case.now_ns), 5).full;
         prop_assert!(full.part >= 0 && i128::from(full.part) < case.bucket.parts());
         prop_assert_eq!(Vessel::new(case.bucket, Some(full), case.now_ns), vessel);
     }
 
     #[test]
-    fn what_comes_back_into_a_bucket_does_not_overfill_it(
-        case in prop_oneof![small(), large()],
-        amount in prop_oneof![-10_i64..=10, -(1_i64 << 53)..=1 << 53],
+    fn what_is_put_back_is_as_if_it_had_never_been_taken(
+        case in small(),
+        steps in prop::collection::vec((0_i64..12, 1_i64..=10, any::<prop::sample::Index>(), 0_i64..=10), 1..150),
     ) {
-        let now = Timestamp::from_nanos(case.now_ns);
-        let full = unwrap(spent(&mut case.book.clone(), LEDGER, case.bucket, now));
-        let mut vessel = Vessel::new(case.bucket, full, case.now_ns);
-        vessel.holds = vessel.depth.min(vessel.holds + i128::from(amount) * vessel.per);
-        let refilled = refilled_by(case.bucket, full, now, amount);
-        let farthest = i128::from(i64::MAX - case.now_ns) * vessel.refill;
-        let is_within = vessel.depth - vessel.holds < farthest;
-        let found = Vessel::new(case.bucket, refilled, case.now_ns);
-        prop_assert!(!is_within || found == vessel, "{:?}", found);
+        let bucket = case.bucket;
+        let mut now_ns = case.now_ns;
+        let mut poured = None;
+        // What was taken, when, and whether some of it was put back.
+        let mut taken: Vec<(i64, i64, bool)> = Vec::new();
+        for (later_ns, amount, which, back) in steps {
+            now_ns += later_ns;
+            let now = Timestamp::from_nanos(now_ns);
+            if later_ns % 3 > 0 || taken.is_empty() {
+                poured = Some(poured_now(bucket, poured, now, amount));
+                taken.push((now_ns, amount, false));
+            } else {
+                let (at_ns, amount, is_settled) = which.get(&taken).to_owned();
+                let place = which.index(taken.len());
+                let back = if is_settled { 0 } else { back.min(amount) };
+                taken[place] = (at_ns, amount - back, true);
+                if let Some(poured) = &mut poured {
+                    poured.put_back(bucket, Timestamp::from_nanos(at_ns), now, back);
+                }
+            }
+            let mut vessel = Vessel::new(bucket, None, case.now_ns);
+            for (at_ns, amount, _) in &taken {
+                vessel.take(*at_ns, *amount);
+            }
+            vessel.go_on(now_ns);
+            let full = poured.as_ref().map(|poured| poured.full);
+            let found = Vessel::new(bucket, full, now_ns);
+            if taken.len() <= MOST_LOWS {
+                prop_assert_eq!(found, vessel);
+            } else {
+                prop_assert!(found.holds <= vessel.holds, "nothing is given away where not all is remembered");
+            }
+            // What a file keeps of it says the same.
+            let bytes = poured.as_ref().map(Poured::lows_to_bytes);
+            let read = full.zip(bytes).map(|(full, bytes)| Poured::read(full, &bytes));
+            prop_assert_eq!(&read, &poured);
+        }
     }
 
     #[test]
@@ -419,7 +460,7 @@ proptest! {
         let now = Timestamp::from_nanos(case.now_ns);
         let full = case.book.full.unwrap_or(Full { at: now, part: 0 });
         let before = Vessel::new(former, Some(full), case.now_ns);
-        let after = Vessel::new(bucket, Some(rescaled(former, bucket, full, now)), case.now_ns);
+        let after = Vessel::new(bucket, Some(Poured::read(full, &[]).rescaled(former, bucket, now).full), case.now_ns);
         let missing = |vessel: Vessel| vessel.depth - vessel.holds;
         // Rounded up to the next part: both in parts of parts.
         let exact = product(missing(before), after.per);
@@ -451,25 +492,28 @@ fn no_number_overflows() {
     for bucket in buckets {
         for at in instants {
             for part in ends {
-                let full = Some(Full { at, part });
-                for now in instants {
+                let numbers = [i64::MAX, at.as_nanos(), part];
+                let low: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
+                let hostile = low.repeat(3);
+                for (now, lows) in instants
+                    .iter()
+                    .flat_map(|now| [(*now, &hostile[..]), (*now, &[])])
+                {
+                    let poured = Poured::read(Full { at, part }, lows);
                     for former in [
                         bucket.refilling(i64::MAX, i64::MAX),
                         bucket.refilling(i64::MIN, 0),
                     ] {
-                        rescaled(
-                            former,
-                            bucket,
-                            Full {
-                                at,
-                                part: part.max(0),
-                            },
-                            now,
-                        );
+                        let full = Full {
+                            at,
+                            part: part.max(0),
+                        };
+                        let _ = Poured::read(full, lows).rescaled(former, bucket, now);
                     }
-                    poured(bucket, full, now, most);
-                    refilled_by(bucket, full, now, most);
-                    refilled_by(bucket, full, now, -most);
+                    for amount in [0, 1, most] {
+                        let mut poured = poured_now(bucket, Some(poured.clone()), now, amount);
+                        poured.put_back(bucket, at, now, amount);
+                    }
                 }
             }
         }
@@ -482,7 +526,8 @@ fn no_number_overflows() {
                     bucket,
                 };
                 for now in [instants[1], instants[3], instants[5]] {
-                    unwrap(spent(&mut book, LEDGER, bucket, now));
+                    let poured = full.map(|full| Poured::read(full, &[]));
+                    unwrap(poured_until(&mut book, LEDGER, bucket, poured, now));
                     unwrap(tank.fit(&mut book, now, 1));
                     unwrap(tank.fit(&mut book, now, bucket.burst().cast_signed()));
                     unwrap(tank.room(&mut book, now));
