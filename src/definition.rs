@@ -48,7 +48,7 @@ pub struct Use {
     pub slots: u64,
     /// How many open permits that have an id have charged it.
     pub permits: u64,
-    /// How many bookings lie ahead.
+    /// How many charges lie ahead.
     pub bookings: u64,
     /// How many callers wait in line for it.
     pub waiting: u64,

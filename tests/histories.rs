@@ -8,8 +8,12 @@ mod support;
 mod asks;
 #[path = "support/broken.rs"]
 mod broken;
+#[path = "support/bucket.rs"]
+mod bucket;
 #[path = "support/check.rs"]
 mod check;
+#[path = "support/definitions.rs"]
+mod definitions;
 #[path = "support/entry.rs"]
 mod entry;
 #[path = "support/history.rs"]
@@ -18,6 +22,8 @@ mod history;
 mod line;
 #[path = "support/model.rs"]
 mod model;
+#[path = "support/periods.rs"]
+mod periods;
 #[path = "support/player.rs"]
 mod player;
 #[path = "support/real.rs"]
@@ -31,7 +37,7 @@ use std::env;
 
 use asks::{Amount, Ask, Pace, Patience};
 use broken::{Broken, Flaw};
-use history::{History, Op, Shape, history};
+use history::{History, Op, Shape, Topics, history};
 use player::{Check, play};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestError, TestRunner};
@@ -86,9 +92,9 @@ fn noticed_after<S: Subject>(
 
 #[track_caller]
 fn assert_noticed(flaw: Flaw) {
-    let after = noticed_after(|| Broken::with(flaw), History::plain, 150);
+    let after = noticed_after(|| Broken::with(flaw), History::plain, 300);
     println!("{flaw:?}: noticed in history {after:?}");
-    assert!(after.is_some(), "150 histories did not notice: {flaw:?}");
+    assert!(after.is_some(), "300 histories did not notice: {flaw:?}");
 }
 
 #[track_caller]
@@ -166,6 +172,7 @@ fn shape_of(rates: &[(usize, u64)]) -> Shape {
         is_huge: false,
         pad: 0,
         overage: Overage::Debt,
+        bucket: None,
     }
 }
 
@@ -202,6 +209,11 @@ fn charge_before_a_booking_when_the_past_is_swept() -> History {
             Op::Advance(Pace::Change { nudge_ns: 0 }),
             Op::Usage { slot: 0, line: 0 },
         ],
+        topics: Topics {
+            buckets: false,
+            changes: false,
+            patterns: false,
+        },
     }
 }
 

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use quotalite::{Limit, MAX_CAPACITY, Rate};
+use quotalite::{Limit, MAX_CAPACITY, Overage, Rate, Window};
 
 use crate::history::KEYS;
 use crate::line::Line;
 use crate::model::{Model, Verdict};
-use crate::subject::{Takes, Wait, ns, rolling};
+use crate::subject::{Takes, Wait, ns};
 
 #[derive(Clone, Copy, Debug)]
 pub enum Amount {
@@ -127,14 +127,16 @@ impl Ask {
         for (line, amount) in &self.0 {
             // One mention in sixteen is of a limit that may not be defined.
             let defined: Vec<&String> = model.lines.keys().chain(model.pools.keys()).collect();
-            let key = match line {
-                15 => KEYS[3],
-                line => defined[line % defined.len()],
+            let key = match line.checked_rem(defined.len()) {
+                Some(position) if *line != 15 => defined[position],
+                _ => KEYS[3],
             };
             let limit = model.limit(key);
             let rates = limit.map(Limit::rates).unwrap_or_default();
             let capacities = rates.iter().map(Rate::capacity);
-            let most = capacities.chain(limit.and_then(Limit::slot_count)).min();
+            let burst = limit.and_then(Limit::bucket).map(|bucket| bucket.burst());
+            let slots = limit.and_then(Limit::slot_count);
+            let most = capacities.chain(burst).chain(slots).min();
             let most = most.unwrap_or(1);
             let amount = match *amount {
                 // Units of a huge limit are huge.
@@ -167,7 +169,14 @@ impl Spent {
             Self::Room { more } => estimated + line.room(at_ns, now_ns) + more,
             Self::Most => MAX_CAPACITY,
         };
-        Some(used.min(MAX_CAPACITY))
+        let most = match line.limit.bucket() {
+            // A bucket that is overdrawn for ever takes as long to fill.
+            Some(bucket) if line.limit.overage() == Overage::Charge => {
+                estimated + 3 * bucket.burst()
+            }
+            _ => MAX_CAPACITY,
+        };
+        Some(used.min(most).min(MAX_CAPACITY))
     }
 }
 
@@ -208,9 +217,19 @@ impl Pace {
                 nudge_ns,
             } => {
                 let lines: Vec<_> = model.lines.values().collect();
-                let limit = &lines[line % lines.len()].limit;
-                let rate = limit.rates()[rate % limit.rates().len()];
-                ns(rolling(&rate) + limit.pad()) * sixteenths / 16 + nudge_ns
+                let limit = line.checked_rem(lines.len()).map(|line| &lines[line].limit);
+                let window = limit.map_or(Duration::ZERO, |limit| {
+                    let rate = rate.checked_rem(limit.rates().len());
+                    match (
+                        limit.bucket(),
+                        rate.map(|rate| limit.rates()[rate].window()),
+                    ) {
+                        (Some(bucket), _) => bucket.per(),
+                        (_, Some(Window::Rolling(window))) => window + limit.pad(),
+                        _ => Duration::from_secs(3 * 3_600),
+                    }
+                });
+                ns(window) * sixteenths / 16 + nudge_ns
             }
         };
         stride_ns.max(0)

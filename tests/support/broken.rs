@@ -6,7 +6,7 @@ use std::time::Duration;
 use quotalite::{Definition, Limit, Obstacle, OnConflict, Overage, Rate};
 
 use crate::subject::{
-    Answer, Asked, Closing, Defined, Refused, Settling, Subject, Takes, Wait, ns, rolling,
+    Answer, Asked, Closing, Defined, Refused, Settling, Subject, Takes, Wait, ns,
 };
 
 /// What is wrong with a limiter.
@@ -269,7 +269,7 @@ impl Broken {
             .expect("something stands in the way");
         Refused {
             key,
-            rate,
+            obstacle: Obstacle::Rate(rate),
             amount,
             now_ns: self.now_ns,
             retry_at_ns,
@@ -378,4 +378,9 @@ impl Subject for Broken {
     fn advance(&mut self, duration: Duration) {
         self.now_ns += ns(duration);
     }
+}
+
+/// The window of a rate that has no calendar.
+fn rolling(rate: &Rate) -> Duration {
+    rate.window().rolling().expect("it rolls along")
 }

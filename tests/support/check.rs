@@ -113,6 +113,7 @@ impl Model {
             ) if takes.contains(&(key.clone(), *amount))
                 && self.limit(key).is_some_and(|limit| match obstacle {
                     Obstacle::Rate(rate) => limit.rates().contains(rate),
+                    Obstacle::Bucket(bucket) => limit.bucket() == Some(*bucket),
                     obstacle => limit.slot_count() == Some(obstacle.capacity()),
                 })
                 && obstacle.capacity() < *amount =>
@@ -132,13 +133,22 @@ impl Model {
             return Err(format!("a denial of something else: {refused:?}"));
         }
         let line = &self.lines[&refused.key];
-        let is_the_one = line.limit.rates().contains(&refused.rate)
-            && !line.rate_admits(&refused.rate, refused.retry_at_ns - 1, refused.amount);
+        let (just_before_ns, amount) = (refused.retry_at_ns - 1, refused.amount);
+        let is_the_one = match refused.obstacle {
+            Obstacle::Rate(rate) => {
+                line.limit.rates().contains(&rate)
+                    && !line.rate_admits(&rate, just_before_ns, amount)
+            }
+            Obstacle::Bucket(bucket) => {
+                line.limit.bucket() == Some(bucket) && !line.admits(just_before_ns, amount)
+            }
+            _ => false,
+        };
         if is_the_one {
             Ok(())
         } else {
             Err(format!(
-                "another rate stands in the way than the one of {refused:?}"
+                "something else stands in the way than what {refused:?} says"
             ))
         }
     }
@@ -191,7 +201,8 @@ impl Model {
     /// Compares the ledgers of a file with the charges.
     pub fn check_rows(&self, ledgers: &BTreeMap<String, Vec<Row>>) -> Result<(), String> {
         for key in ledgers.keys() {
-            if !self.lines.contains_key(key) {
+            // What is left of the key of a pattern that was removed is swept later.
+            if !self.lines.contains_key(key) && !key.contains(':') {
                 return Err(format!("there are rows of `{key}`, which nobody defined"));
             }
         }
@@ -210,10 +221,19 @@ impl Model {
     /// have been swept, and does not come back. Rows that are still there count again.
     pub fn forget_what_was_swept(&mut self, latest_ns: i64, ledgers: &BTreeMap<String, Vec<Row>>) {
         for (key, line) in &mut self.lines {
-            let reach_ns = line.longest_reach_ns();
             let mut rows = ledgers.get(key).cloned().unwrap_or_default();
+            if line.limit.bucket().is_some() {
+                continue;
+            }
+            let still_counts = |line: &Line, at_ns: i64| line.forgotten_ns(at_ns) > latest_ns;
+            let counting: Vec<bool> = line
+                .charges
+                .iter()
+                .map(|charge| still_counts(line, charge.at_ns))
+                .collect();
+            let mut counting = counting.into_iter();
             line.charges.retain(|charge| {
-                if charge.at_ns + reach_ns > latest_ns {
+                if counting.next() == Some(true) {
                     return true;
                 }
                 let found = rows
@@ -248,7 +268,6 @@ fn check_totals(rows: &[Row]) -> Result<(), String> {
 impl Line {
     /// Every charge that still counts has its row, and every row its charge.
     fn check_charges(&self, rows: &[Row], now_ns: i64) -> Result<(), String> {
-        let reach_ns = self.longest_reach_ns();
         let mut charges = self.charges.clone();
         for row in rows {
             let found = charges.iter().position(|charge| {
@@ -263,7 +282,7 @@ impl Line {
         }
         match charges
             .iter()
-            .find(|charge| charge.at_ns + reach_ns > now_ns)
+            .find(|charge| charge.at_ns > now_ns || self.forgotten_ns(charge.at_ns) > now_ns)
         {
             Some(charge) => Err(format!("there is no row of {charge:?}")),
             None => Ok(()),

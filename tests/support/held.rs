@@ -3,7 +3,7 @@
 use super::{Check, Player, same};
 use crate::asks::Spent;
 use crate::entry::{End, Whose};
-use crate::history::Fate;
+use crate::history::{Fate, is_of_slots};
 use crate::model::Verdict;
 use crate::subject::{Closing, Takes};
 
@@ -177,8 +177,13 @@ impl Player<'_> {
     pub(super) fn used(&self, takes: &Takes, at_ns: i64, spent: &[Spent]) -> Takes {
         let takes = takes.iter().zip(spent.iter().cycle());
         let said = takes.filter_map(|((key, estimated), spent)| {
-            let line = self.model.lines.get(key)?;
-            let used = spent.amount(*estimated, line, at_ns, self.model.now_ns)?;
+            if is_of_slots(key) {
+                return None;
+            }
+            let used = match self.model.lines.get(key) {
+                Some(line) => spent.amount(*estimated, line, at_ns, self.model.now_ns)?,
+                None => *estimated,
+            };
             Some((key.clone(), used))
         });
         said.collect()

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use proptest::sample::select;
-use quotalite::{Limit, MAX_CAPACITY, OnConflict, Overage};
+use quotalite::{Limit, LimitBuilder, MAX_CAPACITY, OnConflict, Overage, Window};
 
 use crate::asks::{Ask, Pace, Patience, Spent, ask, pace, patience, spent};
 use crate::subject::ns;
@@ -15,9 +15,54 @@ use crate::subject::ns;
 pub const KEYS: [&str; 4] = ["a", "b", "c", "d"];
 /// The keys of limits of slots.
 pub const POOLS: [&str; 2] = ["p", "q"];
+/// What else can be defined where there are patterns: first those of rates, then of slots, then buckets.
+pub const NAMES: [&str; 12] = [
+    "t:*", "t:*", "t:a*", "t:*b", "t:a1", "t:ab", "s:*", "s:x*", "s:x1", "u:*", "u:x*", "u:x1",
+];
+/// Whether all buckets whose keys may match a pattern refill alike. Where they do not, and one definition takes over
+/// from another, stores differ from the model and from each other: see
+/// `what_is_missing_in_a_bucket_stays_missing_when_another_definition_takes_over`.
+const REFILL_ALIKE: bool = true;
+/// The keys that may match one.
+const MATCHING: [&str; 10] = [
+    "t:1", "t:a", "t:a1", "t:ab", "t:cb", "s:1", "s:x1", "u:1", "u:x1", "u:x2",
+];
 const TIMEOUTS_MS: [u64; 6] = [1, 7, 40, 1_000, 5_000, 2_000_000];
 const WINDOWS_MS: [u64; 10] = [1, 2, 3, 5, 10, 40, 250, 1_000, 2_000, 5_000];
 const PADS_NS: [u64; 6] = [0, 0, 0, 1, 999_999, 7_000_000];
+
+/// All keys that anybody asks for.
+pub fn all_keys() -> impl Iterator<Item = &'static str> {
+    KEYS.into_iter().chain(POOLS).chain(MATCHING)
+}
+
+/// Whether a key or a pattern is of slots, if it is anything.
+pub fn is_of_slots(name: &str) -> bool {
+    POOLS.contains(&name) || name.starts_with("s:")
+}
+
+/// The definition of a bucket.
+#[derive(Clone, Copy, Debug)]
+pub struct Tub {
+    pub burst: u64,
+    pub refill: u64,
+    pub per: usize,
+}
+
+/// How a definition is changed: capacities, and what flows into buckets, to so many quarters of what they were.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn {
+    pub quarters: u64,
+    pub refill_quarters: u64,
+}
+
+/// What histories are about, besides rates and slots.
+#[derive(Clone, Copy, Debug)]
+pub struct Topics {
+    pub buckets: bool,
+    pub changes: bool,
+    pub patterns: bool,
+}
 
 /// The definition of a limit, whatever its key.
 #[derive(Clone, Debug)]
@@ -30,6 +75,8 @@ pub struct Shape {
     pub is_huge: bool,
     pub pad: usize,
     pub overage: Overage,
+    /// It is a bucket, and has no rates.
+    pub bucket: Option<Tub>,
 }
 
 /// The definition of a limit of slots, whatever its key.
@@ -211,14 +258,45 @@ pub enum Op {
         slot: usize,
         targets: Vec<Target>,
     },
+    /// A pattern, or a key that matches one.
+    DefineName {
+        slot: usize,
+        name: usize,
+        shape: Shape,
+        pool: Pool,
+        conflict: OnConflict,
+    },
+    /// One of the definitions there are.
+    Update {
+        slot: usize,
+        name: usize,
+        turn: Turn,
+    },
+    Remove {
+        slot: usize,
+        name: usize,
+        is_forced: bool,
+    },
 }
 
 impl Op {
+    /// Whether it is about what a history is about.
+    const fn is_on(&self, topics: Topics) -> bool {
+        match self {
+            Self::DefineName { .. } => topics.patterns,
+            Self::Update { .. } | Self::Remove { .. } => topics.changes,
+            _ => true,
+        }
+    }
+
     /// Whether it is about rates alone, and about no ids and no batches.
     const fn is_plain(&self) -> bool {
         !matches!(
             self,
             Self::DefinePool { .. }
+                | Self::DefineName { .. }
+                | Self::Update { .. }
+                | Self::Remove { .. }
                 | Self::TryUnder { .. }
                 | Self::BookUnder { .. }
                 | Self::Name { .. }
@@ -239,6 +317,7 @@ pub struct History {
     pub shapes: Vec<Shape>,
     pub pools: Vec<Pool>,
     pub ops: Vec<Op>,
+    pub topics: Topics,
 }
 
 impl History {
@@ -246,7 +325,30 @@ impl History {
     pub fn plain(mut self) -> Self {
         self.pools.clear();
         self.ops.retain(Op::is_plain);
+        self.without_buckets()
+    }
+
+    fn without_buckets(mut self) -> Self {
+        for shape in &mut self.shapes {
+            shape.bucket = None;
+        }
+        for op in &mut self.ops {
+            if let Op::Define { shape, .. } = op {
+                shape.bucket = None;
+            }
+        }
         self
+    }
+
+    /// What is left of it if it is about these.
+    fn on(mut self, topics: Topics) -> Self {
+        self.topics = topics;
+        self.ops.retain(|op| op.is_on(topics));
+        if topics.buckets {
+            self
+        } else {
+            self.without_buckets()
+        }
     }
 }
 
@@ -254,15 +356,49 @@ fn shape() -> impl Strategy<Value = Shape> {
     let rates = prop::collection::vec((0..WINDOWS_MS.len(), 1_u64..=6), 1..=3);
     let is_huge = prop::bool::weighted(0.15);
     let grows = prop::bool::weighted(0.8);
-    (rates, grows, is_huge, 0..PADS_NS.len(), overage()).prop_map(
-        |(rates, grows, is_huge, pad, overage)| Shape {
+    let bucket = prop::option::weighted(0.5, tub());
+    (rates, grows, is_huge, 0..PADS_NS.len(), overage(), bucket).prop_map(
+        |(rates, grows, is_huge, pad, overage, bucket)| Shape {
             rates,
             grows,
             is_huge,
             pad,
             overage,
+            bucket,
         },
     )
+}
+
+fn tub() -> impl Strategy<Value = Tub> {
+    (1_u64..=12, 1_u64..=7, 0..WINDOWS_MS.len()).prop_map(|(burst, refill, per)| Tub {
+        burst,
+        refill,
+        per,
+    })
+}
+
+fn turn() -> impl Strategy<Value = Turn> {
+    let quarters = || prop_oneof![1 => Just(4_u64), 2 => 1_u64..=12];
+    (quarters(), quarters()).prop_map(|(quarters, refill_quarters)| Turn {
+        quarters,
+        refill_quarters,
+    })
+}
+
+/// What changes definitions.
+fn changing_op() -> impl Strategy<Value = Op> {
+    let slot = 0_usize..6;
+    prop_oneof![
+        4 => (slot.clone(), 0..NAMES.len(), shape(), pool(), conflict()).prop_map(
+            |(slot, name, shape, pool, conflict)| Op::DefineName { slot, name, shape, pool, conflict }
+        ),
+        4 => (slot.clone(), 0_usize..32, turn()).prop_map(
+            |(slot, name, turn)| Op::Update { slot, name, turn }
+        ),
+        1 => (slot, 0_usize..32, any::<bool>()).prop_map(
+            |(slot, name, is_forced)| Op::Remove { slot, name, is_forced }
+        ),
+    ]
 }
 
 fn overage() -> impl Strategy<Value = Overage> {
@@ -370,7 +506,7 @@ fn named_op() -> impl Strategy<Value = Op> {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    prop_oneof![2 => plain_op(), 1 => named_op()]
+    prop_oneof![12 => plain_op(), 6 => named_op(), 1 => changing_op()]
 }
 
 fn plain_op() -> impl Strategy<Value = Op> {
@@ -413,15 +549,34 @@ fn plain_op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// `QUOTALITE_TOPICS=bp` plays histories of buckets and patterns alone.
+fn topics() -> impl Strategy<Value = Topics> {
+    let told = std::env::var("QUOTALITE_TOPICS").ok();
+    let often = || prop::bool::weighted(0.5);
+    (often(), often(), prop::bool::weighted(0.4)).prop_map(move |drawn| {
+        let (buckets, changes, patterns) = drawn;
+        let is_told = |letter: char| told.as_ref().map(|told| told.contains(letter));
+        Topics {
+            buckets: is_told('b').unwrap_or(buckets),
+            changes: is_told('c').unwrap_or(changes),
+            patterns: is_told('p').unwrap_or(patterns),
+        }
+    })
+}
+
 pub fn history() -> impl Strategy<Value = History> {
     let shapes = prop::collection::vec(shape(), 1..=4);
     let pools = prop::collection::vec(pool(), 0..=2);
     let ops = prop::collection::vec(op(), 1..=120);
-    (2_usize..=3, shapes, pools, ops).prop_map(|(slots, shapes, pools, ops)| History {
-        slots,
-        shapes,
-        pools,
-        ops,
+    (2_usize..=3, shapes, pools, ops, topics()).prop_map(|(slots, shapes, pools, ops, topics)| {
+        let history = History {
+            slots,
+            shapes,
+            pools,
+            ops,
+            topics,
+        };
+        history.on(topics)
     })
 }
 
@@ -429,6 +584,9 @@ impl Shape {
     /// The limit of this shape that counts nothing for longer than `longest_ns`: what has left all
     /// windows may have been swept, so a longer one would not know of it.
     pub fn limit(&self, key: &str, longest_ns: i64) -> Limit {
+        if let Some(tub) = self.bucket {
+            return tub.limit(key, self);
+        }
         let mut rates: Vec<(Duration, u64)> = self
             .rates
             .iter()
@@ -443,7 +601,7 @@ impl Shape {
         let longest = rates.last().expect("there is one").0;
         let room_ns = (longest_ns - ns(longest)).unsigned_abs();
         let pad = Duration::from_nanos(PADS_NS[self.pad].min(room_ns));
-        let mut builder = Limit::new(key).pad(pad).overage(self.overage);
+        let mut builder = builder_of(key).pad(pad).overage(self.overage);
         let mut former = 0;
         for (window, capacity) in rates {
             let capacity = if self.grows {
@@ -452,16 +610,139 @@ impl Shape {
                 capacity
             };
             former = capacity;
-            let base = if self.is_huge { MAX_CAPACITY - 20 } else { 0 };
-            builder = builder.rate(base + capacity, window);
+            builder = builder.rate(self.base() + capacity, window);
         }
         builder.build().expect("a limit that can be")
+    }
+
+    const fn base(&self) -> u64 {
+        if self.is_huge { MAX_CAPACITY - 20 } else { 0 }
+    }
+
+    /// The same of another kind, if that is what stands there; but sometimes not.
+    pub fn alike(&self, defined: &Limit) -> Self {
+        let (window, capacity) = self.rates[0];
+        let tub = Tub {
+            burst: capacity,
+            refill: capacity,
+            per: window,
+        };
+        let stays = self.rates.len() == 3;
+        let bucket = match self.bucket {
+            bucket if stays => bucket,
+            bucket => defined.bucket().and(bucket.or(Some(tub))),
+        };
+        // What is missing then needs no rounding: what is put back later would be found again to the last part of it.
+        let per = defined.bucket().and_then(|bucket| {
+            let mut windows = WINDOWS_MS.iter();
+            windows.position(|ms| Duration::from_millis(*ms) == bucket.per())
+        });
+        let bucket = bucket.map(|tub| Tub {
+            per: per.unwrap_or(tub.per),
+            ..tub
+        });
+        // A bucket that lacks what a huge one did would take longer to fill than anybody counts.
+        let is_huge = defined.bucket().map(|bucket| bucket.burst() > 1 << 40);
+        Self {
+            bucket,
+            is_huge: is_huge.unwrap_or(self.is_huge),
+            ..self.clone()
+        }
+    }
+
+    /// What is defined under a name of a key that may match a pattern, or of a pattern. All those of rates have the
+    /// same longest window: one may take over the ledger of another.
+    pub fn named(&self, name: &str) -> Limit {
+        let (window, capacity) = self.rates[0];
+        let mut shape = self.clone();
+        if name.starts_with("u:") {
+            let tub = self.bucket.unwrap_or(Tub {
+                burst: capacity,
+                refill: capacity,
+                per: window,
+            });
+            shape.is_huge = false;
+            shape.bucket = Some(if REFILL_ALIKE {
+                Tub {
+                    refill: 2,
+                    per: 2,
+                    ..tub
+                }
+            } else {
+                tub
+            });
+        } else {
+            shape.bucket = None;
+            shape.is_huge = false;
+            shape.pad = 0;
+            let longest = WINDOWS_MS.len() - 1;
+            shape.rates.retain(|(window, _)| *window != longest);
+            shape.rates.push((longest, capacity + 6));
+        }
+        shape.limit(name, i64::MAX)
+    }
+}
+
+/// A limit or a pattern, by its name.
+fn builder_of(name: &str) -> LimitBuilder {
+    if name.contains('*') {
+        Limit::pattern(name)
+    } else {
+        Limit::new(name)
+    }
+}
+
+impl Tub {
+    fn limit(self, key: &str, shape: &Shape) -> Limit {
+        let builder = builder_of(key).overage(shape.overage);
+        builder
+            .burst(shape.base() + self.burst)
+            .refill(
+                shape.base() + self.refill,
+                Duration::from_millis(WINDOWS_MS[self.per]),
+            )
+            .build()
+            .expect("a limit that can be")
+    }
+}
+
+impl Turn {
+    /// The same limit, changed; as it is, if it cannot be.
+    pub fn of(self, limit: &Limit) -> Limit {
+        let turned = |capacity: u64, quarters: u64| {
+            let turned = capacity.saturating_mul(quarters) / 4;
+            turned.clamp(1, MAX_CAPACITY)
+        };
+        let mut builder = limit.to_builder().without_rates();
+        for rate in limit.rates() {
+            let capacity = turned(rate.capacity(), self.quarters);
+            builder = match rate.window() {
+                Window::Calendar(quota) => {
+                    builder.quota(capacity, quota.period(), quota.zone_name())
+                }
+                Window::Rolling(window) => builder.rate(capacity, window),
+                _ => builder.set_rate(*rate),
+            };
+        }
+        if let Some(count) = limit.slot_count() {
+            builder = builder.slots(turned(count, self.quarters));
+        }
+        if let Some(bucket) = limit.bucket() {
+            if REFILL_ALIKE && limit.key().starts_with("u:") {
+                let builder = builder.burst(turned(bucket.burst(), self.quarters));
+                return builder.build().expect("a limit that can be");
+            }
+            builder = builder
+                .burst(turned(bucket.burst(), self.quarters))
+                .refill(turned(bucket.refill(), self.refill_quarters), bucket.per());
+        }
+        builder.build().unwrap_or_else(|_| limit.clone())
     }
 }
 
 impl Pool {
     pub fn limit(&self, key: &str) -> Limit {
-        let limit = Limit::slots(key, self.count);
+        let limit = builder_of(key).slots(self.count);
         let timeout = self.timeout.map(|timeout| TIMEOUTS_MS[timeout]);
         let limit = match timeout {
             Some(ms) => limit.timeout(Duration::from_millis(ms)),
@@ -469,12 +750,4 @@ impl Pool {
         };
         limit.build().expect("a limit that can be")
     }
-}
-
-/// The same limit, but for what it does about permits that used more.
-pub fn with_overage(limit: &Limit, overage: Overage) -> Limit {
-    let builder = Limit::new(limit.key()).pad(limit.pad()).overage(overage);
-    let rates = limit.rates().iter();
-    let builder = rates.fold(builder, |builder, rate| builder.set_rate(*rate));
-    builder.build().expect("a limit that can be")
 }

@@ -1,10 +1,13 @@
 //! One limit and everything that was charged to it, as the model knows it: a list, and sums over it.
 
+use std::collections::BTreeSet;
 use std::iter;
 
-use quotalite::{Limit, MAX_CAPACITY, Overage, Rate};
+use quotalite::{Bucket, Limit, MAX_CAPACITY, Overage, Rate};
 
-use crate::subject::{Settling, ns, rolling};
+use crate::bucket::{Deed, Event, Tank};
+use crate::periods::leaves_ns;
+use crate::subject::Settling;
 
 /// Amounts add up to more than 64 bits hold when a limit is replaced by a smaller one.
 pub type Sum = i128;
@@ -22,6 +25,8 @@ pub struct Charge {
     pub claim: usize,
     /// What was added to it when it was settled. It is part of the amount.
     pub growth: Option<Growth>,
+    /// How much had been done to its limit before.
+    pub order: usize,
 }
 
 /// By how much a charge has grown, and when.
@@ -46,72 +51,166 @@ impl Charge {
     }
 }
 
-/// A limit and everything that was ever charged to it.
+/// A limit and everything that was ever charged to it. What is put back into a bucket, or taken from it when its
+/// permit is settled, stands by itself.
 #[derive(Clone, Debug)]
 pub struct Line {
+    pub key: String,
+    /// Its own definition, or the pattern's that it is made by.
     pub limit: Limit,
     pub charges: Vec<Charge>,
     /// What was left over by each settlement.
     pub debts: Vec<u64>,
     /// A definition that was replaced may have left more in a window than the new one allows.
     pub was_replaced: bool,
+    /// All requests that were ever charged to it.
+    pub claims: BTreeSet<usize>,
+    /// What to add to an instant to know where it lies in a calendar.
+    pub wall_shift_ns: i64,
+    first: Option<Bucket>,
+    deeds: Vec<(usize, Event)>,
+    order: usize,
 }
 
 impl Line {
-    pub const fn new(limit: Limit) -> Self {
+    pub fn new(key: &str, limit: Limit) -> Self {
         Self {
+            key: key.to_owned(),
+            first: limit.bucket(),
             limit,
             charges: Vec::new(),
             debts: Vec::new(),
             was_replaced: false,
+            claims: BTreeSet::new(),
+            wall_shift_ns: 0,
+            deeds: Vec::new(),
+            order: 0,
         }
     }
 
-    pub fn reach_ns(&self, rate: &Rate) -> i64 {
-        ns(rolling(rate)) + ns(self.limit.pad())
+    pub fn charge(&mut self, at_ns: i64, amount: u64, booked_by: Option<usize>, claim: usize) {
+        self.order += 1;
+        self.claims.insert(claim);
+        self.charges.push(Charge {
+            at_ns,
+            amount,
+            booked_by,
+            accepted: false,
+            claim,
+            growth: None,
+            order: self.order,
+        });
     }
 
-    pub fn longest_reach_ns(&self) -> i64 {
-        let reaches = self.limit.rates().iter().map(|rate| self.reach_ns(rate));
-        reaches.max().expect("a limit has a rate")
+    /// From now on another definition counts.
+    pub fn become_another(&mut self, limit: &Limit, now_ns: i64) {
+        self.was_replaced |= self.limit.rates() != limit.rates() || self.limit.pad() != limit.pad();
+        if let Some(bucket) = limit.bucket()
+            && self.limit.bucket() != Some(bucket)
+        {
+            self.done(now_ns, Deed::Become(bucket));
+        }
+        self.limit = limit.clone();
     }
 
-    /// The charges that count at `instant_ns` in a window of this reach.
-    fn inside(&self, instant_ns: i64, reach_ns: i64) -> impl Iterator<Item = &Charge> {
+    fn done(&mut self, at_ns: i64, deed: Deed) {
+        self.order += 1;
+        self.deeds.push((self.order, Event { at_ns, deed }));
+    }
+
+    /// All that was done to it, if it is a bucket. What was booked for an instant was booked before that came, and so
+    /// comes before what is done then.
+    pub fn tank(&self) -> Option<Tank> {
+        let taken = self.charges.iter().map(|charge| {
+            let deed = Deed::Take(charge.amount);
+            let at_ns = charge.at_ns;
+            (charge.order, Event { at_ns, deed })
+        });
+        let mut events: Vec<(usize, Event)> = taken.chain(self.deeds.iter().copied()).collect();
+        events.sort_by_key(|(order, event)| (event.at_ns, *order));
+        Some(Tank {
+            first: self.first?,
+            events: events.into_iter().map(|(_, event)| event).collect(),
+        })
+    }
+
+    /// When what is charged at an instant does not count any more.
+    pub fn leaves_ns(&self, rate: &Rate, at_ns: i64) -> i64 {
+        leaves_ns(rate, self.limit.pad(), at_ns, self.wall_shift_ns)
+    }
+
+    /// When nobody asks for it any more.
+    pub fn forgotten_ns(&self, at_ns: i64) -> i64 {
+        let rates = self.limit.rates().iter();
+        let leaves = rates.map(|rate| self.leaves_ns(rate, at_ns));
+        leaves.max().unwrap_or(at_ns)
+    }
+
+    /// The charges that count at an instant in the window of a rate.
+    fn inside<'l>(&'l self, instant_ns: i64, rate: &'l Rate) -> impl Iterator<Item = &'l Charge> {
         self.charges.iter().filter(move |charge| {
-            instant_ns - reach_ns < charge.at_ns && charge.at_ns <= instant_ns
+            charge.at_ns <= instant_ns && instant_ns < self.leaves_ns(rate, charge.at_ns)
         })
     }
 
     /// Their sum.
-    pub fn used(&self, instant_ns: i64, reach_ns: i64) -> Sum {
-        let counting = self.inside(instant_ns, reach_ns);
+    pub fn used(&self, instant_ns: i64, rate: &Rate) -> Sum {
+        let counting = self.inside(instant_ns, rate);
         counting.map(|charge| Sum::from(charge.amount)).sum()
     }
 
+    /// When the next of them leaves.
+    pub fn next_release_ns(&self, instant_ns: i64, rate: &Rate) -> Option<i64> {
+        let inside = self.inside(instant_ns, rate);
+        let first_ns = inside.map(|charge| charge.at_ns).min()?;
+        Some(self.leaves_ns(rate, first_ns))
+    }
+
     /// The most that any window holds in which a charge at `at_ns` would count.
-    pub fn fullest(&self, at_ns: i64, reach_ns: i64) -> Sum {
-        self.fullest_between(at_ns, at_ns + reach_ns, reach_ns)
+    pub fn fullest(&self, at_ns: i64, rate: &Rate) -> Sum {
+        self.fullest_between(at_ns, self.leaves_ns(rate, at_ns), rate)
     }
 
     /// The most that any window holds which ends at `first_ns` or later, but before `end_ns`.
-    fn fullest_between(&self, first_ns: i64, end_ns: i64, reach_ns: i64) -> Sum {
+    fn fullest_between(&self, first_ns: i64, end_ns: i64, rate: &Rate) -> Sum {
         let later = self.charges.iter().map(|charge| charge.at_ns);
         let instants = later.filter(|&later_ns| first_ns < later_ns && later_ns < end_ns);
         iter::once(first_ns)
             .chain(instants)
-            .map(|instant_ns| self.used(instant_ns, reach_ns))
+            .map(|instant_ns| self.used(instant_ns, rate))
             .max()
             .expect("at least the first instant")
     }
 
     pub fn rate_admits(&self, rate: &Rate, at_ns: i64, amount: u64) -> bool {
-        self.fullest(at_ns, self.reach_ns(rate)) + Sum::from(amount) <= Sum::from(rate.capacity())
+        self.fullest(at_ns, rate) + Sum::from(amount) <= Sum::from(rate.capacity())
     }
 
     pub fn admits(&self, at_ns: i64, amount: u64) -> bool {
         let mut rates = self.limit.rates().iter();
         rates.all(|rate| self.rate_admits(rate, at_ns, amount))
+            && self.tank().is_none_or(|tank| tank.admits(at_ns, amount))
+    }
+
+    /// The instants at which an amount may begin to fit: when a charge leaves a window, or enough has flowed into a
+    /// bucket.
+    pub fn candidates(&self, now_ns: i64, amount: u64) -> Vec<i64> {
+        if let Some(tank) = self.tank() {
+            return tank.candidates(now_ns, amount);
+        }
+        let rates = self.limit.rates().iter();
+        let leaving = rates.flat_map(|rate| {
+            let charges = self.charges.iter();
+            charges.map(|charge| self.leaves_ns(rate, charge.at_ns))
+        });
+        leaving.collect()
+    }
+
+    /// Whether more is in use than the definition allows.
+    pub fn is_over(&self, now_ns: i64) -> bool {
+        let mut rates = self.limit.rates().iter();
+        rates.any(|rate| self.fullest(now_ns, rate) > Sum::from(rate.capacity()))
+            || self.tank().is_some_and(|tank| tank.is_over(now_ns))
     }
 
     pub fn has_charges_after(&self, now_ns: i64) -> bool {
@@ -123,20 +222,23 @@ impl Line {
     }
 
     /// How much can be added to a charge at `at_ns`: nothing that would put a window over which holds it
-    /// and has not ended, and nothing if no such window is left.
+    /// and has not ended, and nothing if no such window is left. What is taken from a bucket is taken now.
     pub fn room(&self, at_ns: i64, now_ns: i64) -> u64 {
+        let first_ns = at_ns.max(now_ns);
+        if let Some(tank) = self.tank() {
+            return tank.room(first_ns);
+        }
         let free = |rate: &Rate| {
-            let (reach_ns, end_ns) = (self.reach_ns(rate), at_ns + self.reach_ns(rate));
-            let first_ns = at_ns.max(now_ns);
-            (first_ns < end_ns).then(|| {
-                Sum::from(rate.capacity()) - self.fullest_between(first_ns, end_ns, reach_ns)
-            })
+            let end_ns = self.leaves_ns(rate, at_ns);
+            (first_ns < end_ns)
+                .then(|| Sum::from(rate.capacity()) - self.fullest_between(first_ns, end_ns, rate))
         };
         let least = self.limit.rates().iter().filter_map(free).min();
         u64::try_from(least.unwrap_or(0).max(0)).expect("small")
     }
 
-    /// Corrects the charge of a request to what was used of it. It may have been swept, after a boot.
+    /// Corrects the charge of a request to what was used of it. It may have been swept, after a boot. Of a limit that
+    /// was removed since nothing is charged any more.
     pub fn settle(
         &mut self,
         claim: usize,
@@ -145,6 +247,16 @@ impl Line {
         used: u64,
         now_ns: i64,
     ) -> Settling {
+        let settling = Settling {
+            key: self.key.clone(),
+            estimated,
+            used,
+            charged: 0,
+            debt: 0,
+        };
+        if !self.claims.contains(&claim) {
+            return settling;
+        }
         let of_it = |charge: &Charge| charge.claim == claim;
         let position = self.charges.iter().position(of_it);
         let excess = used.saturating_sub(estimated);
@@ -158,6 +270,10 @@ impl Line {
         let charged = used.min(estimated) + fitting + beyond;
         match position {
             None => {}
+            // What was used beyond the estimate is taken from a bucket now; what was not, was never taken.
+            Some(position) if charged > estimated && self.is_poured(position, now_ns) => {
+                self.done(now_ns, Deed::Take(charged - estimated));
+            }
             Some(position) if charged == 0 => {
                 self.charges.remove(position);
             }
@@ -172,12 +288,20 @@ impl Line {
         }
         self.debts.push(debt);
         Settling {
-            key: self.limit.key().to_owned(),
-            estimated,
-            used,
             charged,
             debt,
+            ..settling
         }
+    }
+
+    /// Whether a charge has been taken from a bucket.
+    fn is_poured(&self, position: usize, now_ns: i64) -> bool {
+        self.first.is_some() && self.charges[position].at_ns <= now_ns
+    }
+
+    /// Takes back what a request was charged.
+    pub fn give_back(&mut self, claim: usize) {
+        self.charges.retain(|charge| charge.claim != claim);
     }
 
     pub fn debt(&self) -> u64 {
@@ -191,11 +315,10 @@ impl Line {
             return Ok(());
         }
         for rate in self.limit.rates() {
-            let reach_ns = self.reach_ns(rate);
             let growths = self.charges.iter().filter_map(|charge| charge.growth);
             let charges = self.charges.iter().map(|charge| charge.at_ns);
             for end_ns in charges.chain(growths.map(|growth| growth.at_ns)) {
-                let inside = self.inside(end_ns, reach_ns);
+                let inside = self.inside(end_ns, rate);
                 let used: Sum = inside.map(|charge| charge.lawful(end_ns)).sum();
                 if used > Sum::from(rate.capacity()) {
                     return Err(format!(

@@ -5,11 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use quotalite::{Definition, Limit, OnConflict};
+use quotalite::Limit;
 
+use crate::definitions::{Stored, described};
 use crate::entry::{Entry, Found, REMEMBERED_NS, Whose};
-use crate::line::{Charge, Line, Sum};
-use crate::subject::{Defined, RateStanding, Settling, Standing, Takes};
+use crate::line::{Line, Sum};
+use crate::subject::{BucketStanding, RateStanding, Settling, Standing, Takes};
 
 /// What a request must be answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,8 +55,11 @@ pub enum Verdict {
 #[derive(Clone, Debug, Default)]
 pub struct Model {
     pub now_ns: i64,
+    /// All definitions, by key or pattern.
+    pub definitions: BTreeMap<String, Stored>,
+    /// Limits of rates and buckets: those of all keys that one is defined for, or that match a pattern.
     pub lines: BTreeMap<String, Line>,
-    /// Limits of slots.
+    /// Limits of slots, in the same way.
     pub pools: BTreeMap<String, Limit>,
     pub entries: Vec<Entry>,
     /// The openings of limiters of which something is still held.
@@ -79,46 +83,6 @@ pub struct Asking<'a> {
 }
 
 impl Model {
-    pub fn define(&mut self, limit: &Limit, conflict: OnConflict) -> Defined {
-        let key = limit.key();
-        let stored = self.limit(key).cloned();
-        let replaces = conflict == OnConflict::Replace;
-        let defined = match stored {
-            None => Definition::Created,
-            Some(stored) if stored == *limit => return Defined::Done(Definition::Unchanged),
-            Some(stored) if replaces => Definition::Replaced(stored),
-            Some(stored) if conflict == OnConflict::Adopt => {
-                return Defined::Done(Definition::Adopted(stored));
-            }
-            Some(stored) => {
-                let given = limit.clone();
-                return Defined::Conflict { stored, given };
-            }
-        };
-        if limit.slot_count().is_some() {
-            self.pools.insert(key.to_owned(), limit.clone());
-            return Defined::Done(defined);
-        }
-        let lines = self.lines.entry(key.to_owned());
-        let line = lines.or_insert_with(|| Line::new(limit.clone()));
-        line.was_replaced |= line.limit.rates() != limit.rates() || line.limit.pad() != limit.pad();
-        line.limit = limit.clone();
-        Defined::Done(defined)
-    }
-
-    pub fn limit(&self, key: &str) -> Option<&Limit> {
-        let line = self.lines.get(key).map(|line| &line.limit);
-        line.or_else(|| self.pools.get(key))
-    }
-
-    /// All definitions, by key.
-    pub fn limits(&self) -> Vec<Limit> {
-        let lines = self.lines.values().map(|line| line.limit.clone());
-        let mut limits: Vec<Limit> = lines.chain(self.pools.values().cloned()).collect();
-        limits.sort_by(|a, b| a.key().cmp(b.key()));
-        limits
-    }
-
     /// What somebody who only looks is told.
     pub fn peek(&self, takes: &Takes) -> Verdict {
         if self.is_wrong(takes) {
@@ -224,14 +188,7 @@ impl Model {
             let Some(line) = self.lines.get_mut(key) else {
                 continue;
             };
-            line.charges.push(Charge {
-                at_ns,
-                amount: *amount,
-                booked_by,
-                accepted: false,
-                claim,
-                growth: None,
-            });
+            line.charge(at_ns, *amount, booked_by, claim);
         }
     }
 
@@ -319,15 +276,23 @@ impl Model {
         used: &Takes,
     ) -> Vec<Settling> {
         let now_ns = self.now_ns;
-        let settled = self
-            .lines
-            .iter_mut()
-            .filter_map(|(key, line)| {
-                let (_, used) = used.iter().find(|(said, _)| said == key)?;
-                let (_, estimated) = taken.iter().find(|(of, _)| of == key)?;
-                Some(line.settle(claim, at_ns, *estimated, *used, now_ns))
-            })
-            .collect();
+        let mut settled: Vec<Settling> = Vec::new();
+        for (key, used) in used {
+            let Some((_, estimated)) = taken.iter().find(|(of, _)| of == key) else {
+                continue;
+            };
+            settled.push(match self.lines.get_mut(key) {
+                Some(line) => line.settle(claim, at_ns, *estimated, *used, now_ns),
+                None => Settling {
+                    key: key.clone(),
+                    estimated: *estimated,
+                    used: *used,
+                    charged: 0,
+                    debt: 0,
+                },
+            });
+        }
+        settled.sort_by(|a, b| a.key.cmp(&b.key));
         // Whoever says what was used has used it, and does not get it back by dying.
         for charge in self.lines.values_mut().flat_map(|line| &mut line.charges) {
             charge.booked_by = charge.booked_by.filter(|_| charge.claim != claim);
@@ -338,23 +303,32 @@ impl Model {
     /// Takes back everything that a request was charged.
     pub fn give_back(&mut self, claim: usize) {
         for line in self.lines.values_mut() {
-            line.charges.retain(|charge| charge.claim != claim);
+            line.give_back(claim);
         }
     }
 
     pub fn standing(&self, key: &str) -> Option<Standing> {
-        if let Some(limit) = self.pools.get(key) {
+        let limit = self.limit(key)?;
+        let standing = Standing {
+            limit: described(key, limit),
+            at_ns: self.now_ns,
+            available: 0,
+            rates: Vec::new(),
+            bucket: None,
+            debt: 0,
+            held: 0,
+            permits: 0,
+            is_decreasing: self.is_decreasing(key),
+        };
+        if let Some(count) = limit.slot_count() {
             let held = self.held(key);
             let holders = self.entries.iter();
             let holders = holders.filter(|entry| entry.slots_of(key, self.now_ns) > 0);
             return Some(Standing {
-                limit: limit.clone(),
-                at_ns: self.now_ns,
-                available: limit.slot_count()?.saturating_sub(held),
-                rates: Vec::new(),
-                debt: 0,
+                available: count.saturating_sub(held),
                 held,
                 permits: holders.count() as u64,
+                ..standing
             });
         }
         let line = self.lines.get(key)?;
@@ -363,30 +337,28 @@ impl Model {
             .rates()
             .iter()
             .map(|rate| {
-                let reach_ns = line.reach_ns(rate);
-                let fullest = line.fullest(self.now_ns, reach_ns);
-                let available = (Sum::from(rate.capacity()) - fullest).max(0);
-                let inside = line
-                    .charges
-                    .iter()
-                    .map(|charge| charge.at_ns)
-                    .filter(|at_ns| self.now_ns - reach_ns < *at_ns && *at_ns <= self.now_ns);
+                let available = Sum::from(rate.capacity()) - line.fullest(self.now_ns, rate);
                 RateStanding {
                     rate: *rate,
-                    used: u64::try_from(line.used(self.now_ns, reach_ns)).expect("small"),
-                    available: u64::try_from(available).expect("small"),
-                    next_release_ns: inside.min().map(|at_ns| at_ns + reach_ns),
+                    used: u64::try_from(line.used(self.now_ns, rate)).expect("small"),
+                    available: u64::try_from(available.max(0)).expect("small"),
+                    next_release_ns: line.next_release_ns(self.now_ns, rate),
                 }
             })
             .collect();
+        let bucket = line.tank().map(|tank| BucketStanding {
+            used: tank.used(self.now_ns),
+            available: tank.room(self.now_ns),
+            next_release_ns: tank.next_release_ns(self.now_ns),
+        });
+        let available = rates.iter().map(|rate| rate.available);
+        let of_bucket = bucket.iter().map(|bucket| bucket.available);
         Some(Standing {
-            limit: line.limit.clone(),
-            at_ns: self.now_ns,
-            available: rates.iter().map(|rate| rate.available).min()?,
+            available: available.chain(of_bucket).min()?,
             rates,
+            bucket,
             debt: line.debt(),
-            held: 0,
-            permits: 0,
+            ..standing
         })
     }
 
@@ -396,12 +368,11 @@ impl Model {
         for line in self.lines.values() {
             for charge in &line.charges {
                 changes.push(charge.at_ns);
-                changes.extend(
-                    line.limit
-                        .rates()
-                        .iter()
-                        .map(|rate| charge.at_ns + line.reach_ns(rate)),
-                );
+                let rates = line.limit.rates().iter();
+                changes.extend(rates.map(|rate| line.leaves_ns(rate, charge.at_ns)));
+            }
+            if let Some(tank) = line.tank() {
+                changes.extend(tank.next_release_ns(self.now_ns));
             }
         }
         for entry in &self.entries {
@@ -420,6 +391,9 @@ impl Model {
             self.limit(key).is_none_or(|limit| {
                 let mut rates = limit.rates().iter();
                 limit.slot_count().is_some_and(|count| count < *amount)
+                    || limit
+                        .bucket()
+                        .is_some_and(|bucket| bucket.burst() < *amount)
                     || rates.any(|rate| rate.capacity() < *amount)
             })
         })
@@ -432,18 +406,13 @@ impl Model {
         })
     }
 
-    /// A request becomes admissible only when a charge leaves a window, so these are all instants to try.
+    /// Whether a request becomes admissible is told by one of its limits, so these are all instants to try.
     fn earliest(&self, takes: &Takes) -> i64 {
         let mut candidates = BTreeSet::from([self.now_ns]);
-        for line in takes.iter().filter_map(|(key, _)| self.lines.get(key)) {
-            for charge in &line.charges {
-                candidates.extend(
-                    line.limit
-                        .rates()
-                        .iter()
-                        .map(|rate| charge.at_ns + line.reach_ns(rate))
-                        .filter(|leaves_ns| *leaves_ns > self.now_ns),
-                );
+        for (key, amount) in takes {
+            if let Some(line) = self.lines.get(key) {
+                let later = line.candidates(self.now_ns, *amount).into_iter();
+                candidates.extend(later.filter(|later_ns| *later_ns > self.now_ns));
             }
         }
         candidates

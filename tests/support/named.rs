@@ -6,19 +6,13 @@ use super::held::{Held, pick, same_closing};
 use super::{Check, Player, same};
 use crate::asks::{Ask, Spent};
 use crate::entry::{End, Entry};
-use crate::history::{Op, POOLS, Target, Under};
+use crate::history::{Op, Target, Under};
 use crate::model::Verdict;
 use crate::subject::{Answer, Asked, Closing, Takes, Which, ns};
 
 impl Player<'_> {
     pub(super) fn step_named(&mut self, op: &Op) -> Check {
         match op {
-            Op::DefinePool {
-                slot,
-                pool,
-                shape,
-                conflict,
-            } => self.define_as(*slot, &shape.limit(POOLS[pool % POOLS.len()]), *conflict),
             Op::TryUnder {
                 slot,
                 ask,
@@ -247,7 +241,14 @@ impl Player<'_> {
         match self.model.named(id) {
             Some(entry) => {
                 let entry = &self.model.entries[entry];
-                self.used(&entry.request, entry.at_ns, spent)
+                let mut used = self.used(&entry.request, entry.at_ns, spent);
+                // Who comes with an id cannot name a limit that was removed since: see
+                // `what_was_removed_can_be_named_by_who_settles_under_an_id`.
+                used.retain(|(key, _)| {
+                    let line = self.model.lines.get(key);
+                    line.is_some_and(|line| line.claims.contains(&entry.claim))
+                });
+                used
             }
             None => Takes::new(),
         }

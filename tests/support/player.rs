@@ -1,5 +1,7 @@
 //! The player of a history: each step goes to a subject and to the model, and they have to agree.
 
+#[path = "changing.rs"]
+mod changing;
 #[path = "held.rs"]
 mod held;
 #[path = "named.rs"]
@@ -9,14 +11,14 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::time::Duration;
 
-use quotalite::{Definition, Limit, OnConflict};
+use quotalite::OnConflict;
 
 use self::held::{Held, pick};
 use crate::asks::Patience;
-use crate::history::{Fate, History, KEYS, Op, POOLS, Shape, Wall, with_overage};
-use crate::line::{Charge, Growth, Line};
+use crate::history::{Fate, History, Op, POOLS, Wall, all_keys};
+use crate::line::{Charge, Growth};
 use crate::model::{Asking, Model, Verdict};
-use crate::subject::{Answer, Asked, Defined, Row, Standing, Subject, Takes, Wait, ns, wall};
+use crate::subject::{Answer, Asked, Row, Standing, Subject, Takes, Wait, ns, wall};
 use crate::witness::Witness;
 
 const SECOND_NS: i64 = 1_000_000_000;
@@ -107,20 +109,6 @@ pub fn play(subject: &mut dyn Subject, slots: usize, history: &History) -> Check
 impl Player<'_> {
     fn step(&mut self, op: &Op) -> Check {
         match op {
-            Op::Define {
-                slot,
-                line,
-                shape,
-                conflict,
-            } => self.define(*slot, *line, shape, *conflict),
-            Op::DefineAgain {
-                slot,
-                line,
-                conflict,
-            } => match self.model.lines.get(KEYS[line % KEYS.len()]) {
-                Some(line) => self.define_as(*slot, &line.limit.clone(), *conflict),
-                None => Ok(()),
-            },
             Op::Try { slot, ask } => self.try_acquire(*slot, &self.asked(ask, None), false),
             Op::TryAndHold { slot, ask } => self.try_acquire(*slot, &self.asked(ask, None), true),
             Op::Book {
@@ -151,19 +139,14 @@ impl Player<'_> {
                 }
                 Ok(())
             }
-            Op::ChangeOverage {
-                slot,
-                line,
-                overage,
-            } => match self.model.lines.get(KEYS[line % KEYS.len()]) {
-                Some(line) => {
-                    let limit = with_overage(&line.limit, *overage);
-                    self.define_as(*slot, &limit, OnConflict::Replace)
-                }
-                None => Ok(()),
-            },
             Op::Peek { slot, ask } => self.peek(*slot, &ask.takes(&self.model)),
-            Op::Usage { slot, line } => self.usage(*slot, KEYS[line % KEYS.len()]),
+            Op::Usage { slot, line } => {
+                let keys: Vec<&String> = self.model.lines.keys().collect();
+                match line.checked_rem(keys.len()) {
+                    Some(position) => self.usage(*slot, &keys[position].clone()),
+                    None => Ok(()),
+                }
+            }
             Op::Advance(pace) => {
                 self.advance(pace.stride_ns(&self.model));
                 Ok(())
@@ -189,6 +172,13 @@ impl Player<'_> {
                 fate,
                 wind_up,
             } => self.reboot(*uptime_ms, *off_ms, *wall, *fate, *wind_up),
+            Op::Define { .. }
+            | Op::DefineAgain { .. }
+            | Op::DefineName { .. }
+            | Op::DefinePool { .. }
+            | Op::ChangeOverage { .. }
+            | Op::Update { .. }
+            | Op::Remove { .. } => self.step_changing(op),
             op => self.step_named(op),
         }
     }
@@ -203,27 +193,6 @@ impl Player<'_> {
             self.openings += 1;
         }
         slot
-    }
-
-    fn define(&mut self, slot: usize, line: usize, shape: &Shape, conflict: OnConflict) -> Check {
-        let key = KEYS[line % KEYS.len()];
-        let defined = self.model.lines.get(key);
-        let longest_ns = defined.map_or(i64::MAX, Line::longest_reach_ns);
-        self.define_as(slot, &shape.limit(key, longest_ns), conflict)
-    }
-
-    fn define_as(&mut self, slot: usize, limit: &Limit, conflict: OnConflict) -> Check {
-        let slot = self.open(slot);
-        let defined = self.subject.define(slot, limit, conflict);
-        let must_be = self.model.define(limit, conflict);
-        if let Defined::Done(Definition::Created | Definition::Replaced(_)) = must_be {
-            self.written_ns = self.model.now_ns;
-        }
-        same(&must_be, &defined)?;
-        match self.subject.limits(slot) {
-            Some(limits) => same(&self.model.limits(), &limits),
-            None => Ok(()),
-        }
     }
 
     fn try_acquire(&mut self, slot: usize, asked: &Asked, holds: bool) -> Check {
@@ -347,7 +316,15 @@ impl Player<'_> {
         self.subject.reboot(uptime);
         self.subject.set_wall(wall(self.true_wall_ns() + ahead_ns));
         let slot = self.open(0);
-        let now_ns = self.subject.now_ns(slot).expect("files have a clock");
+        let mut now_ns = self.subject.now_ns(slot).expect("files have a clock");
+        let has_buckets = self.model.lines.values().any(|line| line.tank().is_some());
+        if has_buckets && now_ns < former_now_ns {
+            // What was poured out of a bucket is one number, and no longer knows when.
+            let late = Duration::from_nanos(former_now_ns.abs_diff(now_ns));
+            self.subject.advance(late);
+            self.witness.now_ns += ns(late);
+            now_ns = former_now_ns;
+        }
         self.model.now_ns = now_ns;
         self.last_denial = None;
         self.boot_is_fixed = false;
@@ -434,7 +411,10 @@ impl Player<'_> {
         if !matches!(verdict, Verdict::Admitted { at_ns, .. } if *at_ns == self.model.now_ns) {
             return Ok(());
         }
-        let of_rates = |take: &&(String, u64)| self.model.lines.contains_key(&take.0);
+        let of_rates = |take: &&(String, u64)| {
+            let line = self.model.lines.get(&take.0);
+            line.is_some_and(|line| line.tank().is_none())
+        };
         for (key, amount) in takes.iter().filter(of_rates) {
             let charge = Charge {
                 at_ns: self.witness.now_ns,
@@ -443,6 +423,7 @@ impl Player<'_> {
                 accepted: false,
                 claim,
                 growth: None,
+                order: 0,
             };
             self.witness.saw(key, charge);
         }
@@ -468,7 +449,7 @@ impl Player<'_> {
             if let Some(now_ns) = self.subject.now_ns(slot) {
                 same(&self.model.now_ns, &now_ns)?;
             }
-            for key in KEYS.into_iter().chain(POOLS) {
+            for key in all_keys() {
                 self.usage(slot, key)?;
             }
         }

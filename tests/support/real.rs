@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use quotalite::{
-    Booking, BootId, Clock, DAY, Decision, Denial, Error, Handle, Limit, Limiter, ManualClock,
-    Obstacle, OnConflict, Peek, Permit, PermitId, Request, RequestError, Settled, Timestamp,
+    Booking, BootId, Clock, DAY, Decision, Definition, Denial, Error, Handle, Limit, Limiter,
+    ManualClock, Obstacle, OnConflict, Peek, Permit, PermitId, Request, RequestError, Settled,
+    Timestamp,
 };
 
 use crate::subject::{
-    Answer, Asked, Closing, Defined, FileEntry, RateStanding, Refused, Row, Settling, Standing,
-    Subject, Takes, Wait, Which, ns,
+    Answer, Asked, BucketStanding, Closing, Defined, FileEntry, RateStanding, Refused, Removed,
+    Row, Settling, Standing, Subject, Takes, Wait, Which, ns,
 };
 use crate::support::{Scratch, open_raw, scratch};
 
@@ -114,11 +115,30 @@ impl Subject for Real {
     fn define(&mut self, slot: usize, limit: &Limit, conflict: OnConflict) -> Defined {
         match self.limiter(slot).define_or(limit, conflict) {
             Ok(definition) => Defined::Done(definition),
-            Err(Error::Conflict { stored, given, .. }) => Defined::Conflict {
-                stored: *stored,
-                given: *given,
-            },
-            Err(error) => Defined::Failed(error.to_string()),
+            Err(error) => not_defined(error),
+        }
+    }
+
+    fn update(&mut self, slot: usize, limit: &Limit) -> Defined {
+        match self.limiter(slot).update(limit.key(), |_| limit.clone()) {
+            Ok(former) if former == *limit => Defined::Done(Definition::Unchanged),
+            Ok(former) => Defined::Done(Definition::Replaced(former)),
+            Err(error) => not_defined(error),
+        }
+    }
+
+    fn remove(&mut self, slot: usize, name: &str, is_forced: bool) -> Removed {
+        let limiter = self.limiter(slot);
+        let removed = if is_forced {
+            limiter.force_remove(name)
+        } else {
+            limiter.remove(name)
+        };
+        match removed {
+            Ok(limit) => Removed::Done(limit),
+            Err(Error::InUse { by, .. }) => Removed::InUse(by.slots, by.permits, by.bookings),
+            Err(Error::UnknownLimit { .. }) => Removed::Unknown,
+            Err(error) => Removed::Failed(error.to_string()),
         }
     }
 
@@ -275,13 +295,19 @@ impl Subject for Real {
             next_release_ns: rate.next_release().map(Timestamp::as_nanos),
         });
         Some(Ok(Standing {
-            limit: usage.limit().clone(),
+            limit: usage.limit().to_string(),
             at_ns: usage.at().as_nanos(),
             available: usage.available(),
             rates: rates.collect(),
             debt: usage.debt(),
             held: usage.held(),
             permits: usage.permits(),
+            bucket: usage.bucket().map(|bucket| BucketStanding {
+                used: bucket.used(),
+                available: bucket.available(),
+                next_release_ns: bucket.next_release().map(Timestamp::as_nanos),
+            }),
+            is_decreasing: usage.is_decreasing(),
         }))
     }
 
@@ -294,9 +320,12 @@ impl Subject for Real {
     }
 
     fn rows(&mut self) -> Option<BTreeMap<String, Vec<Row>>> {
-        const ROWS: &str = "SELECT key, at_ns, seq, amount, total, owner_id
-            FROM ledger LEFT JOIN limit_definition USING (limit_id)
+        const ROWS: &str =
+            "SELECT coalesce(l.key, k.key) AS name, at_ns, seq, amount, total, owner_id
+            FROM ledger LEFT JOIN limit_definition AS l USING (limit_id)
+                LEFT JOIN pattern_key AS k USING (limit_id)
                 LEFT JOIN booking USING (limit_id, at_ns, seq)
+            WHERE name IS NOT NULL
             ORDER BY limit_id, at_ns, seq";
         let connection = open_raw(&self.file.as_ref()?.file());
         let mut statement = connection.prepare(ROWS).unwrap();
@@ -319,8 +348,10 @@ impl Subject for Real {
         const OPEN: &str = "SELECT permit_id, id, owner_id IS NOT NULL, detached, expires_ns,
                 coalesce(fence, permit_id)
             FROM permit WHERE ended_ns IS NULL";
-        const SLOTS: &str = "SELECT key, amount FROM slot JOIN limit_definition USING (limit_id)
-            WHERE permit_id = ?1 AND expires_ns IS ?2";
+        const SLOTS: &str = "SELECT coalesce(l.key, k.key) AS name, amount
+            FROM slot LEFT JOIN limit_definition AS l USING (limit_id)
+                LEFT JOIN pattern_key AS k USING (limit_id)
+            WHERE permit_id = ?1 AND expires_ns IS ?2 AND name IS NOT NULL";
         const LEFT_OVER: &str = "SELECT
             (SELECT count(*) FROM permit_charge WHERE permit_id NOT IN
                 (SELECT permit_id FROM permit WHERE ended_ns IS NULL))
@@ -458,6 +489,18 @@ fn request(takes: &Takes, id: Option<&str>) -> Request {
     })
 }
 
+fn not_defined(error: Error) -> Defined {
+    match error {
+        Error::Conflict { stored, given, .. } => Defined::Conflict {
+            stored: *stored,
+            given: *given,
+        },
+        Error::OtherKind { .. } => Defined::OtherKind,
+        Error::UnknownLimit { .. } => Defined::Unknown,
+        error => Defined::Failed(error.to_string()),
+    }
+}
+
 fn denied(denial: &Denial) -> Answer {
     match denial.obstacle() {
         Obstacle::Slots(count) => match denial.retry_at() {
@@ -476,10 +519,7 @@ fn denied(denial: &Denial) -> Answer {
 fn refused(denial: &Denial) -> Refused {
     Refused {
         key: denial.key().to_owned(),
-        rate: match denial.obstacle() {
-            Obstacle::Rate(rate) => rate,
-            obstacle => panic!("{obstacle} are not waited for by time"),
-        },
+        obstacle: denial.obstacle(),
         amount: denial.amount(),
         now_ns: denial.now().as_nanos(),
         retry_at_ns: denial.retry_at().expect("a rate").as_nanos(),

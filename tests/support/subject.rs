@@ -12,7 +12,7 @@ pub type Takes = Vec<(String, u64)>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
     pub key: String,
-    pub rate: Rate,
+    pub obstacle: Obstacle,
     pub amount: u64,
     pub now_ns: i64,
     pub retry_at_ns: i64,
@@ -63,7 +63,23 @@ pub enum Answer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Defined {
     Done(Definition),
-    Conflict { stored: Limit, given: Limit },
+    Conflict {
+        stored: Limit,
+        given: Limit,
+    },
+    OtherKind,
+    /// There is nothing of this name to change.
+    Unknown,
+    Failed(String),
+}
+
+/// What a subject says to whoever removes a limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Removed {
+    Done(Limit),
+    /// By so many slots, permits and bookings.
+    InUse(u64, u64, u64),
+    Unknown,
     Failed(String),
 }
 
@@ -76,16 +92,27 @@ pub struct RateStanding {
     pub next_release_ns: Option<i64>,
 }
 
+/// How a bucket stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BucketStanding {
+    pub used: u64,
+    pub available: u64,
+    pub next_release_ns: Option<i64>,
+}
+
 /// How a limit stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
-    pub limit: Limit,
+    /// With its key, as people write it.
+    pub limit: String,
     pub at_ns: i64,
     pub available: u64,
     pub rates: Vec<RateStanding>,
+    pub bucket: Option<BucketStanding>,
     pub debt: u64,
     pub held: u64,
     pub permits: u64,
+    pub is_decreasing: bool,
 }
 
 /// How one charge of a permit was settled.
@@ -170,6 +197,14 @@ pub trait Subject {
     fn let_go(&mut self, claim: usize);
     fn advance(&mut self, duration: Duration);
 
+    /// Puts a definition in the place of the one of the same name.
+    fn update(&mut self, _slot: usize, _limit: &Limit) -> Defined {
+        unreachable!("its limits stay")
+    }
+    fn remove(&mut self, _slot: usize, _name: &str, _is_forced: bool) -> Removed {
+        unreachable!("its limits stay")
+    }
+
     /// Only those that have permits with ids are asked these.
     fn id(&mut self, _claim: usize) -> Option<String> {
         unreachable!("it has no ids")
@@ -234,11 +269,6 @@ pub trait Subject {
     fn reboot(&mut self, _uptime: Duration) {}
     /// Brings the running totals of all ledgers close to where they wrap around. Everything is closed.
     fn wind_up_totals(&mut self) {}
-}
-
-/// The window of a rate that has no calendar.
-pub fn rolling(rate: &Rate) -> Duration {
-    rate.window().rolling().expect("it rolls along")
 }
 
 /// A duration in nanoseconds.

@@ -23,6 +23,11 @@ impl Witness {
         self.seen.retain(|(_, charge)| charge.claim != claim);
     }
 
+    /// What was charged to a limit that is no more.
+    pub fn forget_limit(&mut self, key: &str) {
+        self.seen.retain(|(of, _)| of != key);
+    }
+
     pub fn forget_everything(&mut self) {
         self.seen.clear();
     }
@@ -34,7 +39,8 @@ impl Witness {
             if seen.claim != claim {
                 return true;
             }
-            let Some(charge) = model.lines[key].charge_of(claim) else {
+            let line = model.lines.get(key);
+            let Some(charge) = line.and_then(|line| line.charge_of(claim)) else {
                 return false;
             };
             seen.amount = charge.amount;
@@ -49,7 +55,7 @@ impl Witness {
     /// No window of true time holds more than its capacity.
     pub fn check(&self, model: &Model) -> Result<(), String> {
         for (key, line) in &model.lines {
-            let mut seen = Line::new(line.limit.clone());
+            let mut seen = Line::new(key, line.limit.clone());
             seen.was_replaced = line.was_replaced;
             let of_this = self.seen.iter().filter(|(of, _)| of == key);
             seen.charges = of_this.map(|(_, charge)| *charge).collect();

@@ -237,11 +237,12 @@ impl State {
 
     fn take_back(&mut self, claim: &Claim) -> Settlement {
         for row in &claim.rows {
-            if self.ledgers.amount(row.limit, claim.at, row.seq).is_some() {
-                self.ledgers.amend(row.limit, claim.at, row.seq, 0);
-            } else if let Some((known, bucket)) = self.still_poured(row) {
-                self.ledgers
-                    .put_back(known.id, bucket, claim.at, row.amount.cast_signed());
+            match self.still_poured(row) {
+                Some((known, bucket)) if claim.at <= self.ledgers.now => {
+                    let amount = row.amount.cast_signed();
+                    self.ledgers.put_back(known.id, bucket, claim.at, amount);
+                }
+                _ => self.ledgers.amend(row.limit, claim.at, row.seq, 0),
             }
         }
         Settlement::default()
@@ -308,7 +309,8 @@ impl State {
             let Ok(correction) = correction(&mut self.ledgers, &estimate, now);
             let amount = correction.charged;
             match (charged, known.limit.bucket()) {
-                (None, Some(bucket)) => {
+                // What was booked may not have been poured out yet, though its instant has come.
+                (_, Some(bucket)) if claim.at <= now => {
                     let back = estimate.charged - amount;
                     self.ledgers.put_back(known.id, bucket, claim.at, back);
                 }

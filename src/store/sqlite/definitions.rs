@@ -110,6 +110,7 @@ impl Transaction<'_> {
                 file: self.place.database.clone(),
             });
         }
+        self.take_slots_from_all(&stored)?;
         self.delete_definition(stored.id)?;
         self.give_up_ledger(stored.id)?;
         self.changed_definitions();
@@ -208,6 +209,25 @@ impl Transaction<'_> {
     }
 }
 
+const TAKE_SLOTS: &str = "DELETE FROM slot WHERE limit_id = ?1
+    OR limit_id IN (SELECT limit_id FROM slot JOIN pattern_key USING (limit_id) WHERE pattern_id = ?1)";
+
+impl Transaction<'_> {
+    /// Lets nobody hold slots of a limit any more.
+    fn take_slots_from_all(&mut self, known: &Known) -> Result<(), Error> {
+        if known.limit.slot_count().is_none() {
+            return Ok(());
+        }
+        self.wrote();
+        self.link
+            .connection
+            .prepare_cached(TAKE_SLOTS)
+            .and_then(|mut s| s.execute([known.id.0]))
+            .map(drop)
+            .map_err(|error| self.sqlite(error))
+    }
+}
+
 const USE: &str = "SELECT
     (SELECT count(*) FROM slot
         WHERE limit_id = ?1 AND (expires_ns IS NULL OR expires_ns > ?2)),
@@ -220,8 +240,7 @@ const PATTERN_USE: &str = "SELECT
         WHERE pattern_id = ?1 AND (expires_ns IS NULL OR expires_ns > ?2)),
     (SELECT count(*) FROM permit JOIN permit_charge USING (permit_id) JOIN pattern_key USING (limit_id)
         WHERE pattern_id = ?1 AND ended_ns IS NULL AND (expires_ns IS NULL OR expires_ns > ?2)),
-    (SELECT count(*) FROM booking AS b JOIN charge USING (limit_id, at_ns, seq) JOIN pattern_key USING (limit_id)
-        WHERE pattern_id = ?1 AND b.at_ns > ?2),
+    (SELECT count(*) FROM pattern_key JOIN charge USING (limit_id) WHERE pattern_id = ?1 AND at_ns > ?2),
     (SELECT count(*) FROM ticket_take JOIN pattern_key USING (limit_id) WHERE pattern_id = ?1)";
 
 impl Transaction<'_> {

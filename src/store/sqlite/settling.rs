@@ -41,11 +41,12 @@ impl Transaction<'_> {
             let now = self.now();
             let correction = correction(self, &estimate, now)?;
             match (stands, known.limit.bucket()) {
-                (Stands::InLedger(charge), _) => self.amend(charge, correction.charged)?,
-                (Stands::Poured, Some(bucket)) => {
+                // What was booked may not have been poured out yet, though its instant has come.
+                (Stands::InLedger(_) | Stands::Poured, Some(bucket)) if claim.at <= now => {
                     let back = estimate.charged - correction.charged;
                     self.put_back(known.id, bucket, claim.at, back)?;
                 }
+                (Stands::InLedger(charge), _) => self.amend(charge, correction.charged)?,
                 (Stands::Poured | Stands::Nowhere, _) => {}
             }
             if correction.debt > 0 {
@@ -86,17 +87,16 @@ impl Transaction<'_> {
         }
         let stands = self.find_standing(claim)?;
         for (row, stands) in claim.rows.iter().zip(stands) {
-            match stands {
-                Stands::InLedger(charge) => self.take_back(vec![charge])?,
-                Stands::Nowhere => {}
-                Stands::Poured => {
-                    let known = self.still_known(row)?;
-                    if let Some((id, bucket)) =
-                        known.and_then(|known| Some((known.id, known.limit.bucket()?)))
-                    {
-                        self.put_back(id, bucket, claim.at, row.amount.cast_signed())?;
-                    }
+            let known = self.still_known(row)?;
+            let bucket = known.and_then(|known| Some((known.id, known.limit.bucket()?)));
+            match (stands, bucket) {
+                (Stands::InLedger(_) | Stands::Poured, Some((id, bucket)))
+                    if claim.at <= self.now() =>
+                {
+                    self.put_back(id, bucket, claim.at, row.amount.cast_signed())?;
                 }
+                (Stands::InLedger(charge), _) => self.take_back(vec![charge])?,
+                (Stands::Poured | Stands::Nowhere, _) => {}
             }
         }
         if let Some(booking) = claim.booking {
