@@ -43,16 +43,27 @@ CREATE TABLE boundary (
 ) STRICT, WITHOUT ROWID;
 
 -- Buckets out of which something was poured: when each is full again, and how many parts of a nanosecond later. A
--- nanosecond had as many as the bucket's refill, and was of a bucket that refilled so.
+-- nanosecond has as many as the bucket's refill was when this was written.
 CREATE TABLE bucket (
-    limit_id  INTEGER PRIMARY KEY,
-    full_ns   INTEGER NOT NULL,
-    full_part INTEGER NOT NULL,
+    limit_id   INTEGER PRIMARY KEY,
+    full_ns    INTEGER NOT NULL,
+    full_part  INTEGER NOT NULL,
+    refill     INTEGER NOT NULL,
+    refill_ns  INTEGER NOT NULL,
+    written_ns INTEGER NOT NULL,
+    -- how empty it was in between, for those who put something back
+    lows       BLOB    NOT NULL
+) STRICT;
+
+-- How a bucket, or those of a pattern, have refilled from an instant on: so that what is missing in one is known though
+-- nobody has written to it since.
+CREATE TABLE refill (
+    limit_id  INTEGER NOT NULL,
+    since_ns  INTEGER NOT NULL,
     refill    INTEGER NOT NULL,
     refill_ns INTEGER NOT NULL,
-    -- how empty it was in between, for those who put something back
-    lows      BLOB    NOT NULL
-) STRICT;
+    PRIMARY KEY (limit_id, since_ns)
+) STRICT, WITHOUT ROWID;
 
 -- Keys in use that match a pattern, and the most specific one that they do. Each has a ledger of its own. Where the
 -- pattern is no more, neither is the ledger, though it is still there.

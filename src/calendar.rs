@@ -78,6 +78,8 @@ pub(crate) trait Ledgers {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Line<'a> {
     pub(crate) id: LimitId,
+    /// The pattern that makes the limit, if one does.
+    pub(crate) pattern: Option<LimitId>,
     pub(crate) limit: &'a Limit,
     pub(crate) amount: i64,
 }

@@ -38,6 +38,7 @@ impl Waiter {
     pub(crate) fn lines(&self) -> impl Iterator<Item = Line<'_>> {
         self.takes.iter().map(|(known, amount)| Line {
             id: known.id,
+            pattern: known.pattern,
             limit: &known.limit,
             amount: *amount,
         })

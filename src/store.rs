@@ -301,6 +301,8 @@ pub(crate) type Few<T> = SmallVec<[T; 4]>;
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
     pub(crate) limit: LimitId,
+    /// The pattern that made the limit, if one did.
+    pub(crate) pattern: Option<LimitId>,
     pub(crate) key: Arc<str>,
     pub(crate) seq: i64,
     pub(crate) amount: u64,
@@ -311,10 +313,17 @@ impl Row {
     pub(crate) fn new(line: &Line<'_>, seq: i64) -> Self {
         Self {
             limit: line.id,
+            pattern: line.pattern,
             key: Arc::clone(line.limit.shared_key()),
             seq,
             amount: line.amount.unsigned_abs(),
         }
+    }
+
+    /// Whether this is still the limit that it was charged to. The ledger of a key that matches a pattern may have been
+    /// closed meanwhile, because nothing was left in it.
+    pub(crate) fn is_of(&self, known: &Known) -> bool {
+        known.id == self.limit || (self.pattern.is_some() && self.pattern == known.pattern)
     }
 }
 
@@ -347,6 +356,7 @@ pub(crate) fn lines<'k>(
         }
         lines.push(Line {
             id: known.id,
+            pattern: known.pattern,
             limit: &known.limit,
             amount: amount.cast_signed(),
         });

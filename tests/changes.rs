@@ -381,3 +381,29 @@ fn those_in_line_wait_for_the_limit_as_it_is_now() {
         assert!(limiter.try_acquire(("rate", 10)).unwrap().is_granted());
     });
 }
+
+#[test]
+fn what_is_missing_in_a_bucket_stays_missing_when_another_definition_takes_over() {
+    in_both_stores(|limiter, clock| {
+        limiter
+            .define(Limit::pattern("u:*").burst(10).refill(1, SECOND))
+            .unwrap();
+        for key in ["u:1", "u:x1", "u:x2"] {
+            assert!(limiter.try_acquire((key, 8)).unwrap().is_granted());
+        }
+        clock.advance(SECOND);
+        limiter
+            .define(Limit::pattern("u:x*").burst(20).refill(2, MINUTE))
+            .unwrap();
+        limiter
+            .define(Limit::new("u:1").burst(30).refill(3, MINUTE))
+            .unwrap();
+        let missing = |key| limiter.usage(key).unwrap().bucket().unwrap().used();
+        assert_eq!(["u:1", "u:x1", "u:x2"].map(missing), [7, 7, 7]);
+        clock.advance(MINUTE);
+        assert_eq!(["u:1", "u:x1", "u:x2"].map(missing), [4, 5, 5]);
+        replace(limiter, Limit::pattern("u:x*").burst(20).refill(1, MINUTE));
+        clock.advance(MINUTE);
+        assert_eq!(["u:1", "u:x1", "u:x2"].map(missing), [1, 4, 4]);
+    });
+}

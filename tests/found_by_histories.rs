@@ -278,7 +278,6 @@ fn what_was_used_beyond_a_booking_is_taken_from_a_bucket_when_that_is_said() {
 }
 
 #[test]
-#[ignore = "a file does not know any more what was removed"]
 fn what_was_removed_can_be_named_by_who_settles_under_an_id() {
     on_both(|limiter, _| {
         let permit = get(limiter, &tokens(10));

@@ -452,7 +452,7 @@ proptest! {
             if known.limit.slot_count().is_some() {
                 continue;
             }
-            let line = Line { id: known.id, limit: &known.limit, amount };
+            let line = Line { id: known.id, pattern: None, limit: &known.limit, amount };
             kept.keep(&[line], at_ms(NOW_MS + ms));
             charged.charges.push((limit, NOW_MS + ms, amount));
         }

@@ -1,5 +1,6 @@
 //! Definitions of limits, in memory.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use crate::definition::{
     Action, Author, Definition, Known, LimitChange, OnConflict, Use, check_kind, most_specific,
 };
 use crate::error::Error;
-use crate::limit::{Bucket, Limit};
+use crate::limit::{Bucket, Limit, Pattern};
 use crate::usage::Usage;
 
 /// How many keys one acquisition looks at, whether they are idle.
@@ -43,9 +44,14 @@ impl Limits {
         if let Some(known) = self.defined(key).filter(|known| !known.limit.is_pattern()) {
             return Some(Arc::clone(known));
         }
-        let pattern = most_specific(&self.patterns, key)?;
+        let pattern = self.pattern_of(key)?;
         let id = self.keys.get(key).copied().unwrap_or(LimitId::NONE);
         Some(Arc::new(pattern.applied_to(key, id)))
+    }
+
+    /// The most specific pattern that matches a key.
+    fn pattern_of(&self, key: &str) -> Option<&Arc<Known>> {
+        most_specific(&self.patterns, key)
     }
 
     pub(super) fn all(&self) -> Vec<Limit> {
@@ -139,7 +145,8 @@ impl State {
 
     fn define(&mut self, limit: &Limit, conflict: OnConflict) -> Definition {
         let Some(stored) = self.limits.defined(limit.key()).cloned() else {
-            // What was charged to the key by a pattern stays charged.
+            // What was charged to the keys by another pattern stays charged, and what is missing in their buckets missing.
+            let former = self.buckets_taken_over_by(limit);
             let id = match self.limits.keys.get(limit.key()).copied() {
                 Some(id) if !limit.is_pattern() => {
                     self.limits.close_ledger(id);
@@ -147,6 +154,11 @@ impl State {
                 }
                 _ => self.limits.next(),
             };
+            for (id, former) in former {
+                if let Some(bucket) = limit.bucket() {
+                    self.rescale(id, former, bucket);
+                }
+            }
             self.put(id, limit, Action::Created);
             return Definition::Created;
         };
@@ -182,6 +194,27 @@ impl State {
             }
         }
         self.put(stored.id, limit, Action::Replaced);
+    }
+
+    /// The ledgers of buckets for which a new definition will count, and what they are until then.
+    fn buckets_taken_over_by(&self, limit: &Limit) -> Vec<(LimitId, Bucket)> {
+        let will_be_its = |key: &str| {
+            let (new, pattern) = (Pattern(limit.key()), self.limits.pattern_of(key));
+            let beats = |former: &Arc<Known>| {
+                new.cmp_specific(Pattern(former.limit.key())) == Ordering::Greater
+            };
+            if limit.is_pattern() {
+                new.matches(key) && pattern.is_some_and(beats)
+            } else {
+                key == limit.key()
+            }
+        };
+        let taken = self.limits.keys.iter().filter(|(key, _)| will_be_its(key));
+        let former = taken.filter_map(|(key, id)| {
+            let pattern = self.limits.pattern_of(key)?;
+            Some((*id, pattern.limit.bucket()?))
+        });
+        former.collect()
     }
 
     /// The ledgers that a definition is in force for.

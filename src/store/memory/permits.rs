@@ -248,11 +248,10 @@ impl State {
         Settlement::default()
     }
 
-    /// The limit that a row was charged to, unless it was removed since. The ledger of a key that matches a pattern may
-    /// have been closed meanwhile because it was empty.
+    /// The limit that a row was charged to, unless it was removed since.
     fn still_known(&self, row: &Row) -> Option<Arc<Known>> {
         let known = self.limits.find(&row.key);
-        known.filter(|known| known.id == row.limit || known.pattern.is_some())
+        known.filter(|known| row.is_of(known))
     }
 
     /// The bucket that a row was poured out of, as long as it is there.

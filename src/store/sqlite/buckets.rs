@@ -5,11 +5,12 @@ use rusqlite::OptionalExtension;
 use super::transaction::Transaction;
 use crate::calendar::{Full, LimitId, Poured, poured_until};
 use crate::clock::Timestamp;
+use crate::definition::Known;
 use crate::error::Error;
 use crate::limit::{Bucket, Limit};
 
-const READ: &str =
-    "SELECT full_ns, full_part, refill, refill_ns, lows FROM bucket WHERE limit_id = ?1";
+const READ: &str = "SELECT full_ns, full_part, refill, refill_ns, written_ns, lows FROM bucket
+    WHERE limit_id = ?1";
 
 /// A row of `bucket`.
 struct Row {
@@ -17,6 +18,7 @@ struct Row {
     full_part: i64,
     refill: i64,
     refill_ns: i64,
+    written_ns: i64,
     lows: Vec<u8>,
 }
 
@@ -37,7 +39,8 @@ impl Transaction<'_> {
                         full_part: row.get(1)?,
                         refill: row.get(2)?,
                         refill_ns: row.get(3)?,
-                        lows: row.get(4)?,
+                        written_ns: row.get(4)?,
+                        lows: row.get(5)?,
                     })
                 })
                 .optional()
@@ -58,7 +61,7 @@ impl Transaction<'_> {
         Ok(self.poured(limit)?.map(|poured| poured.full))
     }
 
-    /// What a row says, by the definition that is in force.
+    /// What a row says, by the definition that is in force: through all those that were since it was written.
     fn in_present_terms(&mut self, limit: LimitId, row: &Row) -> Result<Option<Poured>, Error> {
         let Some(known) = self.known_by_id(limit)? else {
             return Ok(None);
@@ -71,19 +74,76 @@ impl Transaction<'_> {
             at: Timestamp::from_nanos(row.full_ns),
             part: row.full_part.clamp(0, row.refill.saturating_sub(1).max(0)),
         };
-        let poured = Poured::read(full, &row.lows);
-        let former = bucket.refilling(row.refill, row.refill_ns);
-        Ok(Some(if former == bucket {
-            poured
-        } else {
-            poured.rescaled(former, bucket, known.changed)
-        }))
+        let mut poured = Poured::read(full, &row.lows);
+        let mut former = bucket.refilling(row.refill, row.refill_ns);
+        if former != bucket {
+            for (since, refill, refill_ns) in self.refills_since(&known, row.written_ns)? {
+                let next = bucket.refilling(refill, refill_ns);
+                poured = poured.rescaled(former, next, since);
+                former = next;
+            }
+        }
+        if former != bucket {
+            poured = poured.rescaled(former, bucket, known.changed);
+        }
+        Ok(Some(poured))
+    }
+}
+
+const REFILLS_SINCE: &str = "SELECT since_ns, refill, refill_ns FROM refill
+    WHERE limit_id = ?1 AND since_ns >= ?2 ORDER BY since_ns";
+const WRITE_REFILL: &str = "INSERT OR REPLACE INTO refill (limit_id, since_ns, refill, refill_ns)
+    VALUES (?1, ?2, ?3, ?4)";
+// More than anybody changes it while nothing is taken out of a bucket that is not full.
+const FORGET_REFILLS: &str = "DELETE FROM refill WHERE limit_id = ?1 AND since_ns <= (
+        SELECT since_ns FROM refill WHERE limit_id = ?1 ORDER BY since_ns DESC LIMIT 1 OFFSET 256
+    )";
+
+impl Transaction<'_> {
+    /// How a bucket has refilled since an instant.
+    fn refills_since(
+        &self,
+        known: &Known,
+        written_ns: i64,
+    ) -> Result<Vec<(Timestamp, i64, i64)>, Error> {
+        let definition = known.pattern.unwrap_or(known.id);
+        self.link
+            .connection
+            .prepare_cached(REFILLS_SINCE)
+            .and_then(|mut s| {
+                s.query_map((definition.0, written_ns), |row| {
+                    Ok((Timestamp::from_nanos(row.get(0)?), row.get(1)?, row.get(2)?))
+                })?
+                .collect()
+            })
+            .map_err(|error| self.sqlite(error))
+    }
+
+    /// Says how a bucket, or those of a pattern, refill from now on.
+    pub(super) fn write_refill(&self, id: LimitId, limit: &Limit) -> Result<(), Error> {
+        let Some(bucket) = limit.bucket() else {
+            return Ok(());
+        };
+        let row = (
+            id.0,
+            self.now().as_nanos(),
+            bucket.refill().cast_signed(),
+            bucket.per_ns(),
+        );
+        let connection = self.link.connection;
+        connection
+            .prepare_cached(WRITE_REFILL)
+            .and_then(|mut s| s.execute(row))
+            .and_then(|_| connection.prepare_cached(FORGET_REFILLS))
+            .and_then(|mut s| s.execute([id.0]))
+            .map(drop)
+            .map_err(|error| self.sqlite(error))
     }
 }
 
 const WRITE: &str =
-    "INSERT OR REPLACE INTO bucket (limit_id, full_ns, full_part, refill, refill_ns, lows)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+    "INSERT OR REPLACE INTO bucket (limit_id, full_ns, full_part, refill, refill_ns, written_ns, lows)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
 const DELETE_POURED: &str = "DELETE FROM charge WHERE limit_id = ?1 AND at_ns <= ?2";
 
 impl Transaction<'_> {
@@ -114,6 +174,7 @@ impl Transaction<'_> {
                 poured.full.part,
                 bucket.refill().cast_signed(),
                 bucket.per_ns(),
+                now.as_nanos(),
                 poured.lows_to_bytes(),
             );
             self.link

@@ -21,18 +21,26 @@ impl Transaction<'_> {
         author: &Author,
     ) -> Result<Definition, Error> {
         let Some(stored) = self.defined(limit.key())? else {
-            // What was charged to the key by a pattern stays charged.
-            let id = match self.ledger_of_key(limit)? {
-                Some(id) => {
-                    self.delete_key(id)?;
-                    id
+            // What was charged to a key by another pattern stays charged, and what is missing in its bucket missing.
+            let keys = self.keys_for(limit)?;
+            for (key, former) in &keys {
+                if let Some(bucket) = former.limit.bucket() {
+                    self.pour(*key, bucket, |poured| poured)?;
                 }
-                None => self.next_limit()?,
+            }
+            let id = match keys.first() {
+                Some((key, _)) if !limit.is_pattern() => {
+                    self.delete_key(*key)?;
+                    *key
+                }
+                _ => self.next_limit()?,
             };
             self.write_definition(id, limit, false)?;
             self.changed_definitions();
             if limit.is_pattern() {
-                self.take_over_keys(id, limit.key())?;
+                for (key, _) in &keys {
+                    self.bind_key(*key, id)?;
+                }
             }
             self.note_change(limit, Action::Created, author)?;
             self.see_whether_lowered(id, limit)?;
@@ -174,17 +182,6 @@ impl Transaction<'_> {
         let known = Arc::new(pattern.applied_to(key, id));
         self.link.memo.remember_key(&known);
         Ok(Some(known))
-    }
-
-    /// The number of the ledger that a key has by a pattern, before it is defined by itself.
-    fn ledger_of_key(&mut self, limit: &Limit) -> Result<Option<LimitId>, Error> {
-        if limit.is_pattern() {
-            return Ok(None);
-        }
-        match self.most_specific(limit.key())? {
-            Some(pattern) => self.find_key(limit.key(), pattern.id),
-            None => Ok(None),
-        }
     }
 
     fn remember(&mut self, known: Known) -> Arc<Known> {

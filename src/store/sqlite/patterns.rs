@@ -1,10 +1,15 @@
 //! Keys that match a pattern: each gets a ledger when something is first charged to it, and loses it when it is idle.
 
+use std::cmp::Ordering;
+use std::sync::Arc;
+
 use rusqlite::OptionalExtension;
 
 use super::transaction::Transaction;
 use crate::calendar::{LimitId, Line};
+use crate::definition::Known;
 use crate::error::Error;
+use crate::limit::{Limit, Pattern};
 
 const FIND: &str = "SELECT limit_id FROM pattern_key WHERE key = ?1 AND pattern_id = ?2";
 const KEY_OF: &str = "SELECT key FROM pattern_key WHERE limit_id = ?1";
@@ -162,10 +167,17 @@ const KEYS_THAT_BEGIN: &str = "SELECT limit_id, key, pattern_id FROM pattern_key
 const REBIND: &str = "UPDATE pattern_key SET pattern_id = ?2 WHERE limit_id = ?1";
 
 impl Transaction<'_> {
-    /// Gives a new pattern the ledgers of the keys for which it counts from now on. This looks at all keys in use that
-    /// begin as it does.
-    pub(super) fn take_over_keys(&mut self, pattern: LimitId, text: &str) -> Result<(), Error> {
-        let start = text.split('*').next().unwrap_or_default();
+    /// The ledgers of keys for which a definition will count once it is made, and what counts for them until then. For a
+    /// pattern, this looks at all keys in use that begin as it does.
+    pub(super) fn keys_for(&mut self, limit: &Limit) -> Result<Vec<(LimitId, Arc<Known>)>, Error> {
+        if !limit.is_pattern() {
+            let Some(former) = self.most_specific(limit.key())? else {
+                return Ok(Vec::new());
+            };
+            let id = self.find_key(limit.key(), former.id)?;
+            return Ok(id.map(|id| (id, former)).into_iter().collect());
+        }
+        let start = limit.key().split('*').next().unwrap_or_default();
         let keys: Vec<(LimitId, String, LimitId)> = self
             .link
             .connection
@@ -177,26 +189,28 @@ impl Transaction<'_> {
                 .collect()
             })
             .map_err(|error| self.sqlite(error))?;
-        for (id, key, former) in keys {
-            let counts = self
-                .most_specific(&key)?
-                .is_some_and(|known| known.id == pattern);
-            if counts && self.is_pattern(former) {
-                self.link
-                    .connection
-                    .prepare_cached(REBIND)
-                    .and_then(|mut s| s.execute((id.0, pattern.0)))
-                    .map_err(|error| self.sqlite(error))?;
-            }
+        let new = Pattern(limit.key());
+        let mut taken = Vec::new();
+        for (id, key, bound_to) in keys {
+            let former = self.most_specific(&key)?.filter(|former| {
+                let beats = new.cmp_specific(Pattern(former.limit.key())) == Ordering::Greater;
+                former.id == bound_to && beats && new.matches(&key)
+            });
+            taken.extend(former.map(|former| (id, former)));
         }
-        self.link.memo.forget_keys();
-        Ok(())
+        Ok(taken)
     }
 
-    /// Whether a pattern is still in force. All of them are remembered.
-    fn is_pattern(&self, id: LimitId) -> bool {
-        let patterns = self.link.memo.patterns.iter().flatten();
-        patterns.into_iter().any(|known| known.id == id)
+    /// Lets another pattern count for the ledger of a key.
+    pub(super) fn bind_key(&mut self, id: LimitId, pattern: LimitId) -> Result<(), Error> {
+        self.wrote();
+        self.link.memo.forget_keys();
+        self.link
+            .connection
+            .prepare_cached(REBIND)
+            .and_then(|mut s| s.execute((id.0, pattern.0)))
+            .map(drop)
+            .map_err(|error| self.sqlite(error))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Permits that the file knows of, because they hold slots or have an id.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use rusqlite::OptionalExtension;
 
@@ -208,17 +209,6 @@ impl Transaction<'_> {
                 .collect()
             })
             .map_err(|error| self.sqlite(error))?;
-        let mut rows = Few::with_capacity(charges.len());
-        for (limit, seq, amount) in charges {
-            if let Some(known) = self.known_by_id(limit)? {
-                rows.push(Row {
-                    limit,
-                    key: known.limit.shared_key().clone(),
-                    seq,
-                    amount: amount.unsigned_abs(),
-                });
-            }
-        }
         let mut slots = Few::new();
         for (limit, amount) in self.slots_of(found.number)? {
             if let Some(known) = self.known_by_id(limit)? {
@@ -227,6 +217,39 @@ impl Transaction<'_> {
                     key: known.limit.shared_key().clone(),
                     amount: amount.unsigned_abs(),
                 });
+            }
+        }
+        let mut rows = Few::with_capacity(charges.len());
+        let mut removed = Few::new();
+        for (limit, seq, amount) in charges {
+            let row = |key: Arc<str>, pattern| Row {
+                limit,
+                pattern,
+                key,
+                seq,
+                amount: amount.unsigned_abs(),
+            };
+            match self.known_by_id(limit)? {
+                Some(known) => {
+                    rows.push(row(known.limit.shared_key().clone(), known.pattern));
+                }
+                None => removed.push(row("".into(), None)),
+            }
+        }
+        // Only the request still names what was removed since.
+        for mut row in removed {
+            let named = |key: &str| rows.iter().any(|row: &Row| *row.key == *key);
+            let held = |key: &str| slots.iter().any(|slot: &SlotTake| *slot.key == *key);
+            let mut takes = found
+                .request
+                .lines()
+                .filter_map(|take| take.split_once(' '));
+            let key = takes.find(|(amount, key)| {
+                !named(key) && !held(key) && amount.parse() == Ok(row.amount)
+            });
+            if let Some((_, key)) = key {
+                row.key = key.into();
+                rows.push(row);
             }
         }
         Ok(Claim {

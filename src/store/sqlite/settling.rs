@@ -65,11 +65,10 @@ impl Transaction<'_> {
 }
 
 impl Transaction<'_> {
-    /// The limit that a row was charged to, unless it was removed since. The ledger of a key that matches a pattern may
-    /// have been closed meanwhile because it was empty.
+    /// The limit that a row was charged to, unless it was removed since.
     fn still_known(&mut self, row: &Row) -> Result<Option<Arc<Known>>, Error> {
         let known = self.find(&row.key)?;
-        Ok(known.filter(|known| known.id == row.limit || known.pattern.is_some()))
+        Ok(known.filter(|known| row.is_of(known)))
     }
 
     /// The number of the ledger of a limit, which it gets if it has none.

@@ -86,16 +86,18 @@ impl Transaction<'_> {
             Ok(())
         };
         write().map_err(|error| self.sqlite(error))?;
+        self.write_refill(id, limit)?;
         self.write_boundaries(limit)
     }
 }
 
+const DELETE_REFILLS: &str = "DELETE FROM refill WHERE limit_id = ?1";
 const DELETE: &str = "DELETE FROM limit_definition WHERE limit_id = ?1";
 
 impl Transaction<'_> {
     pub(super) fn delete_definition(&mut self, id: LimitId) -> Result<(), Error> {
         self.wrote();
-        for sql in [DELETE, DELETE_RATES, DELETE_QUOTAS] {
+        for sql in [DELETE, DELETE_RATES, DELETE_QUOTAS, DELETE_REFILLS] {
             self.link
                 .connection
                 .prepare_cached(sql)
