@@ -11,7 +11,7 @@ use crate::definition::{
     Action, Author, Definition, Known, LimitChange, OnConflict, Use, check_kind, most_specific,
 };
 use crate::error::Error;
-use crate::limit::{Bucket, Limit};
+use crate::limit::{Bucket, Limit, Pattern};
 use crate::usage::Usage;
 
 /// How many keys one acquisition looks at, whether they are idle.
@@ -140,6 +140,7 @@ impl State {
     fn define(&mut self, limit: &Limit, conflict: OnConflict) -> Definition {
         let Some(stored) = self.limits.defined(limit.key()).cloned() else {
             // What was charged to the key by a pattern stays charged.
+            let former = self.buckets_by_patterns(limit);
             let id = match self.limits.keys.get(limit.key()).copied() {
                 Some(id) if !limit.is_pattern() => {
                     self.limits.close_ledger(id);
@@ -148,6 +149,12 @@ impl State {
                 _ => self.limits.next(),
             };
             self.put(id, limit, Action::Created);
+            for (id, key, former) in former {
+                let known = self.limits.find(&key);
+                if let Some(bucket) = known.and_then(|known| known.limit.bucket()) {
+                    self.rescale(id, former, bucket);
+                }
+            }
             return Definition::Created;
         };
         if stored.limit == *limit {
@@ -196,6 +203,20 @@ impl State {
         let keys = self.limits.keys.keys().filter(is_its);
         keys.filter_map(|key| self.limits.keys.get(key).copied())
             .collect()
+    }
+
+    /// The buckets that patterns make of the keys which a new limit may count for, as they are before that.
+    fn buckets_by_patterns(&self, limit: &Limit) -> Vec<(LimitId, Arc<str>, Bucket)> {
+        let counts = |key: &str| {
+            let is_it = !limit.is_pattern() && limit.key() == key;
+            is_it || (limit.is_pattern() && Pattern(limit.key()).matches(key))
+        };
+        let keys = self.limits.keys.iter().filter(|(key, _)| counts(key));
+        let buckets = keys.filter_map(|(key, id)| {
+            let bucket = self.limits.find(key)?.limit.bucket()?;
+            Some((*id, Arc::clone(key), bucket))
+        });
+        buckets.collect()
     }
 
     /// What is missing in a bucket stays missing.

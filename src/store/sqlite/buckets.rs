@@ -5,6 +5,7 @@ use rusqlite::OptionalExtension;
 use super::transaction::Transaction;
 use crate::calendar::{Full, LimitId, Poured, poured_until};
 use crate::clock::Timestamp;
+use crate::definition::Known;
 use crate::error::Error;
 use crate::limit::{Bucket, Limit};
 
@@ -86,6 +87,10 @@ const WRITE: &str =
     VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
 const DELETE_POURED: &str = "DELETE FROM charge WHERE limit_id = ?1 AND at_ns <= ?2";
 
+// Those that were full again when the terms last changed are full by any.
+const BEHIND: &str = "SELECT limit_id FROM pattern_key JOIN bucket USING (limit_id)
+    WHERE pattern_id = ?1 AND (refill, refill_ns) <> (?2, ?3) AND full_ns >= ?4";
+
 impl Transaction<'_> {
     /// Pours out of a bucket what was booked for instants that have come, and changes what came of that as is said.
     pub(super) fn pour(
@@ -123,6 +128,30 @@ impl Transaction<'_> {
                 .map_err(|error| self.sqlite(error))?;
         }
         self.link.memo.remember_poured(limit, changed);
+        Ok(())
+    }
+
+    /// Writes down the buckets that a pattern makes by its present terms, before these change: what stands there by former
+    /// ones counts as if those had been in force until the last change, and that must not become another.
+    pub(super) fn write_down_buckets(&mut self, pattern: &Known) -> Result<(), Error> {
+        let Some(bucket) = pattern.limit.bucket() else {
+            return Ok(());
+        };
+        let row = (
+            pattern.id.0,
+            bucket.refill().cast_signed(),
+            bucket.per_ns(),
+            pattern.changed.as_nanos(),
+        );
+        let behind: Vec<LimitId> = self
+            .link
+            .connection
+            .prepare_cached(BEHIND)
+            .and_then(|mut s| s.query_map(row, |row| row.get(0).map(LimitId))?.collect())
+            .map_err(|error| self.sqlite(error))?;
+        for id in behind {
+            self.pour(id, bucket, |poured| poured)?;
+        }
         Ok(())
     }
 

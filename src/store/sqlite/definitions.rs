@@ -21,6 +21,7 @@ impl Transaction<'_> {
         author: &Author,
     ) -> Result<Definition, Error> {
         let Some(stored) = self.defined(limit.key())? else {
+            self.write_down_buckets_for(limit)?;
             // What was charged to the key by a pattern stays charged.
             let id = match self.ledger_of_key(limit)? {
                 Some(id) => {
@@ -67,6 +68,9 @@ impl Transaction<'_> {
         if let Some(bucket) = stored.limit.bucket().filter(|_| !limit.is_pattern()) {
             self.pour(stored.id, bucket, |poured| poured)?;
         }
+        if limit.is_pattern() {
+            self.write_down_buckets(stored)?;
+        }
         self.write_definition(stored.id, limit, limit.is_pattern())?;
         self.changed_definitions();
         self.note_change(limit, Action::Replaced, author)?;
@@ -76,6 +80,24 @@ impl Transaction<'_> {
         }
         self.see_whether_lowered(stored.id, limit)?;
         self.freed(stored.id);
+        Ok(())
+    }
+
+    /// Writes down the buckets of patterns that a new limit may count for from now on.
+    fn write_down_buckets_for(&mut self, limit: &Limit) -> Result<(), Error> {
+        if limit.bucket().is_none() {
+            return Ok(());
+        }
+        // The pattern of a key, or all of them before there is another.
+        let found = self.most_specific(limit.key())?;
+        let patterns = if limit.is_pattern() {
+            self.link.memo.patterns.clone().unwrap_or_default()
+        } else {
+            found.into_iter().collect()
+        };
+        for pattern in patterns {
+            self.write_down_buckets(&pattern)?;
+        }
         Ok(())
     }
 
