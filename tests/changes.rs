@@ -407,3 +407,36 @@ fn what_is_missing_in_a_bucket_stays_missing_when_another_definition_takes_over(
         assert_eq!(["u:1", "u:x1", "u:x2"].map(missing), [1, 4, 4]);
     });
 }
+
+#[test]
+fn what_is_missing_in_the_buckets_of_a_pattern_stays_missing_however_often_it_changes() {
+    in_both_stores(|limiter, clock| {
+        let bucket = |amount, per| Limit::pattern("t:*").burst(10).refill(amount, per);
+        limiter.define(bucket(10, SECOND)).unwrap();
+        for key in ["t:1", "t:22", "t:3"] {
+            assert!(limiter.try_acquire((key, 10)).unwrap().is_granted());
+        }
+        replace(limiter, bucket(1, HOUR));
+        // By the first definition it would be full since long.
+        clock.advance(10 * SECOND);
+        replace(limiter, bucket(1, HOUR).unit("calls"));
+        let left = HOUR.checked_sub(10 * SECOND);
+        assert_eq!(retry_after(limiter, "t:1", 1), left);
+        replace(limiter, bucket(1, MINUTE));
+        assert_eq!(
+            retry_after(limiter, "t:1", 1),
+            left.map(|left| left / 60 + Duration::from_nanos(1))
+        );
+        // By another pattern, and by itself.
+        limiter
+            .define(Limit::pattern("t:2*").burst(10).refill(1, HOUR))
+            .unwrap();
+        limiter
+            .define(Limit::new("t:3").burst(10).refill(1, HOUR))
+            .unwrap();
+        for key in ["t:22", "t:3"] {
+            let after = retry_after(limiter, key, 1).unwrap();
+            assert!(after.abs_diff(left.unwrap()) < MS, "{key}: {after:?}");
+        }
+    });
+}

@@ -355,7 +355,7 @@ proptest! {
     #[test]
     fn the_earliest_instant_is_the_first_of_all_that_fit(case in small(), amount in 1_i64..=8) {
         let amount = amount.min(case.bucket.burst().cast_signed());
-        let first = (case.now_ns..).find(|at_ns| case.fits(*at_ns, amount));
+        let first = (case.now_ns..10_000).find(|at_ns| case.fits(*at_ns, amount));
         prop_assert_eq!(case.earliest(amount), first);
     }
 

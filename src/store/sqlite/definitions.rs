@@ -13,6 +13,9 @@ use crate::plan::Plan;
 use crate::store::Few;
 use crate::usage::Usage;
 
+const WAITED_FOR: &str = "SELECT DISTINCT limit_id
+    FROM ticket_take JOIN pattern_key USING (limit_id) WHERE pattern_id = ?1";
+
 impl Transaction<'_> {
     pub(super) fn define(
         &mut self,
@@ -44,6 +47,7 @@ impl Transaction<'_> {
             }
             self.note_change(limit, Action::Created, author)?;
             self.see_whether_lowered(id, limit)?;
+            self.may_admit_more(id, limit)?;
             return Ok(Definition::Created);
         };
         if stored.limit == *limit {
@@ -83,7 +87,27 @@ impl Transaction<'_> {
             self.pour(stored.id, bucket, |poured| poured)?;
         }
         self.see_whether_lowered(stored.id, limit)?;
-        self.freed(stored.id);
+        self.may_admit_more(stored.id, limit)
+    }
+
+    /// Says that something may have come free of a limit, or of those that a pattern makes, because it was changed.
+    fn may_admit_more(&mut self, id: LimitId, limit: &Limit) -> Result<(), Error> {
+        if !limit.is_pattern() {
+            self.freed(id);
+            return Ok(());
+        }
+        let waited_for: Vec<LimitId> = self
+            .link
+            .connection
+            .prepare_cached(WAITED_FOR)
+            .and_then(|mut s| {
+                s.query_map([id.0], |row| row.get(0).map(LimitId))?
+                    .collect()
+            })
+            .map_err(|error| self.sqlite(error))?;
+        for id in waited_for {
+            self.freed(id);
+        }
         Ok(())
     }
 
@@ -118,6 +142,8 @@ impl Transaction<'_> {
                 file: self.place.database.clone(),
             });
         }
+        let in_vain = self.tickets_for(&stored)?;
+        self.wait_in_vain(in_vain);
         self.take_slots_from_all(&stored)?;
         self.delete_definition(stored.id)?;
         self.give_up_ledger(stored.id)?;
@@ -240,7 +266,25 @@ const PATTERN_USE: &str = "SELECT
     (SELECT count(*) FROM pattern_key JOIN charge USING (limit_id) WHERE pattern_id = ?1 AND at_ns > ?2),
     (SELECT count(*) FROM ticket_take JOIN pattern_key USING (limit_id) WHERE pattern_id = ?1)";
 
+const TICKETS: &str = "SELECT ticket_id FROM ticket_take WHERE limit_id = ?1";
+const PATTERN_TICKETS: &str = "SELECT DISTINCT ticket_id
+    FROM ticket_take JOIN pattern_key USING (limit_id) WHERE pattern_id = ?1";
+
 impl Transaction<'_> {
+    /// Who waits for a limit, or for one that this pattern makes.
+    fn tickets_for(&self, known: &Known) -> Result<Few<i64>, Error> {
+        let sql = if known.limit.is_pattern() {
+            PATTERN_TICKETS
+        } else {
+            TICKETS
+        };
+        self.link
+            .connection
+            .prepare_cached(sql)
+            .and_then(|mut s| s.query_map([known.id.0], |row| row.get(0))?.collect())
+            .map_err(|error| self.sqlite(error))
+    }
+
     /// Who would notice if a limit were gone, as far as the file knows.
     fn in_use(&self, known: &Known) -> Result<Use, Error> {
         let count = |count: i64| u64::try_from(count).unwrap_or(0);

@@ -38,6 +38,8 @@ pub(super) struct Transaction<'l> {
     is_undone: bool,
     /// The limits of which something came free that somebody may wait for.
     freed: Few<LimitId>,
+    /// The tickets that wait in vain: what they wait for is no more.
+    in_vain: Few<i64>,
     /// The ticket that has come in this transaction and could not go: it is not called again by it.
     came: Option<i64>,
 }
@@ -167,6 +169,7 @@ impl<'l> Transaction<'l> {
             wrote: false,
             is_undone: false,
             freed: Few::new(),
+            in_vain: Few::new(),
             came: None,
         })
     }
@@ -240,12 +243,18 @@ impl<'l> Transaction<'l> {
         }
     }
 
+    /// Says that these tickets wait in vain.
+    pub(super) fn wait_in_vain(&mut self, tickets: impl IntoIterator<Item = i64>) {
+        self.in_vain.extend(tickets);
+    }
+
     /// Says that this ticket has come, and waits on.
     pub(super) fn came(&mut self, ticket: TicketId) {
         self.came = Some(ticket.number);
     }
 
-    /// Commits what was written; if nothing was, ends without a trace. Returns the tickets whose turn it is now.
+    /// Commits what was written; if nothing was, ends without a trace. Returns the tickets whose turn it is now, or who
+    /// wait in vain.
     pub(super) fn finish(mut self) -> Result<Few<i64>, Error> {
         if self.is_undone {
             self.link.memo.forget_ledgers();
@@ -254,11 +263,12 @@ impl<'l> Transaction<'l> {
             return Ok(Few::new());
         }
         let freed = std::mem::take(&mut self.freed);
-        let turns = if freed.is_empty() {
+        let mut turns = if freed.is_empty() {
             Few::new()
         } else {
             self.next_in_line(&freed, self.came)?
         };
+        turns.append(&mut self.in_vain);
         self.commit().map(|()| turns)
     }
 
