@@ -308,16 +308,22 @@ impl State {
             };
             let Ok(correction) = correction(&mut self.ledgers, &estimate, now);
             let amount = correction.charged;
+            // It may have been closed meanwhile because it was empty.
+            let needs_none = known.limit.bucket().is_none() && correction.debt == 0;
+            let id = if needs_none {
+                known.id
+            } else {
+                self.with_ledger(&known)
+            };
             match (charged, known.limit.bucket()) {
                 // What was booked may not have been poured out yet, though its instant has come.
                 (_, Some(bucket)) if claim.at <= now => {
                     let back = estimate.charged - amount;
-                    self.ledgers.put_back(known.id, bucket, back);
+                    self.ledgers.put_back(id, bucket, back);
                 }
                 _ => self.ledgers.amend(row.limit, claim.at, row.seq, amount),
             }
             if correction.debt > 0 {
-                let id = self.with_ledger(&known);
                 self.owe(id, correction.debt);
             }
             settlement.add(row, used, correction);

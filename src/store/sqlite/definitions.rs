@@ -205,8 +205,8 @@ const PATTERN_USE: &str = "SELECT
         WHERE pattern_id = ?1 AND (expires_ns IS NULL OR expires_ns > ?2)),
     (SELECT count(*) FROM permit JOIN permit_charge USING (permit_id) JOIN pattern_key USING (limit_id)
         WHERE pattern_id = ?1 AND ended_ns IS NULL AND (expires_ns IS NULL OR expires_ns > ?2)),
-    (SELECT count(*) FROM booking AS b JOIN charge USING (limit_id, at_ns, seq) JOIN pattern_key USING (limit_id)
-        WHERE pattern_id = ?1 AND b.at_ns > ?2),
+    (SELECT count(*) FROM pattern_key JOIN charge USING (limit_id)
+        WHERE pattern_id = ?1 AND at_ns > ?2),
     (SELECT count(*) FROM ticket_take JOIN pattern_key USING (limit_id) WHERE pattern_id = ?1)";
 
 impl Transaction<'_> {

@@ -40,17 +40,23 @@ impl Transaction<'_> {
             };
             let now = self.now();
             let correction = correction(self, &estimate, now)?;
+            // It may have been closed meanwhile because it was empty.
+            let needs_none = known.limit.bucket().is_none() && correction.debt == 0;
+            let id = if needs_none {
+                known.id
+            } else {
+                self.with_ledger(&known)?
+            };
             match (stands, known.limit.bucket()) {
                 // What was booked may not have been poured out yet, though its instant has come.
                 (Stands::InLedger(_) | Stands::Poured, Some(bucket)) if claim.at <= now => {
                     let back = estimate.charged - correction.charged;
-                    self.put_back(known.id, bucket, back)?;
+                    self.put_back(id, bucket, back)?;
                 }
                 (Stands::InLedger(charge), _) => self.amend(charge, correction.charged)?,
                 (Stands::Poured | Stands::Nowhere, _) => {}
             }
             if correction.debt > 0 {
-                let id = self.with_ledger(&known)?;
                 self.owe(id, correction.debt)?;
             }
             settlement.add(row, used, correction);
