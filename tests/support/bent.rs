@@ -18,6 +18,10 @@ pub enum Bend {
     /// A bucket is a window in which as much can be charged as it holds.
     WindowsForBuckets,
     /// Whatever the zone, days are those of UTC.
+    #[cfg_attr(
+        not(feature = "calendar"),
+        expect(dead_code, reason = "there are no calendars")
+    )]
     DaysOfUtc,
     /// All keys that match a pattern have one ledger.
     OneLedgerForAll,
