@@ -321,9 +321,10 @@ impl Row {
     }
 
     /// Whether this is still the limit that it was charged to. The ledger of a key that matches a pattern may have been
-    /// closed meanwhile, because nothing was left in it.
-    pub(crate) fn is_of(&self, known: &Known) -> bool {
-        known.id == self.limit || (self.pattern.is_some() && self.pattern == known.pattern)
+    /// closed meanwhile, because nothing was left in it; as long as that pattern is in force, it is the same for whatever
+    /// definition counts for the key now.
+    pub(crate) fn is_of(&self, known: &Known, is_in_force: impl Fn(LimitId) -> bool) -> bool {
+        known.id == self.limit || self.pattern.is_some_and(is_in_force)
     }
 }
 

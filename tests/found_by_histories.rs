@@ -286,3 +286,114 @@ fn what_was_removed_can_be_named_by_who_settles_under_an_id() {
         assert_eq!(settle_tokens(limiter, id, 10), (10, 0));
     });
 }
+
+#[test]
+fn what_was_used_beyond_an_idle_key_of_a_pattern_is_taken_from_its_own_bucket() {
+    on_both(|limiter, clock| {
+        let pattern = Limit::pattern("u:*").burst(10).refill(1, SECOND);
+        limiter.define(pattern).unwrap();
+        let permit = get(limiter, &Request::new().take("u:1", 5));
+        clock.advance(MINUTE);
+        // The next acquisitions sweep the key, whose bucket is full.
+        for _ in 0..300 {
+            drop(get(limiter, &tokens(1)));
+            clock.advance(SECOND);
+        }
+        permit.settle([("u:1", 20)]).unwrap();
+        assert_eq!(free(limiter, "u:1"), 0);
+        assert_eq!(free(limiter, "u:2"), 10);
+        assert_eq!(limiter.usage("u:1").unwrap().debt(), 5);
+    });
+}
+
+#[test]
+fn a_pattern_is_in_use_while_what_was_booked_and_settled_lies_ahead() {
+    on_both(|limiter, _| {
+        limiter
+            .define(Limit::pattern("t:*").rate(1, MINUTE))
+            .unwrap();
+        drop(get(limiter, &Request::new().take("t:1", 1)));
+        let permit = limiter.book("t:1").unwrap().accept();
+        permit.settle([("t:1", 1)]).unwrap();
+        let refused = limiter.remove("t:*");
+        assert!(
+            matches!(&refused, Err(Error::InUse { by, .. }) if by.bookings == 1),
+            "{refused:?}"
+        );
+    });
+}
+
+#[test]
+fn what_is_missing_in_a_bucket_stays_missing_when_another_definition_takes_over() {
+    on_both(|limiter, clock| {
+        let bucket = |refill, per| Limit::pattern("u:*").burst(12).refill(refill, per);
+        limiter.define(bucket(1, SECOND)).unwrap();
+        drop(get(limiter, &Request::new().take("u:1", 12)));
+        // Its own definition takes over what the pattern has charged.
+        limiter
+            .define(Limit::new("u:1").burst(12).refill(2, SECOND))
+            .unwrap();
+        clock.advance(3 * SECOND);
+        assert_eq!(free(limiter, "u:1"), 6);
+        // The pattern is changed twice while nobody looks.
+        drop(get(limiter, &Request::new().take("u:2", 12)));
+        for refill in [4, 1] {
+            let replaced = bucket(refill, SECOND);
+            limiter
+                .define_or(replaced, quotalite::OnConflict::Replace)
+                .unwrap();
+            clock.advance(SECOND);
+        }
+        assert_eq!(free(limiter, "u:2"), 5);
+    });
+}
+
+#[test]
+fn a_pattern_that_was_removed_begins_anew() {
+    on_both(|limiter, _| {
+        for kind in [
+            Limit::pattern("t:*").rate(1, MINUTE),
+            Limit::pattern("t:*").slots(1),
+            Limit::pattern("t:*").burst(1).refill(1, MINUTE),
+        ] {
+            limiter.define(kind.clone()).unwrap();
+            let held = get(limiter, &Request::new().take("t:1", 1));
+            limiter.force_remove("t:*").unwrap();
+            limiter.define(kind).unwrap();
+            assert_eq!(free(limiter, "t:1"), 1);
+            drop(held);
+            limiter.force_remove("t:*").unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_permit_of_what_was_removed_changes_nothing_of_the_pattern_that_follows() {
+    on_both(|limiter, _| {
+        let bucket = |builder: quotalite::LimitBuilder| builder.burst(10).refill(1, MINUTE);
+        limiter.define(bucket(Limit::new("u:1"))).unwrap();
+        limiter.define(bucket(Limit::pattern("u:*"))).unwrap();
+        let permit = get(limiter, &Request::new().take("u:1", 10));
+        limiter.remove("u:1").unwrap();
+        drop(get(limiter, &Request::new().take("u:1", 10)));
+        permit.cancel().unwrap();
+        assert_eq!(free(limiter, "u:1"), 0);
+    });
+}
+
+#[test]
+fn a_permit_of_an_idle_key_is_settled_by_the_definition_that_follows() {
+    on_both(|limiter, clock| {
+        let bucket = |builder: quotalite::LimitBuilder| builder.burst(10).refill(1, SECOND);
+        limiter.define(bucket(Limit::pattern("u:*"))).unwrap();
+        let permit = get(limiter, &Request::new().take("u:1", 5));
+        clock.advance(MINUTE);
+        for _ in 0..300 {
+            drop(get(limiter, &tokens(1)));
+            clock.advance(SECOND);
+        }
+        limiter.define(bucket(Limit::new("u:1"))).unwrap();
+        permit.settle([("u:1", 9)]).unwrap();
+        assert_eq!(free(limiter, "u:1"), 6);
+    });
+}

@@ -1,11 +1,14 @@
 //! Random histories, compared step by step with a model that is too simple to be wrong.
 //!
-//! `cargo test` plays some hundreds of them; `QUOTALITE_HISTORIES=20000` says how many per test.
+//! `cargo test` plays some hundreds of them; `QUOTALITE_HISTORIES=20000` says how many per test, and
+//! `QUOTALITE_TOPICS=bq` that they are about buckets and quotas, and not about changes and patterns.
 
 mod support;
 
 #[path = "support/asks.rs"]
 mod asks;
+#[path = "support/bent.rs"]
+mod bent;
 #[path = "support/broken.rs"]
 mod broken;
 #[path = "support/bucket.rs"]
@@ -28,6 +31,8 @@ mod periods;
 mod player;
 #[path = "support/real.rs"]
 mod real;
+#[path = "support/shapes.rs"]
+mod shapes;
 #[path = "support/subject.rs"]
 mod subject;
 #[path = "support/witness.rs"]
@@ -36,13 +41,15 @@ mod witness;
 use std::env;
 
 use asks::{Amount, Ask, Pace, Patience};
+use bent::{Bend, Bent};
 use broken::{Broken, Flaw};
-use history::{History, Op, Shape, Topics, history};
+use history::{FIRST_WALL_NS, History, Op, Topics, history};
 use player::{Check, play};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, FileFailurePersistence, TestCaseError, TestError, TestRunner};
 use quotalite::Overage;
 use real::{Real, Twist};
+use shapes::Shape;
 use subject::Subject;
 
 fn play_many(play: impl Fn(&History) -> Check) {
@@ -54,7 +61,8 @@ fn play_many(play: impl Fn(&History) -> Check) {
         ))),
         ..Config::with_cases(count)
     });
-    let played = runner.run(&history(), |history| {
+    let topics = env::var("QUOTALITE_TOPICS").ok();
+    let played = runner.run(&history(topics), |history| {
         play(&history).map_err(TestCaseError::fail)
     });
     match played {
@@ -81,7 +89,7 @@ fn noticed_after<S: Subject>(
     at_most: u32,
 ) -> Option<u32> {
     let mut runner = TestRunner::deterministic();
-    let histories = history();
+    let histories = history(None);
     (1..=at_most).find(|_| {
         let history = histories
             .new_tree(&mut runner)
@@ -102,6 +110,60 @@ fn assert_twist_noticed(twist: Twist) {
     let after = noticed_after(|| Real::twisted(twist), |history| history, 100);
     println!("{twist:?}: noticed in history {after:?}");
     assert!(after.is_some(), "100 histories did not notice: {twist:?}");
+}
+
+/// What is left of histories if they are all about these.
+fn about(topics: Topics) -> impl Fn(History) -> History {
+    move |history| {
+        let is_any = [topics.buckets, topics.patterns, topics.quotas];
+        assert!(is_any.contains(&true));
+        history.only(topics)
+    }
+}
+
+#[track_caller]
+fn assert_bend_noticed(bend: Bend, topics: Topics) {
+    let straight = noticed_after(|| Bent::with(Bend::Nothing), about(topics), 100);
+    assert_eq!(straight, None);
+    let after = noticed_after(|| Bent::with(bend), about(topics), 100);
+    println!("{bend:?}: noticed in history {after:?}");
+    assert!(after.is_some(), "100 histories did not notice: {bend:?}");
+}
+
+const BUCKETS: Topics = Topics {
+    buckets: true,
+    changes: false,
+    patterns: false,
+    quotas: false,
+};
+
+#[test]
+fn histories_notice_a_bucket_that_counts_tokens_in_whole_nanoseconds() {
+    assert_bend_noticed(Bend::CutsTokens, BUCKETS);
+}
+
+#[test]
+fn histories_notice_a_bucket_that_is_a_window() {
+    assert_bend_noticed(Bend::WindowsForBuckets, BUCKETS);
+}
+
+#[test]
+fn histories_notice_a_pattern_that_has_one_ledger_for_all() {
+    let patterns = Topics {
+        patterns: true,
+        ..Topics::default()
+    };
+    assert_bend_noticed(Bend::OneLedgerForAll, patterns);
+}
+
+#[cfg(feature = "calendar")]
+#[test]
+fn histories_notice_days_of_utc_in_other_zones() {
+    let quotas = Topics {
+        quotas: true,
+        ..Topics::default()
+    };
+    assert_bend_noticed(Bend::DaysOfUtc, quotas);
 }
 
 #[test]
@@ -173,6 +235,7 @@ fn shape_of(rates: &[(usize, u64)]) -> Shape {
         pad: 0,
         overage: Overage::Debt,
         bucket: None,
+        quotas: Vec::new(),
     }
 }
 
@@ -209,11 +272,8 @@ fn charge_before_a_booking_when_the_past_is_swept() -> History {
             Op::Advance(Pace::Change { nudge_ns: 0 }),
             Op::Usage { slot: 0, line: 0 },
         ],
-        topics: Topics {
-            buckets: false,
-            changes: false,
-            patterns: false,
-        },
+        topics: Topics::default(),
+        start_ns: FIRST_WALL_NS,
     }
 }
 

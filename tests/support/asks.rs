@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use quotalite::{Limit, MAX_CAPACITY, Overage, Rate, Window};
 
-use crate::history::KEYS;
+use crate::history::{KEYS, SEEN};
 use crate::line::Line;
 use crate::model::{Model, Verdict};
 use crate::subject::{Takes, Wait, ns};
@@ -69,6 +69,8 @@ pub enum Pace {
         nudge_ns: i64,
     },
     Seconds(u64),
+    /// Only where there are calendars.
+    Hours(u64),
 }
 
 pub fn ask() -> impl Strategy<Value = Ask> {
@@ -117,6 +119,7 @@ pub fn pace() -> impl Strategy<Value = Pace> {
         }),
         6 => (-1_i64..=1).prop_map(|nudge_ns| Pace::Change { nudge_ns }),
         1 => (1_u64..=3_600).prop_map(Pace::Seconds),
+        2 => (1_u64..=50).prop_map(Pace::Hours),
     ]
 }
 
@@ -126,7 +129,8 @@ impl Ask {
         let mut takes = Takes::new();
         for (line, amount) in &self.0 {
             // One mention in sixteen is of a limit that may not be defined.
-            let defined: Vec<&String> = model.lines.keys().chain(model.pools.keys()).collect();
+            let defined = model.lines.keys().chain(model.pools.keys());
+            let defined: Vec<&String> = defined.filter(|key| *key != SEEN).collect();
             let key = match line.checked_rem(defined.len()) {
                 Some(position) if *line != 15 => defined[position],
                 _ => KEYS[3],
@@ -205,7 +209,8 @@ impl Pace {
     pub fn stride_ns(self, model: &Model) -> i64 {
         let stride_ns = match self {
             Self::Nanos(nanos) => ns(Duration::from_nanos(nanos)),
-            Self::Seconds(seconds) => ns(Duration::from_secs(seconds)),
+            Self::Hours(hours) if model.has_calendars() => ns(Duration::from_secs(hours * 3_600)),
+            Self::Hours(seconds) | Self::Seconds(seconds) => ns(Duration::from_secs(seconds)),
             Self::Change { nudge_ns } => {
                 let change_ns = model.next_change_ns();
                 change_ns.map_or(0, |at_ns| at_ns - model.now_ns + nudge_ns)

@@ -1,9 +1,10 @@
 //! The steps of a history that make definitions, change them and remove them.
 
-use quotalite::{Definition, Limit, OnConflict};
+use quotalite::{Definition, Limit, OnConflict, Rate, Window};
 
 use super::{Check, Player, same};
-use crate::history::{KEYS, NAMES, Op, POOLS, Shape, is_of_slots};
+use crate::history::{KEYS, NAMES, Op, POOLS, SEEN, is_of_slots};
+use crate::shapes::{Shape, Turn};
 use crate::subject::{Defined, Removed, ns};
 
 impl Player<'_> {
@@ -37,6 +38,11 @@ impl Player<'_> {
                 conflict,
             } => {
                 let name = NAMES[*name];
+                // Whether a key was idle meanwhile shows when it is given a definition of its own: see
+                // `a_permit_of_an_idle_key_is_settled_by_the_definition_that_follows`.
+                if self.may_have_been_idle(name) {
+                    return Ok(());
+                }
                 let limit = if is_of_slots(name) {
                     pool.limit(name)
                 } else {
@@ -79,12 +85,36 @@ impl Player<'_> {
         }
     }
 
+    /// Whether somebody holds a permit of a key that has none of its own definition, and may have left nothing there.
+    fn may_have_been_idle(&self, name: &str) -> bool {
+        let Some(line) = self.model.lines.get(name) else {
+            return false;
+        };
+        let now_ns = self.model.now_ns;
+        let held = self.bookings.iter().chain(&self.permits);
+        let held = held.filter(|held| !held.is_closed);
+        let named = self.model.entries.iter();
+        let named = named.filter(|entry| entry.is_open(now_ns));
+        let mut claims = held
+            .map(|held| held.charged)
+            .chain(named.map(|entry| entry.claim));
+        !self.model.definitions.contains_key(name)
+            && claims.any(|claim| {
+                let is_gone = |at_ns: i64| line.forgotten_ns(at_ns) <= now_ns;
+                line.claims.contains(&claim)
+                    && line
+                        .charge_of(claim)
+                        .is_none_or(|charge| is_gone(charge.at_ns))
+            })
+    }
+
     /// One of all definitions, or none.
     fn definition(&self, number: usize) -> Option<Limit> {
-        let mut stored = self.model.definitions.values();
-        let count = stored.len() + 1;
-        let stored = stored.nth(number % count)?;
-        Some(stored.limit.clone())
+        let stored = self.model.definitions.values();
+        let limits = stored.map(|stored| &stored.limit);
+        let limits: Vec<&Limit> = limits.filter(|limit| limit.key() != SEEN).collect();
+        let limit = limits.get(number % (limits.len() + 1))?;
+        Some((*limit).clone())
     }
 
     pub(super) fn define(
@@ -97,9 +127,16 @@ impl Player<'_> {
         let key = KEYS[line % KEYS.len()];
         let limit = match self.model.lines.get(key) {
             None => shape.limit(key, i64::MAX),
+            Some(line) if line.has_calendar() => {
+                let turn = Turn {
+                    quarters: shape.rates[0].1 * 2,
+                    refill_quarters: 4,
+                };
+                turn.of(&line.limit)
+            }
             Some(line) => {
-                let windows = line.limit.rates().iter().map(|rate| rate.window());
-                let longest = windows.filter_map(|window| window.rolling()).max();
+                let windows = line.limit.rates().iter().map(Rate::window);
+                let longest = windows.filter_map(Window::rolling).max();
                 let longest_ns = longest.map_or(i64::MAX, |longest| ns(longest + line.limit.pad()));
                 shape.alike(&line.limit).limit(key, longest_ns)
             }
@@ -137,6 +174,16 @@ impl Player<'_> {
     }
 
     fn remove(&mut self, slot: usize, name: &str, is_forced: bool) -> Check {
+        // A file keeps what is left of it for whoever defines the pattern again before it is swept: see
+        // `a_pattern_that_was_removed_begins_anew`.
+        if name.contains('*') && self.model.leaves_something(name) {
+            return Ok(());
+        }
+        // A permit of what was removed changes what a pattern makes of the key: see
+        // `a_permit_of_what_was_removed_changes_nothing_of_the_pattern_that_follows`.
+        if self.model.is_followed(name) {
+            return Ok(());
+        }
         let slot = self.open(slot);
         let removed = self.subject.remove(slot, name, is_forced);
         let before: Vec<String> = self.model.lines.keys().cloned().collect();

@@ -5,6 +5,7 @@ use quotalite::{Definition, Limit, OnConflict};
 use crate::history::all_keys;
 use crate::line::Line;
 use crate::model::Model;
+use crate::periods::begins_ns;
 use crate::subject::{Defined, Removed};
 
 /// A definition, and whether more was in use than it allows when it was made.
@@ -127,7 +128,7 @@ impl Model {
         let limit = stored.limit.clone();
         let (slots, permits, bookings) = self.in_use(name);
         if !is_forced && slots + permits + bookings > 0 {
-            return Removed::InUse(slots, permits, bookings);
+            return Removed::InUse(slots > 0, permits > 0, bookings > 0);
         }
         self.definitions.remove(name);
         self.forget(name);
@@ -135,7 +136,27 @@ impl Model {
         Removed::Done(limit)
     }
 
-    fn in_use(&self, name: &str) -> (u64, u64, u64) {
+    /// Whether something that was used of a pattern would be nobody's if that were removed.
+    pub fn leaves_something(&self, name: &str) -> bool {
+        let mut others = self.clone();
+        others.definitions.remove(name);
+        let mut keys = self.keys_of(name).into_iter();
+        keys.any(|key| {
+            let was_charged = |line: &Line| !line.claims.is_empty();
+            others.name_for(key).is_none()
+                && (self.held(key) > 0 || self.lines.get(key).is_some_and(was_charged))
+        })
+    }
+
+    /// Whether something was charged to a key that a pattern would count for if its own definition were removed.
+    pub fn is_followed(&self, name: &str) -> bool {
+        let mut others = self.clone();
+        others.definitions.remove(name);
+        let line = self.lines.get(name);
+        others.name_for(name).is_some() && line.is_some_and(|line| !line.claims.is_empty())
+    }
+
+    fn in_use(&self, name: &str) -> (usize, usize, usize) {
         let (mut slots, mut permits, mut bookings) = (0, 0, 0);
         for key in self.keys_of(name) {
             let open = self.entries.iter();
@@ -153,7 +174,7 @@ impl Model {
                 bookings += charges.filter(|charge| charge.at_ns > self.now_ns).count();
             }
         }
-        (slots as u64, permits as u64, bookings as u64)
+        (slots, permits, bookings)
     }
 
     /// What was charged and is held of a key that nobody limits any more.
@@ -176,13 +197,44 @@ impl Model {
                 self.pools.insert(key.to_owned(), limit);
                 continue;
             }
-            match self.lines.get_mut(key) {
-                Some(line) => line.become_another(&limit, self.now_ns),
-                None => {
-                    self.lines.insert(key.to_owned(), Line::new(key, limit));
-                }
+            if let Some(line) = self.lines.get_mut(key) {
+                line.become_another(&limit, self.now_ns);
+            } else {
+                let mut line = Line::new(key, limit);
+                line.wall_shift_ns = self.wall_shift_ns;
+                self.lines.insert(key.to_owned(), line);
             }
         }
+    }
+
+    /// The wall clock is seen. It has to be off by a second until calendars follow it.
+    pub fn see_wall(&mut self, wall_ns: i64) {
+        let shift_ns = wall_ns - self.now_ns;
+        if (shift_ns - self.wall_shift_ns).abs() < 1_000_000_000 {
+            return;
+        }
+        self.wall_shift_ns = shift_ns;
+        for line in self.lines.values_mut() {
+            line.wall_shift_ns = shift_ns;
+            line.was_replaced |= line.has_calendar();
+        }
+    }
+
+    pub fn has_calendars(&self) -> bool {
+        self.lines.values().any(Line::has_calendar)
+    }
+
+    /// Whether it would still be known what counts if the wall clock showed this, although it showed a later time
+    /// before: what calendars have let go is kept for a day.
+    pub fn remembers(&self, wall_ns: i64, latest_wall_ns: i64) -> bool {
+        const DAY_NS: i64 = 86_400 * SECOND_NS;
+        const SECOND_NS: i64 = 1_000_000_000;
+        let rates = self.lines.values().flat_map(|line| line.limit.rates());
+        rates.into_iter().all(|rate| {
+            let begins = |wall_ns: i64| begins_ns(rate, wall_ns);
+            let earliest = begins(wall_ns - SECOND_NS).zip(begins(latest_wall_ns + SECOND_NS));
+            earliest.is_none_or(|(asked_ns, kept_ns)| asked_ns >= kept_ns - DAY_NS)
+        })
     }
 
     pub fn limit(&self, key: &str) -> Option<&Limit> {

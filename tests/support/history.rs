@@ -3,14 +3,14 @@
 //! Most amounts and times are relative to how the limits stand when their turn comes, so that requests
 //! land on the edges of windows and capacities. The model says how they stand.
 
-use std::time::Duration;
+use std::iter;
 
 use proptest::prelude::*;
 use proptest::sample::select;
-use quotalite::{Limit, LimitBuilder, MAX_CAPACITY, OnConflict, Overage, Window};
+use quotalite::{OnConflict, Overage};
 
 use crate::asks::{Ask, Pace, Patience, Spent, ask, pace, patience, spent};
-use crate::subject::ns;
+use crate::shapes::{Pool, Shape, Turn, overage, pool, shape, turn};
 
 pub const KEYS: [&str; 4] = ["a", "b", "c", "d"];
 /// The keys of limits of slots.
@@ -19,21 +19,36 @@ pub const POOLS: [&str; 2] = ["p", "q"];
 pub const NAMES: [&str; 12] = [
     "t:*", "t:*", "t:a*", "t:*b", "t:a1", "t:ab", "s:*", "s:x*", "s:x1", "u:*", "u:x*", "u:x1",
 ];
-/// Whether all buckets whose keys may match a pattern refill alike. Where they do not, and one definition takes over
-/// from another, stores differ from the model and from each other: see
-/// `what_is_missing_in_a_bucket_stays_missing_when_another_definition_takes_over`.
-const REFILL_ALIKE: bool = true;
+/// What `ManualClock::new` shows.
+pub const FIRST_WALL_NS: i64 = 1_700_000_000 * 1_000_000_000;
+/// In the seconds of the Unix epoch.
+const STARTS: [i64; 12] = [
+    // The first of January, March, May and July of 2024, and the leap day.
+    1_704_067_200,
+    1_709_251_200,
+    1_714_521_600,
+    1_719_792_000,
+    1_709_164_800,
+    // Clocks are put forward and back in Los Angeles, in Berlin, on Lord Howe Island and in Auckland.
+    1_710_064_800,
+    1_730_624_400,
+    1_711_846_800,
+    1_729_990_800,
+    1_712_415_600,
+    1_728_142_200,
+    1_727_532_000,
+];
+/// A limit that is only there for somebody to write something.
+pub const SEEN: &str = "seen";
 /// The keys that may match one.
 const MATCHING: [&str; 10] = [
     "t:1", "t:a", "t:a1", "t:ab", "t:cb", "s:1", "s:x1", "u:1", "u:x1", "u:x2",
 ];
-const TIMEOUTS_MS: [u64; 6] = [1, 7, 40, 1_000, 5_000, 2_000_000];
-const WINDOWS_MS: [u64; 10] = [1, 2, 3, 5, 10, 40, 250, 1_000, 2_000, 5_000];
-const PADS_NS: [u64; 6] = [0, 0, 0, 1, 999_999, 7_000_000];
 
 /// All keys that anybody asks for.
 pub fn all_keys() -> impl Iterator<Item = &'static str> {
-    KEYS.into_iter().chain(POOLS).chain(MATCHING)
+    let all = KEYS.into_iter().chain(POOLS).chain(MATCHING);
+    all.chain(iter::once(SEEN))
 }
 
 /// Whether a key or a pattern is of slots, if it is anything.
@@ -41,49 +56,15 @@ pub fn is_of_slots(name: &str) -> bool {
     POOLS.contains(&name) || name.starts_with("s:")
 }
 
-/// The definition of a bucket.
-#[derive(Clone, Copy, Debug)]
-pub struct Tub {
-    pub burst: u64,
-    pub refill: u64,
-    pub per: usize,
-}
-
-/// How a definition is changed: capacities, and what flows into buckets, to so many quarters of what they were.
-#[derive(Clone, Copy, Debug)]
-pub struct Turn {
-    pub quarters: u64,
-    pub refill_quarters: u64,
-}
-
 /// What histories are about, besides rates and slots.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is drawn for itself")]
 pub struct Topics {
     pub buckets: bool,
     pub changes: bool,
     pub patterns: bool,
-}
-
-/// The definition of a limit, whatever its key.
-#[derive(Clone, Debug)]
-pub struct Shape {
-    /// Windows and capacities.
-    pub rates: Vec<(usize, u64)>,
-    /// Longer windows hold more.
-    pub grows: bool,
-    /// Capacities are close to the largest.
-    pub is_huge: bool,
-    pub pad: usize,
-    pub overage: Overage,
-    /// It is a bucket, and has no rates.
-    pub bucket: Option<Tub>,
-}
-
-/// The definition of a limit of slots, whatever its key.
-#[derive(Clone, Copy, Debug)]
-pub struct Pool {
-    pub count: u64,
-    pub timeout: Option<usize>,
+    /// Never without the feature `calendar`.
+    pub quotas: bool,
 }
 
 /// A permit that is held, or one that is known by its id.
@@ -318,71 +299,52 @@ pub struct History {
     pub pools: Vec<Pool>,
     pub ops: Vec<Op>,
     pub topics: Topics,
+    /// What the wall clock shows at first.
+    pub start_ns: i64,
 }
 
 impl History {
     /// What is left of it for limiters that know rates alone.
-    pub fn plain(mut self) -> Self {
-        self.pools.clear();
-        self.ops.retain(Op::is_plain);
-        self.without_buckets()
+    pub fn plain(self) -> Self {
+        self.only(Topics::default())
     }
 
-    fn without_buckets(mut self) -> Self {
-        for shape in &mut self.shapes {
-            shape.bucket = None;
-        }
-        for op in &mut self.ops {
-            if let Op::Define { shape, .. } = op {
-                shape.bucket = None;
-            }
-        }
-        self
+    /// What is left of it for one caller who has no slots, no ids and no batches.
+    pub fn only(mut self, topics: Topics) -> Self {
+        self.pools.clear();
+        self.ops.retain(|op| {
+            op.is_plain() || matches!(op, Op::DefineName { name, .. } if !is_of_slots(NAMES[*name]))
+        });
+        self.on(topics)
     }
 
     /// What is left of it if it is about these.
     fn on(mut self, topics: Topics) -> Self {
         self.topics = topics;
         self.ops.retain(|op| op.is_on(topics));
-        if topics.buckets {
-            self
-        } else {
-            self.without_buckets()
+        if !topics.quotas {
+            self.start_ns = FIRST_WALL_NS;
         }
+        let in_ops = self.ops.iter_mut().filter_map(|op| match op {
+            Op::Define { shape, .. } | Op::DefineName { shape, .. } => Some(shape),
+            _ => None,
+        });
+        for shape in self.shapes.iter_mut().chain(in_ops) {
+            if !topics.buckets {
+                shape.bucket = None;
+            }
+            if !topics.quotas {
+                shape.quotas.clear();
+            }
+        }
+        self
     }
 }
 
-fn shape() -> impl Strategy<Value = Shape> {
-    let rates = prop::collection::vec((0..WINDOWS_MS.len(), 1_u64..=6), 1..=3);
-    let is_huge = prop::bool::weighted(0.15);
-    let grows = prop::bool::weighted(0.8);
-    let bucket = prop::option::weighted(0.5, tub());
-    (rates, grows, is_huge, 0..PADS_NS.len(), overage(), bucket).prop_map(
-        |(rates, grows, is_huge, pad, overage, bucket)| Shape {
-            rates,
-            grows,
-            is_huge,
-            pad,
-            overage,
-            bucket,
-        },
-    )
-}
-
-fn tub() -> impl Strategy<Value = Tub> {
-    (1_u64..=12, 1_u64..=7, 0..WINDOWS_MS.len()).prop_map(|(burst, refill, per)| Tub {
-        burst,
-        refill,
-        per,
-    })
-}
-
-fn turn() -> impl Strategy<Value = Turn> {
-    let quarters = || prop_oneof![1 => Just(4_u64), 2 => 1_u64..=12];
-    (quarters(), quarters()).prop_map(|(quarters, refill_quarters)| Turn {
-        quarters,
-        refill_quarters,
-    })
+/// Somewhere around the boundaries of periods, and where clocks are put forward or back.
+fn start_ns() -> impl Strategy<Value = i64> {
+    (select(&STARTS[..]), -2_000_i64..2_000)
+        .prop_map(|(start_s, minutes)| (start_s + minutes * 60) * 1_000_000_000)
 }
 
 /// What changes definitions.
@@ -398,14 +360,6 @@ fn changing_op() -> impl Strategy<Value = Op> {
         1 => (slot, 0_usize..32, any::<bool>()).prop_map(
             |(slot, name, is_forced)| Op::Remove { slot, name, is_forced }
         ),
-    ]
-}
-
-fn overage() -> impl Strategy<Value = Overage> {
-    prop_oneof![
-        8 => Just(Overage::Debt),
-        1 => Just(Overage::Charge),
-        1 => Just(Overage::Deny),
     ]
 }
 
@@ -449,11 +403,6 @@ fn reboot() -> impl Strategy<Value = Op> {
             wind_up,
         },
     )
-}
-
-fn pool() -> impl Strategy<Value = Pool> {
-    let timeout = prop::option::of(0..TIMEOUTS_MS.len());
-    (1_u64..=4, timeout).prop_map(|(count, timeout)| Pool { count, timeout })
 }
 
 fn target() -> impl Strategy<Value = Target> {
@@ -549,205 +498,39 @@ fn plain_op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// `QUOTALITE_TOPICS=bp` plays histories of buckets and patterns alone.
-fn topics() -> impl Strategy<Value = Topics> {
-    let told = std::env::var("QUOTALITE_TOPICS").ok();
+/// What is told by its letters, or whatever is drawn.
+fn topics(told: Option<String>) -> impl Strategy<Value = Topics> {
+    let has_calendar = cfg!(feature = "calendar");
     let often = || prop::bool::weighted(0.5);
-    (often(), often(), prop::bool::weighted(0.4)).prop_map(move |drawn| {
-        let (buckets, changes, patterns) = drawn;
+    let seldom = || prop::bool::weighted(0.35);
+    (often(), often(), seldom(), seldom()).prop_map(move |drawn| {
+        let (buckets, changes, patterns, quotas) = drawn;
         let is_told = |letter: char| told.as_ref().map(|told| told.contains(letter));
         Topics {
             buckets: is_told('b').unwrap_or(buckets),
             changes: is_told('c').unwrap_or(changes),
             patterns: is_told('p').unwrap_or(patterns),
+            quotas: has_calendar && is_told('q').unwrap_or(quotas),
         }
     })
 }
 
-pub fn history() -> impl Strategy<Value = History> {
+/// Histories of the topics whose first letters are told, or of any.
+pub fn history(told: Option<String>) -> impl Strategy<Value = History> {
     let shapes = prop::collection::vec(shape(), 1..=4);
     let pools = prop::collection::vec(pool(), 0..=2);
     let ops = prop::collection::vec(op(), 1..=120);
-    (2_usize..=3, shapes, pools, ops, topics()).prop_map(|(slots, shapes, pools, ops, topics)| {
+    let about = (topics(told), start_ns());
+    (2_usize..=3, shapes, pools, ops, about).prop_map(|(slots, shapes, pools, ops, about)| {
+        let (topics, start_ns) = about;
         let history = History {
             slots,
             shapes,
             pools,
             ops,
             topics,
+            start_ns,
         };
         history.on(topics)
     })
-}
-
-impl Shape {
-    /// The limit of this shape that counts nothing for longer than `longest_ns`: what has left all
-    /// windows may have been swept, so a longer one would not know of it.
-    pub fn limit(&self, key: &str, longest_ns: i64) -> Limit {
-        if let Some(tub) = self.bucket {
-            return tub.limit(key, self);
-        }
-        let mut rates: Vec<(Duration, u64)> = self
-            .rates
-            .iter()
-            .map(|(window, capacity)| (Duration::from_millis(WINDOWS_MS[*window]), *capacity))
-            .filter(|(window, _)| ns(*window) <= longest_ns)
-            .collect();
-        if rates.is_empty() {
-            rates.push((Duration::from_millis(1), 1));
-        }
-        rates.sort_unstable();
-        rates.dedup_by_key(|(window, _)| *window);
-        let longest = rates.last().expect("there is one").0;
-        let room_ns = (longest_ns - ns(longest)).unsigned_abs();
-        let pad = Duration::from_nanos(PADS_NS[self.pad].min(room_ns));
-        let mut builder = builder_of(key).pad(pad).overage(self.overage);
-        let mut former = 0;
-        for (window, capacity) in rates {
-            let capacity = if self.grows {
-                former + capacity
-            } else {
-                capacity
-            };
-            former = capacity;
-            builder = builder.rate(self.base() + capacity, window);
-        }
-        builder.build().expect("a limit that can be")
-    }
-
-    const fn base(&self) -> u64 {
-        if self.is_huge { MAX_CAPACITY - 20 } else { 0 }
-    }
-
-    /// The same of another kind, if that is what stands there; but sometimes not.
-    pub fn alike(&self, defined: &Limit) -> Self {
-        let (window, capacity) = self.rates[0];
-        let tub = Tub {
-            burst: capacity,
-            refill: capacity,
-            per: window,
-        };
-        let stays = self.rates.len() == 3;
-        let bucket = match self.bucket {
-            bucket if stays => bucket,
-            bucket => defined.bucket().and(bucket.or(Some(tub))),
-        };
-        // What is missing then needs no rounding: what is put back later would be found again to the last part of it.
-        let per = defined.bucket().and_then(|bucket| {
-            let mut windows = WINDOWS_MS.iter();
-            windows.position(|ms| Duration::from_millis(*ms) == bucket.per())
-        });
-        let bucket = bucket.map(|tub| Tub {
-            per: per.unwrap_or(tub.per),
-            ..tub
-        });
-        // A bucket that lacks what a huge one did would take longer to fill than anybody counts.
-        let is_huge = defined.bucket().map(|bucket| bucket.burst() > 1 << 40);
-        Self {
-            bucket,
-            is_huge: is_huge.unwrap_or(self.is_huge),
-            ..self.clone()
-        }
-    }
-
-    /// What is defined under a name of a key that may match a pattern, or of a pattern. All those of rates have the
-    /// same longest window: one may take over the ledger of another.
-    pub fn named(&self, name: &str) -> Limit {
-        let (window, capacity) = self.rates[0];
-        let mut shape = self.clone();
-        if name.starts_with("u:") {
-            let tub = self.bucket.unwrap_or(Tub {
-                burst: capacity,
-                refill: capacity,
-                per: window,
-            });
-            shape.is_huge = false;
-            shape.bucket = Some(if REFILL_ALIKE {
-                Tub {
-                    refill: 2,
-                    per: 2,
-                    ..tub
-                }
-            } else {
-                tub
-            });
-        } else {
-            shape.bucket = None;
-            shape.is_huge = false;
-            shape.pad = 0;
-            let longest = WINDOWS_MS.len() - 1;
-            shape.rates.retain(|(window, _)| *window != longest);
-            shape.rates.push((longest, capacity + 6));
-        }
-        shape.limit(name, i64::MAX)
-    }
-}
-
-/// A limit or a pattern, by its name.
-fn builder_of(name: &str) -> LimitBuilder {
-    if name.contains('*') {
-        Limit::pattern(name)
-    } else {
-        Limit::new(name)
-    }
-}
-
-impl Tub {
-    fn limit(self, key: &str, shape: &Shape) -> Limit {
-        let builder = builder_of(key).overage(shape.overage);
-        builder
-            .burst(shape.base() + self.burst)
-            .refill(
-                shape.base() + self.refill,
-                Duration::from_millis(WINDOWS_MS[self.per]),
-            )
-            .build()
-            .expect("a limit that can be")
-    }
-}
-
-impl Turn {
-    /// The same limit, changed; as it is, if it cannot be.
-    pub fn of(self, limit: &Limit) -> Limit {
-        let turned = |capacity: u64, quarters: u64| {
-            let turned = capacity.saturating_mul(quarters) / 4;
-            turned.clamp(1, MAX_CAPACITY)
-        };
-        let mut builder = limit.to_builder().without_rates();
-        for rate in limit.rates() {
-            let capacity = turned(rate.capacity(), self.quarters);
-            builder = match rate.window() {
-                Window::Calendar(quota) => {
-                    builder.quota(capacity, quota.period(), quota.zone_name())
-                }
-                Window::Rolling(window) => builder.rate(capacity, window),
-                _ => builder.set_rate(*rate),
-            };
-        }
-        if let Some(count) = limit.slot_count() {
-            builder = builder.slots(turned(count, self.quarters));
-        }
-        if let Some(bucket) = limit.bucket() {
-            if REFILL_ALIKE && limit.key().starts_with("u:") {
-                let builder = builder.burst(turned(bucket.burst(), self.quarters));
-                return builder.build().expect("a limit that can be");
-            }
-            builder = builder
-                .burst(turned(bucket.burst(), self.quarters))
-                .refill(turned(bucket.refill(), self.refill_quarters), bucket.per());
-        }
-        builder.build().unwrap_or_else(|_| limit.clone())
-    }
-}
-
-impl Pool {
-    pub fn limit(&self, key: &str) -> Limit {
-        let limit = builder_of(key).slots(self.count);
-        let timeout = self.timeout.map(|timeout| TIMEOUTS_MS[timeout]);
-        let limit = match timeout {
-            Some(ms) => limit.timeout(Duration::from_millis(ms)),
-            None => limit,
-        };
-        limit.build().expect("a limit that can be")
-    }
 }

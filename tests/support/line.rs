@@ -139,6 +139,11 @@ impl Line {
         leaves_ns(rate, self.limit.pad(), at_ns, self.wall_shift_ns)
     }
 
+    pub fn has_calendar(&self) -> bool {
+        let mut rates = self.limit.rates().iter();
+        rates.any(|rate| rate.window().rolling().is_none())
+    }
+
     /// When nobody asks for it any more.
     pub fn forgotten_ns(&self, at_ns: i64) -> i64 {
         let rates = self.limit.rates().iter();

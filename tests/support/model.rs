@@ -55,6 +55,8 @@ pub enum Verdict {
 #[derive(Clone, Debug, Default)]
 pub struct Model {
     pub now_ns: i64,
+    /// What to add to an instant to know where it lies in a calendar.
+    pub wall_shift_ns: i64,
     /// All definitions, by key or pattern.
     pub definitions: BTreeMap<String, Stored>,
     /// Limits of rates and buckets: those of all keys that one is defined for, or that match a pattern.

@@ -11,19 +11,17 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::time::Duration;
 
-use quotalite::OnConflict;
+use quotalite::{DAY, Limit, MAX_CAPACITY, OnConflict};
 
 use self::held::{Held, pick};
 use crate::asks::Patience;
-use crate::history::{Fate, History, Op, POOLS, Wall, all_keys};
+use crate::history::{Fate, History, Op, POOLS, SEEN, Wall, all_keys};
 use crate::line::{Charge, Growth};
 use crate::model::{Asking, Model, Verdict};
 use crate::subject::{Answer, Asked, Row, Standing, Subject, Takes, Wait, ns, wall};
 use crate::witness::Witness;
 
 const SECOND_NS: i64 = 1_000_000_000;
-/// What `ManualClock::new` shows.
-const FIRST_WALL_NS: i64 = 1_700_000_000 * SECOND_NS;
 /// How often the file is compared with the model, in steps.
 const SCAN_EVERY: usize = 10;
 
@@ -51,6 +49,10 @@ struct Player<'a> {
     most_ahead_ns: i64,
     least_ahead_ns: i64,
     first_now_ns: i64,
+    /// What the wall clock showed at first, and at most.
+    first_wall_ns: i64,
+    latest_wall_ns: i64,
+    has_quotas: bool,
     /// Whether something was written since the boot.
     boot_is_fixed: bool,
 }
@@ -82,8 +84,12 @@ pub fn play(subject: &mut dyn Subject, slots: usize, history: &History) -> Check
         most_ahead_ns: 0,
         least_ahead_ns: 0,
         first_now_ns: 0,
+        first_wall_ns: history.start_ns,
+        latest_wall_ns: history.start_ns,
+        has_quotas: history.topics.quotas,
         boot_is_fixed: false,
     };
+    player.subject.set_wall(wall(history.start_ns));
     let slot = player.open(0);
     if let Some(now_ns) = player.subject.now_ns(slot) {
         player.model.now_ns = now_ns;
@@ -155,11 +161,7 @@ impl Player<'_> {
             // Until somebody has acquired something in a new boot, the wall clock still says how long
             // the machine was off.
             Op::SetWall { .. } if !self.boot_is_fixed => Ok(()),
-            Op::SetWall { ms } => {
-                let ahead_ns = ms * 1_000_000;
-                self.subject.set_wall(wall(self.true_wall_ns() + ahead_ns));
-                Ok(())
-            }
+            Op::SetWall { ms } => self.set_wall(*ms),
             Op::Close { slot, fate } => {
                 let slot = slot % self.slots.len();
                 self.close(slot, *fate);
@@ -308,11 +310,15 @@ impl Player<'_> {
         let former_now_ns = self.model.now_ns;
         let stopped_ns = self.witness.now_ns;
         self.witness.now_ns += off_ms * 1_000_000 + ns(uptime);
-        let ahead_ns = match wall_clock {
+        let mut ahead_ns = match wall_clock {
             Wall::Right => 0,
             Wall::Off { ms } => ms * 1_000_000,
             Wall::Unset => -self.true_wall_ns(),
         };
+        let showing_ns = self.true_wall_ns() + ahead_ns;
+        if !self.model.remembers(showing_ns, self.latest_wall_ns) {
+            ahead_ns = self.latest_wall_ns - self.true_wall_ns();
+        }
         self.subject.reboot(uptime);
         self.subject.set_wall(wall(self.true_wall_ns() + ahead_ns));
         let slot = self.open(0);
@@ -326,6 +332,7 @@ impl Player<'_> {
             now_ns = former_now_ns;
         }
         self.model.now_ns = now_ns;
+        self.see_wall(self.true_wall_ns() + ahead_ns);
         self.last_denial = None;
         self.boot_is_fixed = false;
         if now_ns < self.written_ns - SECOND_NS + ns(uptime) {
@@ -396,6 +403,36 @@ impl Player<'_> {
         }
         self.model.now_ns = until_ns;
         self.witness.now_ns += stride_ns;
+        self.latest_wall_ns = self.latest_wall_ns.max(until_ns + self.model.wall_shift_ns);
+    }
+
+    /// Where there are calendars, mostly by hours, and never further back than is remembered. Somebody who writes sees
+    /// it.
+    fn set_wall(&mut self, ms: i64) -> Check {
+        let ahead_ns = match (self.has_quotas, ms % 5) {
+            (false, _) => ms * 1_000_000,
+            (true, 0) => ms * 1_000_000 / 200,
+            (true, _) => ms * 1_000_000 * 400,
+        };
+        let wall_ns = self.true_wall_ns() + ahead_ns;
+        if !self.has_quotas {
+            self.subject.set_wall(wall(wall_ns));
+            return Ok(());
+        }
+        if !self.model.remembers(wall_ns, self.latest_wall_ns) {
+            return Ok(());
+        }
+        self.subject.set_wall(wall(wall_ns));
+        self.see_wall(wall_ns);
+        let limit = Limit::new(SEEN).rate(MAX_CAPACITY, DAY);
+        let limit = limit.build().expect("a limit that can be");
+        self.define_as(0, &limit, OnConflict::Adopt)?;
+        self.try_acquire(0, &(vec![(SEEN.to_owned(), 1)], None), false)
+    }
+
+    fn see_wall(&mut self, wall_ns: i64) {
+        self.model.see_wall(wall_ns);
+        self.latest_wall_ns = self.latest_wall_ns.max(wall_ns);
     }
 
     fn next_claim(&mut self) -> usize {
@@ -431,7 +468,7 @@ impl Player<'_> {
     }
 
     fn true_wall_ns(&self) -> i64 {
-        FIRST_WALL_NS + self.witness.now_ns
+        self.first_wall_ns + self.witness.now_ns
     }
 
     fn scan(&mut self) -> Check {

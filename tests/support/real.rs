@@ -26,6 +26,7 @@ pub struct Real {
     twist: Twist,
     /// The ids that were asked for.
     asked: BTreeSet<String>,
+    has_begun: bool,
 }
 
 /// What is made wrong on purpose, to show that histories notice.
@@ -78,6 +79,7 @@ impl Real {
             permits: BTreeMap::new(),
             twist: Twist::Nothing,
             asked: BTreeSet::new(),
+            has_begun: false,
         }
     }
 
@@ -91,6 +93,7 @@ impl Real {
             permits: BTreeMap::new(),
             twist: Twist::Nothing,
             asked: BTreeSet::new(),
+            has_begun: false,
         }
     }
 
@@ -136,7 +139,9 @@ impl Subject for Real {
         };
         match removed {
             Ok(limit) => Removed::Done(limit),
-            Err(Error::InUse { by, .. }) => Removed::InUse(by.slots, by.permits, by.bookings),
+            Err(Error::InUse { by, .. }) => {
+                Removed::InUse(by.slots > 0, by.permits > 0, by.bookings > 0)
+            }
             Err(Error::UnknownLimit { .. }) => Removed::Unknown,
             Err(error) => Removed::Failed(error.to_string()),
         }
@@ -356,7 +361,8 @@ impl Subject for Real {
             (SELECT count(*) FROM permit_charge WHERE permit_id NOT IN
                 (SELECT permit_id FROM permit WHERE ended_ns IS NULL))
             + (SELECT count(*) FROM slot WHERE permit_id NOT IN
-                (SELECT permit_id FROM permit WHERE ended_ns IS NULL))";
+                (SELECT permit_id FROM permit WHERE ended_ns IS NULL)
+                AND limit_id NOT IN (SELECT limit_id FROM removed_ledger))";
         let connection = open_raw(&self.file.as_ref()?.file());
         let left_over: i64 = connection
             .query_row(LEFT_OVER, [], |row| row.get(0))
@@ -426,6 +432,11 @@ impl Subject for Real {
 
     fn set_wall(&mut self, wall: SystemTime) {
         self.clock.set_wall(wall);
+        // The one in memory begins with the history.
+        if self.file.is_none() && !self.has_begun && self.twist != Twist::GoesByTheWall {
+            self.limiters = vec![Some(Limiter::in_memory_with(self.clock.clone()))];
+        }
+        self.has_begun = true;
     }
 
     fn reboot(&mut self, uptime: Duration) {

@@ -77,8 +77,8 @@ pub enum Defined {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Removed {
     Done(Limit),
-    /// By so many slots, permits and bookings.
-    InUse(u64, u64, u64),
+    /// Whether by slots, by permits and by bookings.
+    InUse(bool, bool, bool),
     Unknown,
     Failed(String),
 }

@@ -56,7 +56,8 @@ impl Witness {
     pub fn check(&self, model: &Model) -> Result<(), String> {
         for (key, line) in &model.lines {
             let mut seen = Line::new(key, line.limit.clone());
-            seen.was_replaced = line.was_replaced;
+            // True time has no calendar.
+            seen.was_replaced = line.was_replaced || line.has_calendar();
             let of_this = self.seen.iter().filter(|(of, _)| of == key);
             seen.charges = of_this.map(|(_, charge)| *charge).collect();
             seen.check_law()

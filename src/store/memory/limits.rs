@@ -49,6 +49,10 @@ impl Limits {
         Some(Arc::new(pattern.applied_to(key, id)))
     }
 
+    pub(super) fn is_pattern(&self, id: LimitId) -> bool {
+        self.patterns.iter().any(|pattern| pattern.id == id)
+    }
+
     /// The most specific pattern that matches a key.
     fn pattern_of(&self, key: &str) -> Option<&Arc<Known>> {
         most_specific(&self.patterns, key)

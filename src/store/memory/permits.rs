@@ -251,7 +251,7 @@ impl State {
     /// The limit that a row was charged to, unless it was removed since.
     fn still_known(&self, row: &Row) -> Option<Arc<Known>> {
         let known = self.limits.find(&row.key);
-        known.filter(|known| row.is_of(known))
+        known.filter(|known| row.is_of(known, |id| self.limits.is_pattern(id)))
     }
 
     /// The bucket that a row was poured out of, as long as it is there.
@@ -307,16 +307,22 @@ impl State {
             };
             let Ok(correction) = correction(&mut self.ledgers, &estimate, now);
             let amount = correction.charged;
+            // It may have been closed meanwhile because it was empty.
+            let needs_none = known.limit.bucket().is_none() && correction.debt == 0;
+            let id = if needs_none {
+                known.id
+            } else {
+                self.with_ledger(&known)
+            };
             match (charged, known.limit.bucket()) {
                 // What was booked may not have been poured out yet, though its instant has come.
                 (_, Some(bucket)) if claim.at <= now => {
                     let back = estimate.charged - amount;
-                    self.ledgers.put_back(known.id, bucket, claim.at, back);
+                    self.ledgers.put_back(id, bucket, claim.at, back);
                 }
                 _ => self.ledgers.amend(row.limit, claim.at, row.seq, amount),
             }
             if correction.debt > 0 {
-                let id = self.with_ledger(&known);
                 self.owe(id, correction.debt);
             }
             settlement.add(row, used, correction);

@@ -76,7 +76,7 @@ impl Transaction<'_> {
         };
         let mut poured = Poured::read(full, &row.lows);
         let mut former = bucket.refilling(row.refill, row.refill_ns);
-        if former != bucket {
+        if known.changed.as_nanos() >= row.written_ns {
             for (since, refill, refill_ns) in self.refills_since(&known, row.written_ns)? {
                 let next = bucket.refilling(refill, refill_ns);
                 poured = poured.rescaled(former, next, since);

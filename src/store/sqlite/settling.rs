@@ -40,17 +40,23 @@ impl Transaction<'_> {
             };
             let now = self.now();
             let correction = correction(self, &estimate, now)?;
+            // It may have been closed meanwhile because it was empty.
+            let needs_none = known.limit.bucket().is_none() && correction.debt == 0;
+            let id = if needs_none {
+                known.id
+            } else {
+                self.with_ledger(&known)?
+            };
             match (stands, known.limit.bucket()) {
                 // What was booked may not have been poured out yet, though its instant has come.
                 (Stands::InLedger(_) | Stands::Poured, Some(bucket)) if claim.at <= now => {
                     let back = estimate.charged - correction.charged;
-                    self.put_back(known.id, bucket, claim.at, back)?;
+                    self.put_back(id, bucket, claim.at, back)?;
                 }
                 (Stands::InLedger(charge), _) => self.amend(charge, correction.charged)?,
                 (Stands::Poured | Stands::Nowhere, _) => {}
             }
             if correction.debt > 0 {
-                let id = self.with_ledger(&known)?;
                 self.owe(id, correction.debt)?;
             }
             settlement.add(row, used, correction);
@@ -68,7 +74,11 @@ impl Transaction<'_> {
     /// The limit that a row was charged to, unless it was removed since.
     fn still_known(&mut self, row: &Row) -> Result<Option<Arc<Known>>, Error> {
         let known = self.find(&row.key)?;
-        Ok(known.filter(|known| row.is_of(known)))
+        // So that all patterns are at hand.
+        self.most_specific(&row.key)?;
+        let patterns = self.link.memo.patterns.as_deref().unwrap_or_default();
+        let is_in_force = |id| patterns.iter().any(|pattern| pattern.id == id);
+        Ok(known.filter(|known| row.is_of(known, is_in_force)))
     }
 
     /// The number of the ledger of a limit, which it gets if it has none.
