@@ -184,6 +184,11 @@ impl Player<'_> {
         if self.model.is_followed(name) {
             return Ok(());
         }
+        // A file does not know any more what a permit with an id had charged to it: see
+        // `what_was_removed_can_be_named_by_who_settles_under_an_id`.
+        if is_forced && self.model.is_named(name) {
+            return Ok(());
+        }
         let slot = self.open(slot);
         let removed = self.subject.remove(slot, name, is_forced);
         let before: Vec<String> = self.model.lines.keys().cloned().collect();

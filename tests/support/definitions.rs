@@ -156,6 +156,11 @@ impl Model {
         others.name_for(name).is_some() && line.is_some_and(|line| !line.claims.is_empty())
     }
 
+    /// Whether an open permit that has an id has charged it.
+    pub fn is_named(&self, name: &str) -> bool {
+        self.in_use(name).1 > 0
+    }
+
     fn in_use(&self, name: &str) -> (usize, usize, usize) {
         let (mut slots, mut permits, mut bookings) = (0, 0, 0);
         for key in self.keys_of(name) {
