@@ -43,12 +43,14 @@ impl Span {
 
     /// Up to which instant nobody asks for charges any more.
     ///
-    /// What a calendar has let go is kept for a day more, the whole period: a wall clock that is set back across its end
-    /// asks for it again.
+    /// A calendar asks again for what it has let go if the wall clock is set: back across the end of a period for all of
+    /// that, forward for what lies before the present one. So the last period of a day ago is kept, and a day before it.
     pub(super) fn expired_until(self, now: Timestamp) -> Timestamp {
         match self {
             Self::Rolling { .. } => self.start(now),
-            Self::Calendar { .. } => self.start(now.saturating_minus_ns(DAY_NS)),
+            Self::Calendar { .. } => self
+                .start(now.saturating_minus_ns(DAY_NS))
+                .saturating_minus_ns(DAY_NS),
         }
     }
 

@@ -38,11 +38,6 @@ impl Player<'_> {
                 conflict,
             } => {
                 let name = NAMES[*name];
-                // Whether a key was idle meanwhile shows when it is given a definition of its own: see
-                // `a_permit_of_an_idle_key_is_settled_by_the_definition_that_follows`.
-                if self.may_have_been_idle(name) {
-                    return Ok(());
-                }
                 let limit = if is_of_slots(name) {
                     pool.limit(name)
                 } else {
@@ -83,29 +78,6 @@ impl Player<'_> {
             }
             op => Err(format!("nobody plays {op:?}")),
         }
-    }
-
-    /// Whether somebody holds a permit of a key that has none of its own definition, and may have left nothing there.
-    fn may_have_been_idle(&self, name: &str) -> bool {
-        let Some(line) = self.model.lines.get(name) else {
-            return false;
-        };
-        let now_ns = self.model.now_ns;
-        let held = self.bookings.iter().chain(&self.permits);
-        let held = held.filter(|held| !held.is_closed);
-        let named = self.model.entries.iter();
-        let named = named.filter(|entry| entry.is_open(now_ns));
-        let mut claims = held
-            .map(|held| held.charged)
-            .chain(named.map(|entry| entry.claim));
-        !self.model.definitions.contains_key(name)
-            && claims.any(|claim| {
-                let is_gone = |at_ns: i64| line.forgotten_ns(at_ns) <= now_ns;
-                line.claims.contains(&claim)
-                    && line
-                        .charge_of(claim)
-                        .is_none_or(|charge| is_gone(charge.at_ns))
-            })
     }
 
     /// One of all definitions, or none.
@@ -174,21 +146,6 @@ impl Player<'_> {
     }
 
     fn remove(&mut self, slot: usize, name: &str, is_forced: bool) -> Check {
-        // A file keeps what is left of it for whoever defines the pattern again before it is swept: see
-        // `a_pattern_that_was_removed_begins_anew`.
-        if name.contains('*') && self.model.leaves_something(name) {
-            return Ok(());
-        }
-        // A permit of what was removed changes what a pattern makes of the key: see
-        // `a_permit_of_what_was_removed_changes_nothing_of_the_pattern_that_follows`.
-        if self.model.is_followed(name) {
-            return Ok(());
-        }
-        // A file does not know any more what a permit with an id had charged to it: see
-        // `what_was_removed_can_be_named_by_who_settles_under_an_id`.
-        if is_forced && self.model.is_named(name) {
-            return Ok(());
-        }
         let slot = self.open(slot);
         let removed = self.subject.remove(slot, name, is_forced);
         let before: Vec<String> = self.model.lines.keys().cloned().collect();

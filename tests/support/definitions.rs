@@ -109,8 +109,8 @@ impl Model {
         stored.was_lowered |= is_over;
     }
 
-    /// Removes a definition, and with it what was charged to the keys that no other counts for. A definition of a key
-    /// itself takes everything with it. What the dead have left behind is in nobody's way.
+    /// Removes a definition, and with it what was charged to the keys that it counts for, whether another one does from
+    /// then on or not. What the dead have left behind is in nobody's way.
     pub fn remove(&mut self, name: &str, is_forced: bool) -> Removed {
         let before = self.clone();
         self.give_back_what_the_dead_held();
@@ -130,35 +130,13 @@ impl Model {
         if !is_forced && slots + permits + bookings > 0 {
             return Removed::InUse(slots > 0, permits > 0, bookings > 0);
         }
+        let keys: Vec<String> = self.keys_of(name).into_iter().map(str::to_owned).collect();
         self.definitions.remove(name);
-        self.forget(name);
+        for key in &keys {
+            self.forget(key);
+        }
         self.apply_definitions();
         Removed::Done(limit)
-    }
-
-    /// Whether something that was used of a pattern would be nobody's if that were removed.
-    pub fn leaves_something(&self, name: &str) -> bool {
-        let mut others = self.clone();
-        others.definitions.remove(name);
-        let mut keys = self.keys_of(name).into_iter();
-        keys.any(|key| {
-            let was_charged = |line: &Line| !line.claims.is_empty();
-            others.name_for(key).is_none()
-                && (self.held(key) > 0 || self.lines.get(key).is_some_and(was_charged))
-        })
-    }
-
-    /// Whether something was charged to a key that a pattern would count for if its own definition were removed.
-    pub fn is_followed(&self, name: &str) -> bool {
-        let mut others = self.clone();
-        others.definitions.remove(name);
-        let line = self.lines.get(name);
-        others.name_for(name).is_some() && line.is_some_and(|line| !line.claims.is_empty())
-    }
-
-    /// Whether an open permit that has an id has charged it.
-    pub fn is_named(&self, name: &str) -> bool {
-        self.in_use(name).1 > 0
     }
 
     fn in_use(&self, name: &str) -> (usize, usize, usize) {

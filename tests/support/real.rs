@@ -325,12 +325,9 @@ impl Subject for Real {
     }
 
     fn rows(&mut self) -> Option<BTreeMap<String, Vec<Row>>> {
-        const ROWS: &str =
-            "SELECT coalesce(l.key, k.key) AS name, at_ns, seq, amount, total, owner_id
-            FROM ledger LEFT JOIN limit_definition AS l USING (limit_id)
-                LEFT JOIN pattern_key AS k USING (limit_id)
+        const ROWS: &str = "SELECT key, at_ns, seq, amount, total, owner_id
+            FROM ledger JOIN named_limit USING (limit_id)
                 LEFT JOIN booking USING (limit_id, at_ns, seq)
-            WHERE name IS NOT NULL
             ORDER BY limit_id, at_ns, seq";
         let connection = open_raw(&self.file.as_ref()?.file());
         let mut statement = connection.prepare(ROWS).unwrap();
@@ -353,10 +350,8 @@ impl Subject for Real {
         const OPEN: &str = "SELECT permit_id, id, owner_id IS NOT NULL, detached, expires_ns,
                 coalesce(fence, permit_id)
             FROM permit WHERE ended_ns IS NULL";
-        const SLOTS: &str = "SELECT coalesce(l.key, k.key) AS name, amount
-            FROM slot LEFT JOIN limit_definition AS l USING (limit_id)
-                LEFT JOIN pattern_key AS k USING (limit_id)
-            WHERE permit_id = ?1 AND expires_ns IS ?2 AND name IS NOT NULL";
+        const SLOTS: &str = "SELECT key, amount FROM slot JOIN named_limit USING (limit_id)
+            WHERE permit_id = ?1 AND expires_ns IS ?2";
         const LEFT_OVER: &str = "SELECT
             (SELECT count(*) FROM permit_charge WHERE permit_id NOT IN
                 (SELECT permit_id FROM permit WHERE ended_ns IS NULL))
