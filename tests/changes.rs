@@ -440,3 +440,29 @@ fn what_is_missing_in_the_buckets_of_a_pattern_stays_missing_however_often_it_ch
         }
     });
 }
+
+#[test]
+fn a_file_gives_back_what_its_ledgers_do_not_need_any_more() {
+    let (scratch, limiter, clock) = on_file();
+    limiter
+        .define(Limit::new("k").per_second(1_000_000))
+        .unwrap();
+    for _ in 0..45 {
+        let asks = vec!["k"; quotalite::MAX_BATCH];
+        limiter.try_acquire_all(asks).unwrap();
+        clock.advance(MS);
+    }
+    let pages = || scratch.sqlite::<i64>("PRAGMA page_count");
+    let full = pages();
+    clock.advance(HOUR);
+    for _ in 0..450 * 128 {
+        clock.advance(MS);
+        assert!(limiter.try_acquire("k").unwrap().is_granted());
+    }
+    // Some are kept for growth.
+    assert!(
+        pages() < 500 && full > 900,
+        "{} of {full} pages are left",
+        pages()
+    );
+}

@@ -61,6 +61,41 @@ impl Raw {
         }
     }
 
+    /// Inserts as many rows as limits, one of each, into a table keyed as a charge.
+    pub fn fill(&mut self, limits: i64) {
+        let transaction = self.connection.transaction().unwrap();
+        for limit in 1..=limits {
+            transaction
+                .prepare_cached("INSERT INTO row (limit_id, at_ns, seq, amount, total) VALUES (?1, ?2, 0, 1, 1)")
+                .unwrap()
+                .execute((limit, self.next + limit))
+                .unwrap();
+        }
+        self.next += limits;
+        transaction.commit().unwrap();
+    }
+
+    /// A transaction that inserts a row of any of these limits.
+    pub fn transaction_of_any(&mut self, limits: i64) {
+        self.next += 1_000;
+        let run = |sql: &str| {
+            self.connection
+                .prepare_cached(sql)
+                .unwrap()
+                .execute([])
+                .unwrap()
+        };
+        run("BEGIN IMMEDIATE");
+        self.connection
+            .prepare_cached(
+                "INSERT INTO row (limit_id, at_ns, seq, amount, total) VALUES (?1, ?2, 0, 1, 1)",
+            )
+            .unwrap()
+            .execute((fastrand::i64(1..=limits), self.next))
+            .unwrap();
+        run("COMMIT");
+    }
+
     pub fn transaction(&mut self) {
         self.next += 1_000;
         let run = |sql: &str| {

@@ -115,8 +115,14 @@ impl Transaction<'_> {
             .map_err(|error| self.sqlite(error))?;
         if free > PAGES_KEPT {
             let pages = (free - PAGES_KEPT).min(PAGES_RETURNED);
+            // Each step gives one page back.
             connection
-                .execute_batch(&format!("PRAGMA incremental_vacuum({pages})"))
+                .prepare(&format!("PRAGMA incremental_vacuum({pages})"))
+                .and_then(|mut statement| {
+                    let mut rows = statement.query([])?;
+                    while rows.next()?.is_some() {}
+                    Ok(())
+                })
                 .map_err(|error| self.sqlite(error))?;
             self.wrote();
         }
