@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, criterion_group, criterion_main};
 use quotalite::{DAY, HOUR, Limit, Limiter, ManualClock};
 use rusqlite::Connection;
-use support::{KEYED, PLENTY, Raw, compare};
+use support::{KEYED, PLENTY, Raw, compare, compare_calls};
 use tempfile::TempDir;
 
 const KEYS: i64 = 1_000_000;
@@ -65,8 +65,13 @@ fn filled(path: &Path, clock: &ManualClock, keys: i64) -> Limiter {
         let mut order: Vec<i64> = (0..keys).collect();
         fastrand::seed(1);
         fastrand::shuffle(&mut order);
-        for (number, id) in order.into_iter().zip(last + 1..) {
-            insert_key.execute((id, key(number), pattern)).unwrap();
+        for (number, id) in order.iter().zip(last + 1..) {
+            insert_key.execute((id, key(*number), pattern)).unwrap();
+        }
+        // Each is charged some time after it was first seen, so that the pages of the ledgers are as full as they get.
+        fastrand::shuffle(&mut order);
+        for number in order {
+            let id = last + 1 + number;
             insert_charge
                 .execute((id, now_ns - 3_000_000_000_000 + id))
                 .unwrap();
@@ -136,7 +141,7 @@ fn figures(_: &mut Criterion) {
         tick();
         acquire(limiter, &any_of(keys));
     };
-    compare(&mut [
+    let mut subjects: [support::Subject<'_>; 6] = [
         ("one key under a pattern", Box::new(|| run(&alone, 1))),
         (
             "raw transaction, a row of one limit",
@@ -155,7 +160,11 @@ fn figures(_: &mut Criterion) {
                 acquire(&beside_many, "other");
             }),
         ),
-    ]);
+    ];
+    compare_calls(&mut subjects);
+    println!("the same in rounds of 2 000 calls, with what they pay now and then:");
+    compare(&mut subjects);
+    drop(subjects);
     open_times(
         &[("without keys", &empty), ("1 000 000 keys", &many)],
         &clock,

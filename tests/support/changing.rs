@@ -148,14 +148,12 @@ impl Player<'_> {
     fn remove(&mut self, slot: usize, name: &str, is_forced: bool) -> Check {
         let slot = self.open(slot);
         let removed = self.subject.remove(slot, name, is_forced);
-        let before: Vec<String> = self.model.lines.keys().cloned().collect();
+        let keys = self.model.keys_of(name);
         let must_be = self.model.remove(name, is_forced);
         if let Removed::Done(_) = must_be {
             self.written_ns = self.model.now_ns;
-            for key in before {
-                if key == name || !self.model.lines.contains_key(&key) {
-                    self.witness.forget_limit(&key);
-                }
+            for key in keys {
+                self.witness.forget_limit(key);
             }
         }
         same(&must_be, &removed)?;

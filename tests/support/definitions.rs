@@ -60,7 +60,8 @@ impl Model {
     }
 
     /// The keys that a definition counts for.
-    fn keys_of(&self, name: &str) -> Vec<&'static str> {
+    /// The keys that a definition counts for.
+    pub fn keys_of(&self, name: &str) -> Vec<&'static str> {
         let keys = all_keys().filter(|key| self.name_for(key) == Some(name));
         keys.collect()
     }

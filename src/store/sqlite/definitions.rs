@@ -1,7 +1,9 @@
 //! Definitions of limits: looked up, made, replaced and removed while they are in use.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::memo::MOST;
 use super::transaction::Transaction;
 use crate::calendar::LimitId;
 use crate::definition::{
@@ -193,21 +195,30 @@ impl Transaction<'_> {
         if let Some(known) = self.link.memo.limit(key) {
             return Ok(Some(Arc::clone(known)));
         }
-        let Some(pattern) = self.most_specific(key)? else {
-            let known = self.read_definition(key)?;
-            let known = known.filter(|known| !known.limit.is_pattern());
-            return Ok(known.map(|known| self.remember(known)));
-        };
-        if let Some(known) = self
-            .read_definition(key)?
-            .filter(|known| !known.limit.is_pattern())
+        if self.may_be_plain(key)?
+            && let Some(known) = self.read_definition(key)?
+            && !known.limit.is_pattern()
         {
             return Ok(Some(self.remember(known)));
         }
+        let Some(pattern) = self.most_specific(key)? else {
+            return Ok(None);
+        };
         let id = self.find_key(key, pattern.id)?.unwrap_or(LimitId::NONE);
         let known = Arc::new(pattern.applied_to(key, id));
         self.link.memo.remember_key(&known);
         Ok(Some(known))
+    }
+
+    /// Whether a key may be defined by itself. Where few are, all of them are remembered: most keys that are asked for
+    /// are made by patterns where there are any.
+    fn may_be_plain(&mut self, key: &str) -> Result<bool, Error> {
+        if self.link.memo.plain_keys.is_none() {
+            let keys = self.read_plain_keys()?;
+            self.link.memo.plain_keys = Some(keys);
+        }
+        let keys = self.link.memo.plain_keys.as_ref();
+        Ok(keys.is_none_or(|keys| keys.len() >= MOST || keys.contains(key)))
     }
 
     fn remember(&mut self, known: Known) -> Arc<Known> {
@@ -247,6 +258,19 @@ impl Transaction<'_> {
             .prepare_cached(TAKE_SLOTS)
             .and_then(|mut s| s.execute([known.id.0]))
             .map(drop)
+            .map_err(|error| self.sqlite(error))
+    }
+}
+
+const PLAIN_KEYS: &str = "SELECT key FROM limit_definition WHERE NOT is_pattern";
+
+impl Transaction<'_> {
+    /// The keys of limits that are defined by themselves, or as many as are worth remembering.
+    fn read_plain_keys(&self) -> Result<BTreeSet<Box<str>>, Error> {
+        self.link
+            .connection
+            .prepare_cached(PLAIN_KEYS)
+            .and_then(|mut s| s.query_map([], |row| row.get(0))?.take(MOST).collect())
             .map_err(|error| self.sqlite(error))
     }
 }

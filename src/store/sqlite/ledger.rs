@@ -13,6 +13,9 @@ use crate::store::{Claim, Few, Row};
 
 const LAST_AT: &str = "SELECT at_ns, seq, amount, total FROM charge
     WHERE limit_id = ?1 AND at_ns <= ?2 ORDER BY at_ns DESC, seq DESC LIMIT 1";
+const LAST_FEW: &str = "SELECT at_ns, seq, amount, total FROM charge
+    WHERE limit_id = ?1 ORDER BY at_ns DESC, seq DESC";
+const FEW: usize = 3;
 const ALL_AFTER: &str = "SELECT at_ns, seq, amount, total FROM charge
     WHERE limit_id = ?1 AND at_ns > ?2 ORDER BY at_ns, seq";
 
@@ -67,8 +70,27 @@ impl Transaction<'_> {
         if let Some(last) = self.link.memo.very_last(limit) {
             return Ok(last);
         }
-        let last = self.seek(LAST_AT, limit, Timestamp::from_nanos(i64::MAX))?;
+        // A few more than the last one: of a ledger that has no more, nothing has to be read again.
+        let mut charges = self
+            .link
+            .connection
+            .prepare_cached(LAST_FEW)
+            .and_then(|mut s| {
+                let rows = s.query_map([limit.0], charge)?;
+                rows.take(FEW)
+                    .collect::<rusqlite::Result<VecDeque<Charge>>>()
+            })
+            .map_err(|error| self.sqlite(error))?;
+        for charge in &mut charges {
+            *charge = self.corrected(limit, *charge)?;
+        }
+        let last = charges.front().copied();
         self.link.memo.remember_very_last(limit, last);
+        if charges.len() < FEW {
+            let all = charges.into_iter().rev().collect();
+            let beginning = Timestamp::from_nanos(i64::MIN);
+            self.link.memo.remember_run(limit, beginning, all, true);
+        }
         Ok(last)
     }
 

@@ -9,7 +9,7 @@
     reason = "whether there is an answer is one question, whether it names a charge is another"
 )]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::calendar::{Charge, LimitId, Poured};
@@ -17,7 +17,7 @@ use crate::clock::{Timeline, Timestamp};
 use crate::definition::Known;
 
 /// How many limits and ledgers are remembered at most.
-const MOST: usize = 1_024;
+pub(super) const MOST: usize = 1_024;
 
 /// How many windows of one ledger are remembered at most.
 const MOST_RUNS: usize = 16;
@@ -42,6 +42,10 @@ pub(super) struct Memo {
     keys: BTreeMap<Arc<str>, Arc<Known>>,
     /// Whether the totals of a ledger are shifted anywhere; holds as long as `limits` does.
     shifted: BTreeMap<LimitId, bool>,
+    /// Whether the totals of any are; holds as long.
+    pub(super) any_shifts: Option<bool>,
+    /// The keys of all limits that are defined by themselves, if there are few; holds as long.
+    pub(super) plain_keys: Option<BTreeSet<Box<str>>>,
     ledgers: BTreeMap<LimitId, LedgerMemo>,
 }
 
@@ -116,6 +120,8 @@ impl Memo {
         self.patterns = None;
         self.keys.clear();
         self.shifted.clear();
+        self.any_shifts = None;
+        self.plain_keys = None;
     }
 
     /// Forgets everything.
@@ -159,6 +165,9 @@ impl Memo {
     }
 
     pub(super) fn remember_shifts(&mut self, limit: LimitId, has_shifts: bool) {
+        if has_shifts {
+            self.any_shifts = Some(true);
+        }
         if self.shifted.len() >= MOST {
             self.shifted.clear();
         }

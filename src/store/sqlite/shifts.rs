@@ -23,6 +23,7 @@ fn position(row: &SqlRow<'_>) -> rusqlite::Result<Position> {
 }
 
 const HAS_SHIFTS: &str = "SELECT EXISTS (SELECT 1 FROM total_shift WHERE limit_id = ?1)";
+const ANY_SHIFTS: &str = "SELECT EXISTS (SELECT 1 FROM total_shift)";
 const SHIFT_AT: &str = "SELECT shift FROM total_shift
     WHERE limit_id = ?1 AND at_ns <= ?2 AND (at_ns, seq) <= (?2, ?3)
     ORDER BY at_ns DESC, seq DESC LIMIT 1";
@@ -34,6 +35,9 @@ impl Transaction<'_> {
         if let Some(has_shifts) = self.link.memo.has_shifts(limit) {
             return Ok(has_shifts);
         }
+        if !self.any_shifts()? {
+            return Ok(false);
+        }
         let has_shifts = self
             .link
             .connection
@@ -42,6 +46,21 @@ impl Transaction<'_> {
             .map_err(|error| self.sqlite(error))?;
         self.link.memo.remember_shifts(limit, has_shifts);
         Ok(has_shifts)
+    }
+
+    /// Whether any ledger is shifted, as of when the definitions were last read.
+    fn any_shifts(&mut self) -> Result<bool, Error> {
+        if let Some(any) = self.link.memo.any_shifts {
+            return Ok(any);
+        }
+        let any = self
+            .link
+            .connection
+            .prepare_cached(ANY_SHIFTS)
+            .and_then(|mut s| s.query_row([], |row| row.get(0)))
+            .map_err(|error| self.sqlite(error))?;
+        self.link.memo.any_shifts = Some(any);
+        Ok(any)
     }
 
     /// By how much the total of a row is corrected when it is read.
