@@ -75,8 +75,14 @@ CREATE TABLE pattern_key (
 
 CREATE UNIQUE INDEX pattern_key_by_key ON pattern_key (key, pattern_id);
 
--- Ledgers of limits that were removed: what is left of them is deleted a little at a time.
-CREATE TABLE removed_ledger (limit_id INTEGER PRIMARY KEY) STRICT;
+-- Ledgers of limits that were removed: what is left of them is deleted a little at a time. The last of them are
+-- remembered, for those who settle what they had charged there.
+CREATE TABLE removed_ledger (
+    limit_id INTEGER PRIMARY KEY,
+    is_empty INTEGER NOT NULL DEFAULT 0
+) STRICT;
+
+CREATE INDEX removed_ledger_left ON removed_ledger (limit_id) WHERE NOT is_empty;
 
 -- Who changed a limit, and to what; the last changes of each.
 CREATE TABLE limit_change (

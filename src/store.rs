@@ -264,6 +264,9 @@ pub(crate) enum Which<'a> {
 /// permit of a process that has died.
 pub(crate) const REMEMBERED_NS: i64 = 3_600 * 1_000_000_000;
 
+/// Of how many limits that were removed it is remembered that they were.
+pub(crate) const REMOVED_REMEMBERED: usize = 4_096;
+
 /// Names a permit that a file knows of. It grows from each permit to the next, so that whoever has seen a
 /// larger one can fence off a smaller one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -318,13 +321,6 @@ impl Row {
             seq,
             amount: line.amount.unsigned_abs(),
         }
-    }
-
-    /// Whether this is still the limit that it was charged to. The ledger of a key that matches a pattern may have been
-    /// closed meanwhile, because nothing was left in it; as long as that pattern is in force, it is the same for whatever
-    /// definition counts for the key now.
-    pub(crate) fn is_of(&self, known: &Known, is_in_force: impl Fn(LimitId) -> bool) -> bool {
-        known.id == self.limit || self.pattern.is_some_and(is_in_force)
     }
 }
 

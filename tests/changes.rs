@@ -466,3 +466,27 @@ fn a_file_gives_back_what_its_ledgers_do_not_need_any_more() {
         pages()
     );
 }
+
+#[test]
+fn what_a_limit_of_its_own_took_over_from_a_pattern_goes_with_it() {
+    in_both_stores(|limiter, _clock| {
+        for bucket in [true, false] {
+            let of_kind = |limit: quotalite::LimitBuilder| {
+                if bucket {
+                    limit.burst(5).refill(1, HOUR)
+                } else {
+                    limit.rate(5, HOUR)
+                }
+            };
+            limiter.define(of_kind(Limit::pattern("u:*"))).unwrap();
+            let permit = limiter.acquire(("u:1", 2)).unwrap();
+            limiter.define(of_kind(Limit::new("u:1"))).unwrap();
+            limiter.remove("u:1").unwrap();
+            let settled = permit.settle([("u:1", 4)]).unwrap();
+            let amount = settled.settlement().unwrap().amount("u:1").unwrap();
+            assert_eq!((amount.charged(), amount.debt()), (0, 0));
+            assert_eq!(limiter.usage("u:1").unwrap().available(), 5);
+            limiter.remove("u:*").unwrap();
+        }
+    });
+}

@@ -1,7 +1,7 @@
 //! Definitions of limits, in memory.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use crate::definition::{
 };
 use crate::error::Error;
 use crate::limit::{Bucket, Limit, Pattern};
+use crate::store::{REMOVED_REMEMBERED, Row};
 use crate::usage::Usage;
 
 /// How many keys one acquisition looks at, whether they are idle.
@@ -31,6 +32,8 @@ pub(super) struct Limits {
     /// The key that was last looked at, whether it is idle.
     swept: i64,
     changes: HashMap<Arc<str>, VecDeque<LimitChange>>,
+    /// The numbers of the ledgers that were removed last.
+    removed: BTreeSet<LimitId>,
 }
 
 impl Limits {
@@ -49,8 +52,12 @@ impl Limits {
         Some(Arc::new(pattern.applied_to(key, id)))
     }
 
-    pub(super) fn is_pattern(&self, id: LimitId) -> bool {
-        self.patterns.iter().any(|pattern| pattern.id == id)
+    /// Whether the ledger of a key that matches a pattern may have been closed because nothing was left in it: as long
+    /// as the pattern is in force, it is the same for whatever definition counts for the key now.
+    pub(super) fn may_be_closed(&self, row: &Row) -> bool {
+        let mut patterns = self.patterns.iter();
+        let is_in_force = patterns.any(|pattern| Some(pattern.id) == row.pattern);
+        is_in_force && !self.removed.contains(&row.limit)
     }
 
     /// The most specific pattern that matches a key.
@@ -274,6 +281,10 @@ impl State {
         self.limits.patterns.retain(|other| other.id != known.id);
         for id in ledgers {
             self.close_ledger(id);
+        }
+        self.limits.removed.insert(known.id);
+        if self.limits.removed.len() > REMOVED_REMEMBERED {
+            self.limits.removed.pop_first();
         }
         let now = self.ledgers.now;
         self.limits.note(&known.limit, Action::Removed, now);

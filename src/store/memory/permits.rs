@@ -251,7 +251,7 @@ impl State {
     /// The limit that a row was charged to, unless it was removed since.
     fn still_known(&self, row: &Row) -> Option<Arc<Known>> {
         let known = self.limits.find(&row.key);
-        known.filter(|known| row.is_of(known, |id| self.limits.is_pattern(id)))
+        known.filter(|known| known.id == row.limit || self.limits.may_be_closed(row))
     }
 
     /// The bucket that a row was poured out of, as long as it is there.

@@ -215,8 +215,13 @@ impl Transaction<'_> {
 }
 
 const GIVE_UP: &str = "INSERT OR IGNORE INTO removed_ledger (limit_id) VALUES (?1)";
-const NEXT_REMOVED: &str = "SELECT limit_id FROM removed_ledger LIMIT 1";
-const FORGET_REMOVED: &str = "DELETE FROM removed_ledger WHERE limit_id = ?1";
+const IS_REMOVED: &str = "SELECT EXISTS (SELECT 1 FROM removed_ledger WHERE limit_id = ?1)";
+const NEXT_REMOVED: &str = "SELECT limit_id FROM removed_ledger WHERE NOT is_empty LIMIT 1";
+const MARK_EMPTY: &str = "UPDATE removed_ledger SET is_empty = 1 WHERE limit_id = ?1";
+// As many as `REMOVED_REMEMBERED`.
+const FORGET_REMOVED: &str = "DELETE FROM removed_ledger WHERE is_empty AND limit_id <= (
+        SELECT limit_id FROM removed_ledger ORDER BY limit_id DESC LIMIT 1 OFFSET 4096
+    )";
 const GIVE_BACK_SLOTS: &str = "DELETE FROM slot WHERE limit_id = ?1";
 const FORGET_DEBT: &str = "DELETE FROM debt WHERE limit_id = ?1";
 const FORGET_BUCKET: &str = "DELETE FROM bucket WHERE limit_id = ?1";
@@ -231,7 +236,22 @@ impl Transaction<'_> {
     /// Leaves the ledger of a limit that is no more to whoever sweeps.
     pub(super) fn give_up_ledger(&mut self, id: LimitId) -> Result<(), Error> {
         self.wrote();
-        self.execute_for(GIVE_UP, id).map(drop)
+        self.execute_for(GIVE_UP, id)?;
+        self.link
+            .connection
+            .prepare_cached(FORGET_REMOVED)
+            .and_then(|mut s| s.execute([]))
+            .map(drop)
+            .map_err(|error| self.sqlite(error))
+    }
+
+    /// Whether a ledger is one of those that were removed last.
+    pub(super) fn is_removed(&self, id: LimitId) -> Result<bool, Error> {
+        self.link
+            .connection
+            .prepare_cached(IS_REMOVED)
+            .and_then(|mut s| s.query_row([id.0], |row| row.get(0)))
+            .map_err(|error| self.sqlite(error))
     }
 
     /// Deletes a few charges of the next limit that was removed.
@@ -245,7 +265,7 @@ impl Transaction<'_> {
         if let Some(id) = next
             && self.empty_ledger(id)?
         {
-            self.execute_for(FORGET_REMOVED, id)?;
+            self.execute_for(MARK_EMPTY, id)?;
         }
         Ok(())
     }

@@ -74,11 +74,16 @@ impl Transaction<'_> {
     /// The limit that a row was charged to, unless it was removed since.
     fn still_known(&mut self, row: &Row) -> Result<Option<Arc<Known>>, Error> {
         let known = self.find(&row.key)?;
-        // So that all patterns are at hand.
+        if known.as_ref().is_none_or(|known| known.id == row.limit) {
+            return Ok(known);
+        }
+        // The ledger of a key that matches a pattern may have been closed meanwhile, because nothing was left in it. As
+        // long as the pattern is in force, it is the same for whatever definition counts for the key now.
         self.most_specific(&row.key)?;
-        let patterns = self.link.memo.patterns.as_deref().unwrap_or_default();
-        let is_in_force = |id| patterns.iter().any(|pattern| pattern.id == id);
-        Ok(known.filter(|known| row.is_of(known, is_in_force)))
+        let mut patterns = self.link.memo.patterns.iter().flatten();
+        let is_in_force = patterns.any(|pattern| Some(pattern.id) == row.pattern);
+        let may_be_closed = is_in_force && !self.is_removed(row.limit)?;
+        Ok(known.filter(|_| may_be_closed))
     }
 
     /// The number of the ledger of a limit, which it gets if it has none.
