@@ -6,7 +6,7 @@ mod bucket;
 mod window;
 
 use self::bucket::Tank;
-pub(crate) use self::bucket::{Full, Poured, farthest, poured_now, poured_until};
+pub(crate) use self::bucket::{Full, Poured, corrected, farthest, poured_now, poured_until};
 use self::window::{Span, Window};
 use crate::clock::Timestamp;
 use crate::limit::{Kind, Limit, Obstacle, Rate};

@@ -182,6 +182,23 @@ pub(crate) fn poured_now(
     poured
 }
 
+/// A bucket into which something is put back that was taken out at an instant, or out of which more is taken now if that
+/// is negative.
+pub(crate) fn corrected(
+    bucket: Bucket,
+    poured: Option<Poured>,
+    taken_at: Timestamp,
+    now: Timestamp,
+    amount: i64,
+) -> Option<Poured> {
+    if amount < 0 {
+        return Some(poured_now(bucket, poured, now, amount.saturating_neg()));
+    }
+    let mut poured = poured?;
+    poured.put_back(bucket, taken_at, now, amount);
+    Some(poured)
+}
+
 /// The time in which as much flows into another bucket as into this one, rounded up and rounded down.
 fn in_terms_of(former: Bucket, bucket: Bucket, time: Fine) -> (Fine, Fine) {
     let per = i128::from(former.per_ns());

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 
 use crate::calendar::{
-    Charge, Full, Ledgers, LimitId, Line, Poured, Total, expired_until, poured_now, poured_until,
+    Charge, Full, Ledgers, LimitId, Line, Poured, Total, corrected, expired_until, poured_now,
+    poured_until,
 };
 use crate::clock::Timestamp;
 use crate::decision::Books;
@@ -104,12 +105,7 @@ impl Accounts {
     ) {
         let now = self.now;
         self.pour(limit, bucket, |poured| {
-            if amount < 0 {
-                return Some(poured_now(bucket, poured, now, -amount));
-            }
-            let mut poured = poured?;
-            poured.put_back(bucket, taken_at, now, amount);
-            Some(poured)
+            corrected(bucket, poured, taken_at, now, amount)
         });
     }
 

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use rusqlite::{CachedStatement, Row as SqlRow};
 
 use super::transaction::Transaction;
-use crate::calendar::{Charge, Full, Ledgers, LimitId, Line, Total, poured_now};
+use crate::calendar::{Charge, Full, Ledgers, LimitId, Line, Total, corrected, poured_now};
 use crate::clock::Timestamp;
 use crate::error::Error;
 use crate::limit::Bucket;
@@ -151,16 +151,11 @@ impl Transaction<'_> {
         amount: i64,
     ) -> Result<(), Error> {
         let now = self.now();
-        if amount < 0 {
-            return self.pour(limit, bucket, |poured| {
-                Some(poured_now(bucket, poured, now, -amount))
-            });
+        if amount > 0 {
+            self.freed(limit);
         }
-        self.freed(limit);
         self.pour(limit, bucket, |poured| {
-            let mut poured = poured?;
-            poured.put_back(bucket, taken_at, now, amount);
-            Some(poured)
+            corrected(bucket, poured, taken_at, now, amount)
         })
     }
 
