@@ -99,4 +99,12 @@ CREATE TABLE limit_change (
 
 CREATE INDEX limit_change_by_key ON limit_change (key, change_id);
 
+-- Transactions of the callers' own that have charged something and were committed: by a random number, for an hour.
+CREATE TABLE provisional (
+    number INTEGER PRIMARY KEY,
+    at_ns  INTEGER NOT NULL
+) STRICT;
+
+CREATE INDEX provisional_at ON provisional (at_ns);
+
 CREATE INDEX permit_charge_by_limit ON permit_charge (limit_id);

@@ -63,16 +63,16 @@ impl Use {
 impl fmt::Display for Use {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts = [
-            (self.slots, "that hold slots"),
+            (self.slots, "holding slots"),
             (self.permits, "open permits"),
             (self.bookings, "bookings"),
             (self.waiting, "in line"),
         ];
         let mut used = parts.iter().filter(|(count, _)| *count > 0);
         if let Some((count, what)) = used.next() {
-            write!(f, "{count} {what}")?;
+            write!(f, "{what}: {count}")?;
         }
-        used.try_for_each(|(count, what)| write!(f, ", {count} {what}"))
+        used.try_for_each(|(count, what)| write!(f, ", {what}: {count}"))
     }
 }
 

@@ -278,6 +278,9 @@ pub enum RequestError {
         "slots and ids within a transaction need a connection that `Limiter::connect` has opened"
     )]
     NotConnected,
+    /// The transaction was rolled back, or has not ended yet: nothing was charged.
+    #[error("the transaction that the permit depends on was not committed")]
+    NotCommitted,
     /// This thread has charged something in a transaction of its own that has not ended, and would wait for
     /// itself.
     #[error(

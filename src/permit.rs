@@ -314,7 +314,8 @@ pub(crate) fn clamped_ns(duration: Duration) -> i64 {
 /// A permit that is one once the caller's own transaction has committed: see
 /// [`Limiter::try_acquire_in`](crate::Limiter::try_acquire_in).
 ///
-/// Dropping it says that the transaction was rolled back, and that there is nothing to give back.
+/// Dropping it says that the transaction was rolled back, and that there is nothing to give back. If it was committed all
+/// the same, its charges stay, and its slots come back when this process ends.
 #[must_use = "it is a permit only once it is said that the transaction has committed"]
 #[derive(Debug)]
 pub struct Provisional {
@@ -350,22 +351,26 @@ impl Provisional {
     }
 
     /// Takes the permit, once the transaction has committed. Say so at once: until then, this thread cannot use the
-    /// limiter in any other way that writes ([`RequestError::WithinTransaction`](crate::RequestError::WithinTransaction)).
+    /// limiter in any other way that writes ([`RequestError::WithinTransaction`]).
     ///
-    /// What was rolled back is not to be taken for a permit: settling it could give back what was never charged.
-    #[must_use = "a permit that is dropped keeps its charges and gives back its slots"]
-    pub fn committed(self) -> Permit {
+    /// # Errors
+    /// [`RequestError::NotCommitted`] if the transaction was rolled back, has not ended, or ended more than an hour ago;
+    /// and whatever can happen to the file.
+    pub fn committed(self) -> Result<Permit, Error> {
         let Self {
             permit, pending, ..
         } = self;
-        drop(pending);
+        drop(pending.held);
+        if !permit.store.is_committed(pending.number)? {
+            return Err(RequestError::NotCommitted.into());
+        }
         let mut inner = permit.lock();
         let holder = inner.claim.registered.as_ref().map(|found| found.holder);
         if !matches!(holder, Some(Holder::Ended(_))) {
             inner.state = State::Open;
         }
         drop(inner);
-        permit
+        Ok(permit)
     }
 }
 

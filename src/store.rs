@@ -100,6 +100,9 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
         plan: &Plan<'_>,
     ) -> Result<(Outcome, Pending), Error>;
 
+    /// Whether the transaction of the caller's was committed that this was part of. Writes nothing.
+    fn is_committed(&self, number: i64) -> Result<bool, Error>;
+
     /// What `acquire` would say now. Writes nothing.
     fn peek(&self, plan: &Plan<'_>) -> Result<Peek, Error>;
 
@@ -131,9 +134,12 @@ pub(crate) enum Outcome {
 }
 
 /// What keeps a thread from waiting for its own transaction, as long as that has charged something and not ended.
-#[derive(Debug)]
-#[expect(dead_code, reason = "it is there to be dropped")]
-pub(crate) struct Pending(pub(crate) Option<Held>);
+#[derive(Debug, Default)]
+pub(crate) struct Pending {
+    pub(crate) held: Option<Held>,
+    /// By what the file knows the transaction, if it was committed.
+    pub(crate) number: i64,
+}
 
 /// A place in line.
 #[derive(Clone, Debug)]

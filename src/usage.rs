@@ -66,7 +66,7 @@ impl Usage {
         self.held
     }
 
-    /// The largest amount that would be admitted now; 0 if none would.
+    /// The largest amount that would be admitted now, if nobody waits in line for it; 0 if none would.
     #[must_use]
     pub fn available(&self) -> u64 {
         if let Some(count) = self.limit.slot_count() {

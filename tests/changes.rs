@@ -166,15 +166,15 @@ fn what_is_in_use_is_removed_only_by_force() {
             other => panic!("{key}: {other:?}"),
         };
         let held = limiter.acquire("slots").unwrap();
-        assert_eq!(refused("slots"), "1 that hold slots");
+        assert_eq!(refused("slots"), "holding slots: 1");
         held.cancel().unwrap();
         let with_id = Request::new().take("rate", 1).take("t:1", 1).id("job");
         let permit = limiter.acquire(&with_id).unwrap();
-        assert_eq!(refused("rate"), "1 open permits");
-        assert_eq!(refused("t:*"), "1 open permits");
+        assert_eq!(refused("rate"), "open permits: 1");
+        assert_eq!(refused("t:*"), "open permits: 1");
         permit.settle([("rate", 2)]).unwrap();
         let booked = limiter.book(("rate", 1)).unwrap();
-        assert_eq!(refused("rate"), "1 bookings");
+        assert_eq!(refused("rate"), "bookings: 1");
         drop(booked);
         // What was only charged does not keep a limit.
         for key in ["slots", "rate", "t:*"] {

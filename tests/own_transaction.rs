@@ -67,7 +67,7 @@ fn what_is_committed_is_charged_and_can_be_settled() {
         .unwrap();
     assert_eq!(available(&limiter), [3; 4], "nobody sees it yet");
     transaction.commit().unwrap();
-    let permit = provisional.committed();
+    let permit = provisional.committed().unwrap();
     assert_eq!(jobs(&scratch), 1);
     assert_eq!(available(&limiter), [1; 4]);
     assert!(permit.fence().is_some());
@@ -98,7 +98,11 @@ fn what_is_rolled_back_was_never_charged() {
         .execute("INSERT INTO app_job VALUES ('Hello')", [])
         .unwrap();
     transaction.rollback().unwrap();
-    drop(provisional);
+    let told = provisional.committed();
+    assert!(
+        matches!(told, Err(Error::Request(RequestError::NotCommitted))),
+        "{told:?}"
+    );
     assert_eq!(dump(), before);
     assert_eq!(available(&limiter), [3; 4]);
     // Nothing that was remembered of it is believed.
@@ -122,7 +126,7 @@ fn several_requests_are_part_of_one_transaction_and_of_its_savepoints() {
         .execute("INSERT INTO app_job VALUES ('Hello')", [])
         .unwrap();
     transaction.commit().unwrap();
-    let permits = [first.committed(), second.committed()];
+    let permits = [first, second].map(|provisional| provisional.committed().unwrap());
     assert_eq!(available(&limiter), [1; 4]);
     for permit in &permits {
         permit.cancel().unwrap();
@@ -149,7 +153,7 @@ fn a_denial_and_an_error_leave_the_transaction_as_it_was() {
         .unwrap();
     assert_eq!(denial.retry_after(), Some(SECOND));
     transaction.commit().unwrap();
-    drop(first.committed());
+    drop(first.committed().unwrap());
     assert_eq!(jobs(&scratch), 1);
     clock.advance(SECOND);
     assert!(limiter.try_acquire(("rate", 3)).unwrap().is_granted());
@@ -223,7 +227,7 @@ fn who_uses_the_limiter_within_its_own_transaction_is_told_so_at_once() {
     // Who only looks sees what was there before.
     assert_eq!(limiter.usage("rate").unwrap().available(), 3);
     transaction.commit().unwrap();
-    drop(provisional.committed());
+    drop(provisional.committed().unwrap());
     assert!(limiter.try_acquire("rate").unwrap().is_granted());
 }
 
@@ -244,16 +248,16 @@ fn slots_and_ids_need_a_process_that_the_file_knows() {
     }
     let provisional = granted(limiter.try_acquire_in(&transaction, "rate").unwrap());
     transaction.commit().unwrap();
-    drop(provisional.committed());
+    drop(provisional.committed().unwrap());
     let _connected = limiter.connect().unwrap();
     let transaction = begin(&mut connection);
     let provisional = granted(limiter.try_acquire_in(&transaction, &with_id).unwrap());
     transaction.commit().unwrap();
-    assert!(!provisional.committed().is_resumed());
+    assert!(!provisional.committed().unwrap().is_resumed());
     let transaction = begin(&mut connection);
     let again = granted(limiter.try_acquire_in(&transaction, &with_id).unwrap());
     transaction.commit().unwrap();
-    assert!(again.committed().is_resumed());
+    assert!(again.committed().unwrap().is_resumed());
 }
 
 #[test]
@@ -275,7 +279,7 @@ fn others_who_wait_get_what_a_transaction_has_left_and_not_what_it_has_taken() {
     let provisional = granted(limiter.try_acquire_in(&transaction, "rate").unwrap());
     transaction.commit().unwrap();
     assert_eq!(limiter.usage("rate").unwrap().available(), 0);
-    drop((provisional.committed(), booked, behind));
+    drop((provisional.committed().unwrap(), booked, behind));
 }
 
 #[cfg(target_os = "linux")]
@@ -310,7 +314,7 @@ fn enqueue_or_roll_back() {
             transaction.rollback().unwrap();
         } else {
             transaction.commit().unwrap();
-            drop(provisional.committed());
+            drop(provisional.committed().unwrap());
         }
     }
 }

@@ -49,7 +49,7 @@ impl Limiter {
     ///     Decision::Granted(provisional) => {
     ///         transaction.execute("INSERT INTO app_job VALUES ('Hello', 1800)", [])?;
     ///         transaction.commit()?;
-    ///         let permit = provisional.committed();
+    ///         let permit = provisional.committed()?;
     ///         permit.settle([("openai:tokens", 1_234)])?;
     ///     }
     ///     Decision::Denied(denial) => println!("{denial}"),

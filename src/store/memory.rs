@@ -379,6 +379,10 @@ impl Store for MemoryStore {
         Err(RequestError::NoFile.into())
     }
 
+    fn is_committed(&self, _number: i64) -> Result<bool, Error> {
+        Err(RequestError::NoFile.into())
+    }
+
     fn peek(&self, plan: &Plan<'_>) -> Result<Peek, Error> {
         let (mut state, _, now) = self.enter();
         let known = state.all_known(plan)?;

@@ -401,6 +401,10 @@ impl Store for SqliteStore {
         self.decide_within(connection, plan)
     }
 
+    fn is_committed(&self, number: i64) -> Result<bool, Error> {
+        self.is_committed(number)
+    }
+
     fn peek(&self, plan: &Plan<'_>) -> Result<Peek, Error> {
         self.read(|transaction| {
             let known = transaction.all_known(plan)?;

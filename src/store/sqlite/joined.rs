@@ -16,7 +16,7 @@ use super::session::{Session, UnderWay};
 use super::transaction::Transaction;
 use crate::error::{Error, RequestError};
 use crate::plan::Plan;
-use crate::store::{Outcome, Pending};
+use crate::store::{Outcome, Pending, REMEMBERED_NS};
 
 /// A connection to a limiter's file for tables of the caller's own: see [`Limiter::connect`](crate::Limiter::connect). It
 /// can be used like the [`rusqlite::Connection`] that it is.
@@ -155,11 +155,20 @@ impl SqliteStore {
             Attempt::Done(outcome) => outcome,
             Attempt::NeedsOwner => return Err(RequestError::NotConnected.into()),
         };
+        let is_admitted = matches!(outcome, Outcome::Admitted { .. });
+        let mut pending = Pending::default();
+        if is_admitted {
+            pending.number = transaction.enter_provisional()?;
+            pending.held = Some(Held::by_this_thread(&session));
+        }
         // Who was told that it is its turn looks by itself before long, and by then this has ended or not.
         transaction.finish()?;
-        let held = matches!(outcome, Outcome::Admitted { .. });
-        let held = held.then(|| Held::by_this_thread(&session));
-        Ok((outcome, Pending(held)))
+        Ok((outcome, pending))
+    }
+
+    /// Whether the transaction was committed that this was part of.
+    pub(super) fn is_committed(&self, number: i64) -> Result<bool, Error> {
+        self.read(|transaction| transaction.is_committed(number))
     }
 
     fn check_same_file(&self, connection: &Connection, session: &Session) -> Result<(), Error> {
@@ -172,6 +181,48 @@ impl SqliteStore {
         }
         if has_moved(connection) || !session.watch.clone().look() {
             return Err(self.place.moved());
+        }
+        Ok(())
+    }
+}
+
+const ENTER: &str = "INSERT INTO provisional (number, at_ns) VALUES (?1, ?2)";
+const FIND: &str = "SELECT EXISTS (SELECT 1 FROM provisional WHERE number = ?1)";
+const FORGET: &str = "DELETE FROM provisional
+    WHERE number IN (SELECT number FROM provisional WHERE at_ns <= ?1 ORDER BY at_ns LIMIT 256)";
+
+impl Transaction<'_> {
+    /// Leaves something by which it is seen later whether this was committed.
+    fn enter_provisional(&mut self) -> Result<i64, Error> {
+        self.wrote();
+        let number = fastrand::i64(..);
+        self.link
+            .connection
+            .prepare_cached(ENTER)
+            .and_then(|mut s| s.execute((number, self.now().as_nanos())))
+            .map(|_| number)
+            .map_err(|error| self.sqlite(error))
+    }
+
+    fn is_committed(&self, number: i64) -> Result<bool, Error> {
+        self.link
+            .connection
+            .prepare_cached(FIND)
+            .and_then(|mut s| s.query_row([number], |row| row.get(0)))
+            .map_err(|error| self.sqlite(error))
+    }
+
+    /// Forgets transactions that nobody asks about any more, a few at a time.
+    pub(super) fn sweep_provisional(&mut self) -> Result<(), Error> {
+        let oldest_ns = self.now().saturating_minus_ns(REMEMBERED_NS).as_nanos();
+        let forgotten = self
+            .link
+            .connection
+            .prepare_cached(FORGET)
+            .and_then(|mut s| s.execute([oldest_ns]))
+            .map_err(|error| self.sqlite(error))?;
+        if forgotten > 0 {
+            self.wrote();
         }
         Ok(())
     }

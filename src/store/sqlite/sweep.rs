@@ -58,6 +58,7 @@ impl Transaction<'_> {
         let keys = self.sweep_keys(turn.keys)?;
         self.sweep_removed()?;
         self.sweep_permits()?;
+        self.sweep_provisional()?;
         self.return_pages()?;
         Ok(Turn {
             definitions: next,
