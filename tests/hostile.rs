@@ -193,6 +193,7 @@ fn a_hostile_clock_causes_no_panic() {
         "offset_ns",
         "high_ns",
         "wall_minus_instant_ns",
+        "calendar_shift_ns",
         "definitions",
     ] {
         for value in ENDS {
@@ -202,4 +203,108 @@ fn a_hostile_clock_causes_no_panic() {
             }
         }
     }
+}
+
+/// The tables of buckets, patterns and quotas.
+const OF_KINDS: [&str; 9] = [
+    "bucket",
+    "refill",
+    "pattern_key",
+    "limit_number",
+    "limit_change",
+    "limit_definition",
+    "boundary",
+    "quota",
+    "charge",
+];
+
+fn integers_of(table: &str) -> Vec<String> {
+    let scratch = scratch();
+    drop(Limiter::open(scratch.file()).unwrap());
+    let file = open_raw(&scratch.file());
+    let sql = format!("SELECT name FROM pragma_table_info('{table}') WHERE type = 'INTEGER'");
+    let mut statement = file.prepare(&sql).unwrap();
+    let names = statement.query_map([], |row| row.get(0)).unwrap();
+    names.map(Result::unwrap).collect()
+}
+
+#[test]
+fn hostile_buckets_patterns_and_quotas_cause_no_panic() {
+    for table in OF_KINDS {
+        for column in integers_of(table) {
+            for value in [i64::MIN, -1, 0, 1 << 53, i64::MAX] {
+                with_hostile_kinds(&format!("UPDATE OR IGNORE {table} SET {column} = {value}"));
+            }
+        }
+    }
+    for lows in [
+        "x''",
+        "x'00'",
+        "zeroblob(24)",
+        "randomblob(24 * 100)",
+        "randomblob(47)",
+    ] {
+        with_hostile_kinds(&format!("UPDATE bucket SET lows = {lows}"));
+        with_hostile_kinds(&format!(
+            "UPDATE bucket SET lows = {lows}, refill = 9007199254740992, full_ns = {}",
+            i64::MAX
+        ));
+    }
+}
+
+fn with_hostile_kinds(sql: &str) {
+    let scratch = scratch();
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    let bucket = |limit: quotalite::LimitBuilder| limit.burst(10).refill(3, SECOND);
+    let limits = [bucket(Limit::new("bucket")), bucket(Limit::pattern("b:*"))];
+    limiter
+        .define_all(limits, quotalite::OnConflict::Fail)
+        .unwrap();
+    #[cfg(feature = "calendar")]
+    limiter
+        .define(Limit::new("day").quota(9, quotalite::Period::Day, "Europe/Berlin"))
+        .unwrap();
+    let keys = ["bucket", "b:1", "day"];
+    let permits: Vec<_> = keys
+        .iter()
+        .filter_map(|key| limiter.acquire((*key, 8)).ok())
+        .collect();
+    let ahead: Vec<_> = keys
+        .iter()
+        .filter_map(|key| limiter.book((*key, 5)).ok())
+        .collect();
+    open_raw(&scratch.file()).execute_batch(sql).unwrap();
+    let began = std::time::Instant::now();
+    let mut all = vec![limiter];
+    all.extend(Limiter::open(scratch.file()));
+    for limiter in &all {
+        for key in keys {
+            let _ = limiter.usage(key);
+            let _ = limiter.peek((key, 3));
+            let _ = limiter.try_acquire((key, 3));
+            let _ = limiter.book((key, 3));
+            let _ = limiter.changes(key);
+        }
+        let faster = |limit: &Limit| limit.to_builder().refill(7, SECOND);
+        let _ = limiter.update("bucket", faster);
+        let _ = limiter.update("b:*", faster);
+        let _ = limiter.define(bucket(Limit::new("b:1")));
+        let _ = limiter.usage("b:1");
+    }
+    for (permit, key) in permits.iter().zip(keys) {
+        let _ = permit.settle([(key, 1)]);
+    }
+    drop(ahead);
+    let file = open_raw(&scratch.file());
+    for view in ["limits", "status", "charges", "changes"] {
+        let mut statement = file.prepare(&format!("SELECT * FROM {view}")).unwrap();
+        let mut rows = statement.query([]).unwrap();
+        // SQLite may say that a number is too large, but it has to say something.
+        while let Ok(Some(_)) = rows.next() {}
+    }
+    for limiter in &all {
+        let _ = limiter.force_remove("b:*");
+        let _ = limiter.limits();
+    }
+    assert!(began.elapsed() < 5 * SECOND, "{sql}: {:?}", began.elapsed());
 }
