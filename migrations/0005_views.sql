@@ -165,13 +165,17 @@ bucket_now AS (
            END AS speed,
            max(
                0,
-               -- In its own terms, which may be those of an earlier definition.
-               coalesce(
-                   (SELECT (max(f.full_ns - p.now_ns, 0) + f.full_part * 1.0 / f.refill)
-                               * f.refill / f.refill_ns * d.refill_ns / d.refill
-                    FROM bucket AS f WHERE f.limit_id = n.limit_id AND f.full_ns >= p.now_ns),
+               -- What stands there in the terms of an earlier definition holds until the present one came.
+               max(coalesce(
+                   (SELECT CASE
+                        WHEN (f.refill, f.refill_ns) = (d.refill, d.refill_ns)
+                        THEN f.full_ns - p.now_ns + f.full_part * 1.0 / f.refill
+                        ELSE max(f.full_ns - d.changed_ns + f.full_part * 1.0 / f.refill, 0)
+                            * f.refill / f.refill_ns * d.refill_ns / d.refill - (p.now_ns - d.changed_ns)
+                    END
+                    FROM bucket AS f WHERE f.limit_id = n.limit_id),
                    0
-               )
+               ), 0)
                + coalesce(
                    (SELECT sum(c.amount) FROM charge AS c
                     WHERE c.limit_id = n.limit_id AND c.at_ns <= p.now_ns), 0

@@ -92,12 +92,17 @@ impl Transaction<'_> {
 
 const REFILLS_SINCE: &str = "SELECT since_ns, refill, refill_ns FROM refill
     WHERE limit_id = ?1 AND since_ns >= ?2 ORDER BY since_ns";
+const LAST_REFILL: &str = "SELECT refill, refill_ns FROM refill
+    WHERE limit_id = ?1 ORDER BY since_ns DESC LIMIT 1";
 const WRITE_REFILL: &str = "INSERT OR REPLACE INTO refill (limit_id, since_ns, refill, refill_ns)
     VALUES (?1, ?2, ?3, ?4)";
-// More than anybody changes it while nothing is taken out of a bucket that is not full.
-const FORGET_REFILLS: &str = "DELETE FROM refill WHERE limit_id = ?1 AND since_ns <= (
-        SELECT since_ns FROM refill WHERE limit_id = ?1 ORDER BY since_ns DESC LIMIT 1 OFFSET 256
-    )";
+const OLDEST_REFILLS: &str = "SELECT since_ns, refill, refill_ns FROM refill
+    WHERE limit_id = ?1 ORDER BY since_ns LIMIT 2";
+const COUNT_REFILLS: &str = "SELECT count(*) FROM refill WHERE limit_id = ?1";
+const DELETE_REFILL: &str = "DELETE FROM refill WHERE limit_id = ?1 AND since_ns = ?2";
+
+/// How many ways in which a bucket has refilled are remembered; of more, the oldest count as the slower ones of them.
+const MOST_REFILLS: i64 = 256;
 
 impl Transaction<'_> {
     /// How a bucket has refilled since an instant.
@@ -124,20 +129,41 @@ impl Transaction<'_> {
         let Some(bucket) = limit.bucket() else {
             return Ok(());
         };
-        let row = (
-            id.0,
-            self.now().as_nanos(),
-            bucket.refill().cast_signed(),
-            bucket.per_ns(),
-        );
         let connection = self.link.connection;
-        connection
-            .prepare_cached(WRITE_REFILL)
-            .and_then(|mut s| s.execute(row))
-            .and_then(|_| connection.prepare_cached(FORGET_REFILLS))
-            .and_then(|mut s| s.execute([id.0]))
-            .map(drop)
-            .map_err(|error| self.sqlite(error))
+        let now_ns = self.now().as_nanos();
+        let present = (bucket.refill().cast_signed(), bucket.per_ns());
+        let write = || -> rusqlite::Result<()> {
+            let last: Option<(i64, i64)> = connection
+                .prepare_cached(LAST_REFILL)?
+                .query_row([id.0], |row| Ok((row.get(0)?, row.get(1)?)))
+                .optional()?;
+            if last == Some(present) {
+                return Ok(());
+            }
+            let mut put = connection.prepare_cached(WRITE_REFILL)?;
+            put.execute((id.0, now_ns, present.0, present.1))?;
+            let count: i64 = connection
+                .prepare_cached(COUNT_REFILLS)?
+                .query_row([id.0], |row| row.get(0))?;
+            if count <= MOST_REFILLS {
+                return Ok(());
+            }
+            let oldest: Vec<(i64, i64, i64)> = connection
+                .prepare_cached(OLDEST_REFILLS)?
+                .query_map([id.0], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+                .collect::<rusqlite::Result<_>>()?;
+            if let [first, second] = oldest[..] {
+                let is_slower = i128::from(second.1) * i128::from(first.2)
+                    < i128::from(first.1) * i128::from(second.2);
+                let slower = if is_slower { second } else { first };
+                connection
+                    .prepare_cached(DELETE_REFILL)?
+                    .execute((id.0, second.0))?;
+                put.execute((id.0, first.0, slower.1, slower.2))?;
+            }
+            Ok(())
+        };
+        write().map_err(|error| self.sqlite(error))
     }
 }
 

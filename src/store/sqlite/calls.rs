@@ -85,7 +85,7 @@ impl SqliteStore {
         act: impl FnOnce(&mut Transaction<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         if access == Access::Write {
-            check_not_within(session)?;
+            check_not_within(&self.place.database)?;
         }
         let mut is_stuck = false;
         let mut is_committed = false;

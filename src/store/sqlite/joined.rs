@@ -2,7 +2,8 @@
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, TransactionState};
@@ -12,7 +13,7 @@ use super::acquire::{Attempt, attempt};
 use super::connection::{flags, prepare, wait_for_lock_of_caller};
 use super::file_control::has_moved;
 use super::memo::Memo;
-use super::session::{Session, UnderWay};
+use super::session::Session;
 use super::transaction::Transaction;
 use crate::error::{Error, RequestError};
 use crate::plan::Plan;
@@ -22,33 +23,45 @@ use crate::store::{Outcome, Pending, REMEMBERED_NS};
 /// can be used like the [`rusqlite::Connection`] that it is.
 ///
 /// It is not to be taken through `fork`. As long as one is open, a child that is forked gets [`Error::Forked`] from every
-/// limiter: SQLite would count the parent's locks as the child's.
+/// limiter: SQLite would count the parent's locks as the child's. And if the file, or one that belongs to it, is removed or
+/// replaced meanwhile, no limiter of this process opens what stands there ([`Error::Busy`]) until it is dropped.
 #[derive(Debug)]
 pub struct TableConnection {
+    // Closed before others may open what stands at its path then.
     connection: Connection,
-    pid: u32,
-    _open: UnderWay,
+    lent_by: Lent,
+}
+
+/// The session whose files are in use as long as the connection is.
+#[derive(Debug)]
+struct Lent(Arc<Session>);
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.0.gives_connection_back();
+    }
 }
 
 impl TableConnection {
-    fn new(connection: Connection, open: UnderWay) -> Self {
+    fn new(connection: Connection, session: Arc<Session>) -> Self {
         Self {
             connection,
-            pid: std::process::id(),
-            _open: open,
+            lent_by: Lent(session),
         }
     }
 }
 
 impl Drop for TableConnection {
     fn drop(&mut self) {
-        // A child is not to take itself for the last user of the file, and remove its WAL.
-        if self.pid != std::process::id()
+        // A child is not to take itself for the last user of the file, and remove its WAL; nor is anybody to copy a WAL
+        // into a database that it does not belong to any more.
+        let session = &self.lent_by.0;
+        if (!session.is_ours() || !session.watch.clone().look())
             && let Err(error) = self
                 .connection
                 .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
         {
-            tracing::error!(%error, "an inherited connection may touch the WAL of its parent");
+            tracing::error!(%error, "a connection may touch a WAL that is not its own");
         }
     }
 }
@@ -68,26 +81,28 @@ impl DerefMut for TableConnection {
 }
 
 thread_local! {
-    /// The sessions in whose files a transaction of this thread's has charged something, and has not ended as far as
-    /// anybody knows.
-    static PENDING: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+    /// The files in which a transaction of this thread's has charged something, and has not ended as far as anybody
+    /// knows.
+    static PENDING: RefCell<Vec<PathBuf>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Says until it is dropped that a transaction of this thread holds the write lock of a session's file.
+/// Says until it is dropped that a transaction of this thread holds the write lock of a file.
 #[derive(Debug)]
-pub(crate) struct Held(u64);
+pub(crate) struct Held(PathBuf);
 
 impl Held {
-    fn by_this_thread(session: &Session) -> Self {
-        PENDING.with_borrow_mut(|pending| pending.push(session.number));
-        Self(session.number)
+    fn by_this_thread(file: &Path) -> Self {
+        PENDING.with_borrow_mut(|pending| pending.push(file.to_owned()));
+        Self(file.to_owned())
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        PENDING.with_borrow_mut(|pending| {
-            if let Some(place) = pending.iter().position(|number| *number == self.0) {
+        // A thread that ends may have given up its list before what is dropped with it.
+        let _ = PENDING.try_with(|pending| {
+            let mut pending = pending.borrow_mut();
+            if let Some(place) = pending.iter().position(|file| *file == self.0) {
                 pending.swap_remove(place);
             }
         });
@@ -95,9 +110,12 @@ impl Drop for Held {
 }
 
 /// Refuses to wait for a lock that this very thread holds.
-pub(super) fn check_not_within(session: &Session) -> Result<(), RequestError> {
-    let is_within = PENDING.with_borrow(|pending| pending.contains(&session.number));
-    if is_within {
+pub(super) fn check_not_within(file: &Path) -> Result<(), RequestError> {
+    let is_it = |pending: &RefCell<Vec<PathBuf>>| {
+        let pending = pending.borrow();
+        pending.iter().any(|within| within == file)
+    };
+    if PENDING.try_with(is_it).unwrap_or(false) {
         return Err(RequestError::WithinTransaction);
     }
     Ok(())
@@ -111,10 +129,9 @@ impl SqliteStore {
     pub(super) fn open_for_caller(&self) -> Result<TableConnection, Error> {
         let deadline = self.busy_deadline();
         let session = self.session(deadline)?;
-        check_not_within(&session)?;
+        check_not_within(&self.place.database)?;
         // What a transaction of the caller's could not do for itself: others see it only once that has ended.
         self.become_owner(&session, deadline)?;
-        let open = UnderWay::new();
         let failed = |error| self.place.sqlite(error);
         let connection =
             Connection::open_with_flags(&self.place.database, flags()).map_err(failed)?;
@@ -125,7 +142,8 @@ impl SqliteStore {
         if has_moved(&connection) || !session.watch.clone().look() {
             return Err(self.place.moved());
         }
-        Ok(TableConnection::new(connection, open))
+        session.lends_connection();
+        Ok(TableConnection::new(connection, session))
     }
 
     /// Decides a request inside a transaction on this connection, which holds the write lock.
@@ -159,7 +177,7 @@ impl SqliteStore {
         let mut pending = Pending::default();
         if is_admitted {
             pending.number = transaction.enter_provisional()?;
-            pending.held = Some(Held::by_this_thread(&session));
+            pending.held = Some(Held::by_this_thread(&self.place.database));
         }
         // Who was told that it is its turn looks by itself before long, and by then this has ended or not.
         transaction.finish()?;

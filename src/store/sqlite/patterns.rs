@@ -82,13 +82,15 @@ const IS_NEEDED: &str = "SELECT
     OR EXISTS (SELECT 1 FROM ticket_take WHERE limit_id = ?1)
     OR EXISTS (SELECT 1 FROM permit_charge WHERE limit_id = ?1)
     OR EXISTS (SELECT 1 FROM debt WHERE limit_id = ?1)
-    OR EXISTS (SELECT 1 FROM bucket WHERE limit_id = ?1 AND full_ns >= ?2)
     OR EXISTS (SELECT 1 FROM charge WHERE limit_id = ?1)";
 
 /// How many keys one sweep looks at: few while all are in use, and more than one process can have added since it last
 /// swept while they are not.
 pub(super) const FEWEST_KEYS: usize = 4;
 pub(super) const MOST_KEYS: usize = 256;
+
+/// How many rows one sweep of keys deletes, and those of one key more.
+const MOST_DELETED: u64 = 2_048;
 
 /// Where the sweep of keys goes on, and with how many.
 #[derive(Clone, Copy, Debug)]
@@ -114,12 +116,19 @@ impl Transaction<'_> {
             })
             .map_err(|error| self.sqlite(error))?;
         let mut idle = 0;
+        let mut last = None;
+        let before = self.link.connection.total_changes();
         for (id, key, pattern) in &keys {
             idle += usize::from(self.sweep_key(*id, key, *pattern)?);
+            last = Some(*id);
+            // Some of them may have much to delete.
+            if self.link.connection.total_changes() - before > MOST_DELETED {
+                break;
+            }
         }
         Ok(KeyTurn {
-            after: match keys.last() {
-                Some((id, ..)) if keys.len() == turn.count => *id,
+            after: match (last, keys.last()) {
+                (Some(last), Some((end, ..))) if last != *end || keys.len() == turn.count => last,
                 _ => LimitId(0),
             },
             count: if idle * 2 > keys.len() {
@@ -135,7 +144,14 @@ impl Transaction<'_> {
     /// True if the key was idle and is gone.
     fn sweep_key(&mut self, id: LimitId, key: &str, pattern: LimitId) -> Result<bool, Error> {
         match self.most_specific(key)? {
-            Some(known) if known.id == pattern => self.sweep_ledger(id, &known.limit)?,
+            Some(known) if known.id == pattern => {
+                self.sweep_ledger(id, &known.limit)?;
+                // By the definition that is in force: what stands there may be in the terms of another.
+                let now = self.now();
+                if self.bucket_full_at(id)?.is_some_and(|full| full.at >= now) {
+                    return Ok(false);
+                }
+            }
             // Its pattern was removed, and nobody asks for this ledger any more.
             _ => {
                 if !self.empty_ledger(id)? {
@@ -145,12 +161,11 @@ impl Transaction<'_> {
                 return Ok(true);
             }
         }
-        let now_ns = self.now().as_nanos();
         let is_needed: bool = self
             .link
             .connection
             .prepare_cached(IS_NEEDED)
-            .and_then(|mut s| s.query_row((id.0, now_ns), |row| row.get(0)))
+            .and_then(|mut s| s.query_row([id.0], |row| row.get(0)))
             .map_err(|error| self.sqlite(error))?;
         if is_needed {
             return Ok(false);

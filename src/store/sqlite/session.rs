@@ -239,6 +239,15 @@ impl Session {
         (!self.is_lost.load(Ordering::SeqCst)).then_some(call)
     }
 
+    /// Says that a connection was opened for the caller's own use: the files are in use until it is given back.
+    pub(super) fn lends_connection(&self) {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(super) fn gives_connection_back(&self) {
+        self.calls.fetch_sub(1, Ordering::SeqCst);
+    }
+
     pub(super) fn link(
         &self,
         access: Access,
