@@ -315,11 +315,14 @@ pub(crate) fn clamped_ns(duration: Duration) -> i64 {
 /// [`Limiter::try_acquire_in`](crate::Limiter::try_acquire_in).
 ///
 /// Dropping it says that the transaction was rolled back, and that there is nothing to give back. If it was committed all
-/// the same, its charges stay, and its slots come back when this process ends.
+/// the same, its charges stay, and its slots come back with the next change that this process makes.
 #[must_use = "it is a permit only once it is said that the transaction has committed"]
 #[derive(Debug)]
 pub struct Provisional {
-    permit: Permit,
+    /// Nothing once it was said that the transaction has committed.
+    permit: Option<Permit>,
+    at: Timestamp,
+    is_resumed: bool,
     pending: Pending,
     /// It is of the thread that has the transaction.
     _stays: PhantomData<*const ()>,
@@ -331,7 +334,9 @@ impl Provisional {
         // Until the transaction commits there is nothing to give back.
         permit.lock().state = State::Closed;
         Self {
-            permit,
+            at: permit.at(),
+            is_resumed: permit.is_resumed(),
+            permit: Some(permit),
             pending,
             _stays: PhantomData,
         }
@@ -340,14 +345,14 @@ impl Provisional {
     /// The instant at which the request is charged in all its limits, if the transaction commits.
     #[must_use]
     pub const fn at(&self) -> Timestamp {
-        self.permit.at()
+        self.at
     }
 
     /// Whether it is the permit of an earlier request under the same [id](crate::Request::id), so that nothing was
     /// charged for this one.
     #[must_use]
     pub const fn is_resumed(&self) -> bool {
-        self.permit.is_resumed()
+        self.is_resumed
     }
 
     /// Takes the permit, once the transaction has committed. Say so at once: until then, this thread cannot use the
@@ -356,12 +361,15 @@ impl Provisional {
     /// # Errors
     /// [`RequestError::NotCommitted`] if the transaction was rolled back, has not ended, or ended more than an hour ago;
     /// and whatever can happen to the file.
-    pub fn committed(self) -> Result<Permit, Error> {
-        let Self {
-            permit, pending, ..
-        } = self;
-        drop(pending.held);
-        if !permit.store.is_committed(pending.number)? {
+    pub fn committed(mut self) -> Result<Permit, Error> {
+        self.pending.held = None;
+        let Some(permit) = self.permit.take() else {
+            return Err(RequestError::NotCommitted.into());
+        };
+        if !permit
+            .store
+            .is_committed(&permit.lock().claim, self.pending.number)?
+        {
             return Err(RequestError::NotCommitted.into());
         }
         let mut inner = permit.lock();
@@ -371,6 +379,16 @@ impl Provisional {
         }
         drop(inner);
         Ok(permit)
+    }
+}
+
+impl Drop for Provisional {
+    fn drop(&mut self) {
+        // Should the transaction have been committed all the same, nobody would give the slots back.
+        if let Some(permit) = &self.permit {
+            let number = self.pending.number;
+            permit.store.give_up(&permit.lock().claim, number);
+        }
     }
 }
 

@@ -224,6 +224,8 @@ pub(crate) struct Estimate<'a> {
     pub(crate) at: Timestamp,
     pub(crate) charged: i64,
     pub(crate) used: i64,
+    /// Whether there is a charge that can become larger, or a bucket that can be poured out.
+    pub(crate) can_grow: bool,
 }
 
 /// What a charge becomes, and what is left as debt.
@@ -260,6 +262,15 @@ pub(crate) fn correction<L: Ledgers>(
     }
     // Where no window holds the charge any more, nothing can be charged that anybody would notice.
     let room = calendar::room(ledgers, estimate.id, estimate.limit, estimate.at, now)?;
+    if !estimate.can_grow {
+        return Ok(Correction {
+            charged: estimate.charged,
+            debt: match estimate.limit.overage() {
+                Overage::Debt => excess,
+                Overage::Charge | Overage::Deny => 0,
+            },
+        });
+    }
     let overage = estimate.limit.overage();
     let farthest_over = estimate
         .limit

@@ -100,8 +100,12 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
         plan: &Plan<'_>,
     ) -> Result<(Outcome, Pending), Error>;
 
-    /// Whether the transaction of the caller's was committed that this was part of. Writes nothing.
-    fn is_committed(&self, number: i64) -> Result<bool, Error>;
+    /// Lets what was charged within a transaction of the caller's be dropped with the next change, if that was
+    /// committed.
+    fn give_up(&self, claim: &Claim, number: i64);
+
+    /// Whether the transaction of the caller's was committed that charged this.
+    fn is_committed(&self, claim: &Claim, number: i64) -> Result<bool, Error>;
 
     /// What `acquire` would say now. Writes nothing.
     fn peek(&self, plan: &Plan<'_>) -> Result<Peek, Error>;

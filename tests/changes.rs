@@ -490,3 +490,72 @@ fn what_a_limit_of_its_own_took_over_from_a_pattern_goes_with_it() {
         }
     });
 }
+
+#[test]
+fn a_bucket_that_fills_slower_than_it_was_written_down_is_not_swept_before_it_is_full() {
+    in_both_stores(|limiter, clock| {
+        let bucket = |amount, per| Limit::pattern("t:*").burst(10).refill(amount, per);
+        limiter.define(bucket(10, SECOND)).unwrap();
+        limiter
+            .define(Limit::new("busy").rate(1_000_000, HOUR))
+            .unwrap();
+        assert!(limiter.try_acquire(("t:1", 10)).unwrap().is_granted());
+        clock.advance(SECOND / 10);
+        replace(limiter, bucket(10, HOUR));
+        clock.advance(2 * SECOND);
+        for _ in 0..600 {
+            assert!(limiter.try_acquire("busy").unwrap().is_granted());
+        }
+        assert_eq!(limiter.usage("t:1").unwrap().available(), 1);
+    });
+}
+
+#[test]
+fn however_often_a_pattern_changes_its_buckets_fill_no_faster_than_it_said() {
+    in_both_stores(|limiter, clock| {
+        let bucket = |burst, amount, per| Limit::pattern("t:*").burst(burst).refill(amount, per);
+        limiter.define(bucket(10, 10, SECOND)).unwrap();
+        assert!(limiter.try_acquire(("t:1", 10)).unwrap().is_granted());
+        for round in 0..400 {
+            replace(limiter, bucket(10 + round % 2, 10 + round % 3, HOUR));
+            clock.advance(SECOND / 10);
+        }
+        assert_eq!(limiter.usage("t:1").unwrap().bucket().unwrap().used(), 10);
+    });
+}
+
+#[test]
+fn a_definition_of_another_kind_begins_a_new_ledger() {
+    in_both_stores(|limiter, _clock| {
+        limiter
+            .define(Limit::pattern("t:*").rate(10, HOUR))
+            .unwrap();
+        let permit = limiter.acquire(("t:1", 10)).unwrap();
+        limiter
+            .define(Limit::new("t:1").burst(10).refill(1, HOUR))
+            .unwrap();
+        assert_eq!(limiter.usage("t:1").unwrap().available(), 10);
+        let settled = permit.settle([("t:1", 12)]).unwrap();
+        let amount = settled.settlement().unwrap().amount("t:1").unwrap();
+        assert_eq!((amount.charged(), amount.debt()), (0, 0));
+        assert_eq!(limiter.usage("t:1").unwrap().available(), 10);
+    });
+}
+
+#[test]
+fn what_was_used_beyond_a_charge_that_is_gone_is_owed() {
+    in_both_stores(|limiter, clock| {
+        limiter.define(Limit::new("k").rate(1_000, SECOND)).unwrap();
+        let permit = limiter.acquire("k").unwrap();
+        clock.advance(5 * SECOND);
+        for _ in 0..300 {
+            assert!(limiter.try_acquire("k").unwrap().is_granted());
+        }
+        // A window that is longer does not know what was swept.
+        replace(limiter, Limit::new("k").rate(1_000, HOUR));
+        let settled = permit.settle([("k", 500)]).unwrap();
+        let amount = settled.settlement().unwrap().amount("k").unwrap();
+        assert_eq!((amount.charged(), amount.debt()), (1, 499));
+        assert_eq!(limiter.usage("k").unwrap().available(), 700);
+    });
+}

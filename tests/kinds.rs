@@ -141,3 +141,44 @@ fn what_was_not_used_of_a_bucket_comes_back_and_what_was_used_beyond_is_owed() {
         assert!(!limiter.try_acquire("k").unwrap().is_granted());
     }
 }
+
+/// As in a program that was built with an older time zone database, or without any.
+#[cfg(feature = "calendar")]
+#[test]
+fn a_limit_whose_zone_is_not_known_here_is_in_nobodys_way() {
+    use quotalite::Period;
+    let (scratch, limiter, clock) = support::on_file();
+    let limits = [
+        Limit::new("plain").rate(1_000_000, quotalite::DAY),
+        Limit::new("monthly").quota(5, Period::Month, "Europe/Berlin"),
+        Limit::pattern("m:*").quota(5, Period::Month, "Europe/Berlin"),
+        Limit::pattern("t:*").rate(5, SECOND),
+    ];
+    limiter
+        .define_all(limits, quotalite::OnConflict::Fail)
+        .unwrap();
+    assert!(limiter.try_acquire("m:1").unwrap().is_granted());
+    drop(limiter);
+    support::open_raw(&scratch.file())
+        .execute_batch("UPDATE quota SET zone = 'Mars/Olympus'")
+        .unwrap();
+    let limiter = support::open(&scratch, &clock);
+    for _ in 0..2_000 {
+        assert!(limiter.try_acquire("plain").unwrap().is_granted());
+    }
+    assert!(limiter.try_acquire("t:1").unwrap().is_granted());
+    let permit = limiter
+        .try_acquire(("plain", 3))
+        .unwrap()
+        .granted()
+        .unwrap();
+    permit.settle([("plain", 1)]).unwrap();
+    for key in ["monthly", "m:1", "m:2"] {
+        let told = limiter.try_acquire(key);
+        assert!(matches!(told, Err(Error::Limit(_))), "{key}: {told:?}");
+    }
+    assert!(matches!(
+        limiter.try_acquire("nobody"),
+        Err(Error::UnknownLimit { .. })
+    ));
+}

@@ -261,6 +261,82 @@ fn slots_and_ids_need_a_process_that_the_file_knows() {
 }
 
 #[test]
+fn slots_that_were_committed_and_dropped_come_back_with_the_next_change() {
+    let (_scratch, limiter, mut connection, _clock) = with_jobs();
+    let transaction = begin(&mut connection);
+    let dropped = granted(limiter.try_acquire_in(&transaction, ("slots", 2)).unwrap());
+    transaction.commit().unwrap();
+    drop(dropped);
+    assert!(limiter.try_acquire("rate").unwrap().is_granted());
+    assert_eq!(limiter.usage("slots").unwrap().available(), 3);
+}
+
+#[test]
+fn who_only_acquires_within_transactions_leaves_no_more_behind_than_others() {
+    let (scratch, limiter, mut connection, clock) = with_jobs();
+    for _ in 0..2_000 {
+        let transaction = begin(&mut connection);
+        let provisional = granted(limiter.try_acquire_in(&transaction, "rate").unwrap());
+        transaction.commit().unwrap();
+        drop(provisional.committed().unwrap());
+        clock.advance(SECOND);
+    }
+    let charges: i64 = scratch.sqlite("SELECT count(*) FROM charge");
+    assert!(charges < 1_000, "{charges}");
+}
+
+#[test]
+fn another_limiter_of_the_same_file_does_not_wait_for_its_own_thread() {
+    let (scratch, limiter, mut connection, clock) = with_jobs();
+    let other = support::open(&scratch, &clock);
+    let transaction = begin(&mut connection);
+    let provisional = granted(limiter.try_acquire_in(&transaction, "rate").unwrap());
+    let told = other.try_acquire("rate");
+    assert!(
+        matches!(told, Err(Error::Request(RequestError::WithinTransaction))),
+        "{told:?}"
+    );
+    transaction.commit().unwrap();
+    drop(provisional.committed().unwrap());
+    assert!(other.try_acquire("rate").unwrap().is_granted());
+}
+
+/// What stands at the path then is not opened beside a connection to what stood there before.
+#[cfg(target_os = "linux")]
+#[test]
+fn lost_files_are_not_opened_anew_beside_a_connection_of_the_callers() {
+    let scratch = scratch();
+    let open = || {
+        let builder = Limiter::builder(scratch.file());
+        builder.busy_deadline(SECOND / 5).open().unwrap()
+    };
+    let limiter = open();
+    limiter
+        .define(Limit::new("rate").rate(1_000, quotalite::HOUR))
+        .unwrap();
+    drop(limiter);
+    let limiter = open();
+    let connection = limiter.connect().unwrap();
+    connection
+        .execute_batch("CREATE TABLE app_job (x)")
+        .unwrap();
+    let status = std::process::Command::new("rm")
+        .args(["limits.db-wal", "limits.db-shm"])
+        .current_dir(scratch.path())
+        .status();
+    assert!(status.unwrap().success());
+    std::thread::sleep(Duration::from_millis(60));
+    let lost = limiter.try_acquire("rate");
+    assert!(matches!(lost, Err(Error::Moved { .. })), "{lost:?}");
+    let refused = limiter.try_acquire("rate");
+    assert!(matches!(refused, Err(Error::Busy { .. })), "{refused:?}");
+    drop(connection);
+    assert!(limiter.try_acquire("rate").unwrap().is_granted());
+    let integrity: String = scratch.sqlite("PRAGMA integrity_check");
+    assert_eq!(integrity, "ok");
+}
+
+#[test]
 fn others_who_wait_get_what_a_transaction_has_left_and_not_what_it_has_taken() {
     let (_scratch, limiter, mut connection, clock) = with_jobs();
     let booked = limiter.book(("rate", 3)).unwrap();

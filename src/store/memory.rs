@@ -379,7 +379,9 @@ impl Store for MemoryStore {
         Err(RequestError::NoFile.into())
     }
 
-    fn is_committed(&self, _number: i64) -> Result<bool, Error> {
+    fn give_up(&self, _claim: &Claim, _number: i64) {}
+
+    fn is_committed(&self, _claim: &Claim, _number: i64) -> Result<bool, Error> {
         Err(RequestError::NoFile.into())
     }
 

@@ -401,8 +401,18 @@ impl Store for SqliteStore {
         self.decide_within(connection, plan)
     }
 
-    fn is_committed(&self, number: i64) -> Result<bool, Error> {
-        self.is_committed(number)
+    fn give_up(&self, claim: &Claim, number: i64) {
+        if claim.registered.is_some()
+            && let Ok(session) = self.session_of(claim)
+        {
+            session
+                .put_off
+                .push([Dropped::Provisional(claim.clone(), number)]);
+        }
+    }
+
+    fn is_committed(&self, claim: &Claim, number: i64) -> Result<bool, Error> {
+        self.was_committed(claim, number)
     }
 
     fn peek(&self, plan: &Plan<'_>) -> Result<Peek, Error> {

@@ -157,6 +157,7 @@ impl State {
     fn define(&mut self, limit: &Limit, conflict: OnConflict) -> Definition {
         let Some(stored) = self.limits.defined(limit.key()).cloned() else {
             // What was charged to the keys by another pattern stays charged, and what is missing in their buckets missing.
+            self.close_ledgers_of_another_kind(limit);
             let former = self.buckets_taken_over_by(limit);
             let id = match self.limits.keys.get(limit.key()).copied() {
                 Some(id) if !limit.is_pattern() => {
@@ -207,8 +208,27 @@ impl State {
         self.put(stored.id, limit, Action::Replaced);
     }
 
+    /// What was taken of another kind says nothing of this one.
+    fn close_ledgers_of_another_kind(&mut self, limit: &Limit) {
+        let taken = self.taken_over_by(limit).into_iter();
+        let is_other = |former: &Known| former.limit.kind().as_str() != limit.kind().as_str();
+        let other = taken.filter(|(_, former)| is_other(former));
+        let ids: Vec<LimitId> = other.map(|(id, _)| id).collect();
+        for id in ids {
+            self.close_ledger(id);
+            self.limits.removed.insert(id);
+        }
+    }
+
     /// The ledgers of buckets for which a new definition will count, and what they are until then.
     fn buckets_taken_over_by(&self, limit: &Limit) -> Vec<(LimitId, Bucket)> {
+        let taken = self.taken_over_by(limit).into_iter();
+        let buckets = taken.filter_map(|(id, former)| Some((id, former.limit.bucket()?)));
+        buckets.collect()
+    }
+
+    /// The ledgers of keys for which a new definition will count, and what does until then.
+    fn taken_over_by(&self, limit: &Limit) -> Vec<(LimitId, Arc<Known>)> {
         let will_be_its = |key: &str| {
             let (new, pattern) = (Pattern(limit.key()), self.limits.pattern_of(key));
             let beats = |former: &Arc<Known>| {
@@ -221,10 +241,8 @@ impl State {
             }
         };
         let taken = self.limits.keys.iter().filter(|(key, _)| will_be_its(key));
-        let former = taken.filter_map(|(key, id)| {
-            let pattern = self.limits.pattern_of(key)?;
-            Some((*id, pattern.limit.bucket()?))
-        });
+        let former =
+            taken.filter_map(|(key, id)| Some((*id, self.limits.pattern_of(key)?.clone())));
         former.collect()
     }
 

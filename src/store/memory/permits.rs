@@ -304,6 +304,7 @@ impl State {
                 at: claim.at,
                 charged: charged.unwrap_or(row.amount.cast_signed()),
                 used: used.cast_signed(),
+                can_grow: charged.is_some() || known.limit.bucket().is_some(),
             };
             let Ok(correction) = correction(&mut self.ledgers, &estimate, now);
             let amount = correction.charged;

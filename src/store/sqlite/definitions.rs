@@ -1,5 +1,6 @@
 //! Definitions of limits: looked up, made, replaced and removed while they are in use.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use crate::definition::{
     Action, Author, Definition, Known, OnConflict, Use, check_kind, most_specific,
 };
 use crate::error::Error;
-use crate::limit::Limit;
+use crate::limit::{Limit, Pattern};
 use crate::plan::Plan;
 use crate::store::Few;
 use crate::usage::Usage;
@@ -26,13 +27,19 @@ impl Transaction<'_> {
         author: &Author,
     ) -> Result<Definition, Error> {
         let Some(stored) = self.defined(limit.key())? else {
-            // What was charged to a key by another pattern stays charged, and what is missing in its bucket missing.
-            let keys = self.keys_for(limit)?;
+            // What was charged to a key by another pattern stays charged, and what is missing in its bucket missing; what
+            // was taken of another kind says nothing of this one.
+            let mut keys = self.keys_for(limit)?;
+            let kind = limit.kind().as_str();
             for (key, former) in &keys {
-                if let Some(bucket) = former.limit.bucket() {
+                if former.limit.kind().as_str() != kind {
+                    self.delete_key(*key)?;
+                    self.give_up_ledger(*key)?;
+                } else if let Some(bucket) = former.limit.bucket() {
                     self.pour(*key, bucket, |poured| poured)?;
                 }
             }
+            keys.retain(|(_, former)| former.limit.kind().as_str() == kind);
             let id = match keys.first() {
                 Some((key, _)) if !limit.is_pattern() => {
                     self.delete_key(*key)?;
@@ -235,11 +242,22 @@ impl Transaction<'_> {
     /// The pattern that counts for a key, if any matches.
     pub(super) fn most_specific(&mut self, key: &str) -> Result<Option<Arc<Known>>, Error> {
         if self.link.memo.patterns.is_none() {
-            let patterns = self.read_patterns()?.into_iter().map(Arc::new);
-            self.link.memo.patterns = Some(patterns.collect());
+            let patterns = self.read_patterns()?;
+            self.link.memo.patterns = Some(patterns.known.into_iter().map(Arc::new).collect());
+            self.link.memo.unreadable = patterns.unreadable;
         }
         let patterns = self.link.memo.patterns.as_deref().unwrap_or_default();
-        Ok(most_specific(patterns, key).cloned())
+        let found = most_specific(patterns, key);
+        for (text, error) in &self.link.memo.unreadable {
+            let pattern = Pattern(text);
+            let counts = found.is_none_or(|found| {
+                pattern.cmp_specific(Pattern(found.limit.key())) == Ordering::Greater
+            });
+            if counts && pattern.matches(key) {
+                return Err(error.clone().into());
+            }
+        }
+        Ok(found.cloned())
     }
 }
 

@@ -14,6 +14,8 @@ use crate::store::{Claim, TicketId};
 pub(super) enum Dropped {
     /// Its charges stay.
     Permit(Claim),
+    /// The same, if the transaction of the caller's was committed that charged it; by what the file knows that.
+    Provisional(Claim, i64),
     /// It is taken back, unless somebody else relies on it.
     Booking(Claim),
     Place(TicketId),
@@ -24,6 +26,13 @@ impl Transaction<'_> {
     pub(super) fn let_go(&mut self, dropped: &Dropped, session: &Session) -> Result<(), Error> {
         let (claim, is_taken_back) = match dropped {
             Dropped::Permit(claim) => (claim, false),
+            Dropped::Provisional(claim, number) => {
+                // What was rolled back has left its number to another permit.
+                if !self.is_committed(*number)? {
+                    return Ok(());
+                }
+                (claim, false)
+            }
             Dropped::Booking(claim) => (claim, true),
             Dropped::Place(ticket) => return self.leave_line(*ticket),
         };

@@ -14,10 +14,10 @@ use super::connection::{flags, prepare, wait_for_lock_of_caller};
 use super::file_control::has_moved;
 use super::memo::Memo;
 use super::session::Session;
-use super::transaction::Transaction;
+use super::transaction::{Access, Transaction};
 use crate::error::{Error, RequestError};
 use crate::plan::Plan;
-use crate::store::{Outcome, Pending, REMEMBERED_NS};
+use crate::store::{Claim, Outcome, Pending, REMEMBERED_NS};
 
 /// A connection to a limiter's file for tables of the caller's own: see [`Limiter::connect`](crate::Limiter::connect). It
 /// can be used like the [`rusqlite::Connection`] that it is.
@@ -185,8 +185,35 @@ impl SqliteStore {
     }
 
     /// Whether the transaction was committed that this was part of.
-    pub(super) fn is_committed(&self, number: i64) -> Result<bool, Error> {
-        self.read(|transaction| transaction.is_committed(number))
+    pub(super) fn was_committed(&self, claim: &Claim, number: i64) -> Result<bool, Error> {
+        let is_committed = self.read(|transaction| transaction.is_committed(number))?;
+        if is_committed && let Err(error) = self.clean_up_in_turn(claim) {
+            tracing::debug!(%error, "it is cleaned up later");
+        }
+        Ok(is_committed)
+    }
+
+    /// What other acquisitions do in passing, and one within a transaction of the caller's does not: sweeps, and a WAL
+    /// that starts anew.
+    fn clean_up_in_turn(&self, claim: &Claim) -> Result<(), Error> {
+        let deadline = self.busy_deadline();
+        let session = self.session(deadline)?;
+        let Some(turn) = session.sweep_turn() else {
+            return Ok(());
+        };
+        self.write(&session, |transaction| {
+            for row in &claim.rows {
+                if let Some(known) = transaction.find(&row.key)? {
+                    transaction.sweep_ledger(known.id, &known.limit)?;
+                }
+            }
+            let next = transaction.sweep(&[], turn)?;
+            session.swept(next);
+            Ok(())
+        })?;
+        let mut link = session.link(Access::Write, &self.place, deadline)?;
+        link.keep_wal_short(&self.place);
+        Ok(())
     }
 
     fn check_same_file(&self, connection: &Connection, session: &Session) -> Result<(), Error> {
@@ -222,7 +249,7 @@ impl Transaction<'_> {
             .map_err(|error| self.sqlite(error))
     }
 
-    fn is_committed(&self, number: i64) -> Result<bool, Error> {
+    pub(super) fn is_committed(&self, number: i64) -> Result<bool, Error> {
         self.link
             .connection
             .prepare_cached(FIND)

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use crate::calendar::{Charge, LimitId, Poured};
 use crate::clock::{Timeline, Timestamp};
 use crate::definition::Known;
+use crate::limit::LimitError;
 
 /// How many limits and ledgers are remembered at most.
 pub(super) const MOST: usize = 1_024;
@@ -38,6 +39,8 @@ pub(super) struct Memo {
     limits_by_id: BTreeMap<LimitId, Arc<Known>>,
     /// All patterns; holds as long as `limits` does.
     pub(super) patterns: Option<Vec<Arc<Known>>>,
+    /// The patterns among them that this program cannot read, and why.
+    pub(super) unreadable: Vec<(String, LimitError)>,
     /// The limits that patterns make of keys, with the numbers of their ledgers: others open and close those.
     keys: BTreeMap<Arc<str>, Arc<Known>>,
     /// Whether the totals of a ledger are shifted anywhere; holds as long as `limits` does.

@@ -99,6 +99,16 @@ pub(super) struct KeyTurn {
     pub(super) count: usize,
 }
 
+impl KeyTurn {
+    /// Goes on behind the next key, which this program cannot read.
+    pub(super) fn skipped(self) -> Self {
+        Self {
+            after: LimitId(self.after.0.saturating_add(1)),
+            count: FEWEST_KEYS,
+        }
+    }
+}
+
 impl Transaction<'_> {
     /// Looks at the next few keys after a turn, and takes their ledgers from those that are idle. Returns where to go
     /// on: with more keys, if most of these were.

@@ -37,6 +37,7 @@ impl Transaction<'_> {
                     Stands::Poured | Stands::Nowhere => row.amount.cast_signed(),
                 },
                 used: used.cast_signed(),
+                can_grow: matches!(stands, Stands::InLedger(_)) || known.limit.bucket().is_some(),
             };
             let now = self.now();
             let correction = correction(self, &estimate, now)?;

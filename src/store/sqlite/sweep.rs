@@ -45,17 +45,23 @@ impl Transaction<'_> {
             self.sweep_ledger(line.id, line.limit)?;
         }
         let after = LimitId(turn.definitions.0.saturating_add(1));
-        let next = match self.read_definition_from(after)? {
-            Some(next) => {
+        let next = match self.read_definition_from(after) {
+            // One that this program cannot read is swept by those that can.
+            Err(Error::Limit(_)) => after,
+            Err(error) => return Err(error),
+            Ok(Some(next)) => {
                 if lines.iter().all(|line| line.id != next.id) {
                     self.sweep_ledger(next.id, &next.limit)?;
                 }
                 self.write_boundaries(&next.limit)?;
                 next.id
             }
-            None => LimitId(0),
+            Ok(None) => LimitId(0),
         };
-        let keys = self.sweep_keys(turn.keys)?;
+        let keys = match self.sweep_keys(turn.keys) {
+            Err(Error::Limit(_)) => turn.keys.skipped(),
+            keys => keys?,
+        };
         self.sweep_removed()?;
         self.sweep_permits()?;
         self.sweep_provisional()?;

@@ -8,7 +8,7 @@ use super::transaction::Transaction;
 use crate::calendar::LimitId;
 use crate::clock::Timestamp;
 use crate::error::Error;
-use crate::limit::{Limit, Period, Quota, Window, nanos};
+use crate::limit::{Limit, LimitError, Period, Quota, Window, nanos};
 use crate::settlement::Overage;
 use crate::store::Known;
 
@@ -141,8 +141,17 @@ impl Transaction<'_> {
         self.read_many(READ_ALL)
     }
 
-    pub(super) fn read_patterns(&self) -> Result<Vec<Known>, Error> {
-        self.read_many(READ_PATTERNS)
+    /// All patterns, and those that this program cannot read: what they match it cannot limit.
+    pub(super) fn read_patterns(&self) -> Result<Patterns, Error> {
+        let mut patterns = Patterns::default();
+        for head in self.read_heads(READ_PATTERNS)? {
+            match self.complete(&head) {
+                Ok(known) => patterns.known.push(known),
+                Err(Error::Limit(error)) => patterns.unreadable.push((head.key, error)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(patterns)
     }
 
     fn read_one(&self, sql: &str, wanted: impl rusqlite::ToSql) -> Result<Option<Known>, Error> {
@@ -156,14 +165,25 @@ impl Transaction<'_> {
     }
 
     fn read_many(&self, sql: &str) -> Result<Vec<Known>, Error> {
-        let heads: Vec<Head> = self
-            .link
+        let heads = self.read_heads(sql)?;
+        heads.iter().map(|head| self.complete(head)).collect()
+    }
+
+    fn read_heads(&self, sql: &str) -> Result<Vec<Head>, Error> {
+        self.link
             .connection
             .prepare_cached(sql)
             .and_then(|mut s| s.query_map([], Head::read)?.collect())
-            .map_err(|error| self.sqlite(error))?;
-        heads.iter().map(|head| self.complete(head)).collect()
+            .map_err(|error| self.sqlite(error))
     }
+}
+
+/// The patterns of a file.
+#[derive(Default)]
+pub(super) struct Patterns {
+    pub(super) known: Vec<Known>,
+    /// Those that this program cannot read, and why.
+    pub(super) unreadable: Vec<(String, LimitError)>,
 }
 
 /// A row of `limit_definition`.
