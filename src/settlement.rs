@@ -262,15 +262,7 @@ pub(crate) fn correction<L: Ledgers>(
     }
     // Where no window holds the charge any more, nothing can be charged that anybody would notice.
     let room = calendar::room(ledgers, estimate.id, estimate.limit, estimate.at, now)?;
-    if !estimate.can_grow {
-        return Ok(Correction {
-            charged: estimate.charged,
-            debt: match estimate.limit.overage() {
-                Overage::Debt => excess,
-                Overage::Charge | Overage::Deny => 0,
-            },
-        });
-    }
+    let room = room.filter(|_| estimate.can_grow);
     let overage = estimate.limit.overage();
     let farthest_over = estimate
         .limit
