@@ -17,9 +17,10 @@ pub enum OnConflict {
     Fail,
     /// Keep what is stored.
     Adopt,
-    /// Put the new definition in its place, for all processes, from the next decision on. Charges and bookings stay. A
-    /// window that is new or longer counts what the ledger still holds; what is missing in a bucket stays missing. Where
-    /// more is in use than the new definition allows, nothing is taken back, and nothing is admitted until it fits.
+    /// Put the new definition in its place, for all processes, from the next decision on. Charges and bookings
+    /// stay. A window that is new or longer counts what the ledger still holds; what is missing in a bucket stays
+    /// missing. Where more is in use than the new definition allows, nothing is taken back, and nothing is
+    /// admitted until it fits.
     ///
     /// Rates cannot become slots in this way, nor either of them a bucket, or the other way round
     /// ([`Error::OtherKind`]): [remove](crate::Limiter::remove) the limit first.

@@ -138,10 +138,10 @@ impl Limit {
     /// Starts the definition of a pattern: a limit for every key that it matches, each with a ledger of its own. A `*`
     /// stands for one or more characters, whichever they are.
     ///
-    /// Where no limit is defined for a key itself, the most specific pattern that matches it counts: the one with the most
-    /// characters besides `*`; among equals, the one with more of them before its first `*`.
-    /// Nothing is written for a key until something is charged to it, and nothing is left of it when all of that has
-    /// left its windows.
+    /// Where no limit is defined for a key itself, the most specific pattern that matches it counts: the one with
+    /// the most characters besides `*`; among equals, the one with more of them before its first `*`. Nothing is
+    /// written for a key until something is charged to it, and nothing is left of it when all of that has left
+    /// its windows.
     ///
     /// ```
     /// use quotalite::{Limit, Limiter};

@@ -185,8 +185,8 @@ impl Permit {
     /// live longer, [`detach`](Self::detach) it.
     ///
     /// # Errors
-    /// [`RequestError::Ended`](crate::RequestError::Ended) if it was settled or cancelled without an id, and whatever can happen to the file. The
-    /// permit then stays as it was.
+    /// [`RequestError::Ended`](crate::RequestError::Ended) if it was settled or cancelled without an id, and
+    /// whatever can happen to the file. The permit then stays as it was.
     pub fn id(&self) -> Result<PermitId, Error> {
         self.register(&mut self.lock())
     }
@@ -222,8 +222,8 @@ impl Permit {
     /// ```
     ///
     /// # Errors
-    /// [`RequestError::Ended`](crate::RequestError::Ended) if it has ended, and whatever can happen to the file. The permit then stays with this
-    /// process.
+    /// [`RequestError::Ended`](crate::RequestError::Ended) if it has ended, and whatever can happen to the file.
+    /// The permit then stays with this process.
     pub fn detach(&self, timeout: Duration) -> Result<PermitId, Error> {
         let mut inner = self.lock();
         if inner.state == State::Closed {
@@ -314,8 +314,9 @@ pub(crate) fn clamped_ns(duration: Duration) -> i64 {
 /// A permit that is one once the caller's own transaction has committed: see
 /// [`Limiter::try_acquire_in`](crate::Limiter::try_acquire_in).
 ///
-/// Dropping it says that the transaction was rolled back, and that there is nothing to give back. If it was committed all
-/// the same, its charges stay, and its slots come back with the next change that this process makes.
+/// Dropping it says that the transaction was rolled back, and that there is nothing to give back. If it was
+/// committed all the same, its charges stay, and its slots come back with the next change that this process
+/// makes.
 #[must_use = "it is a permit only once it is said that the transaction has committed"]
 #[derive(Debug)]
 pub struct Provisional {
@@ -359,8 +360,8 @@ impl Provisional {
     /// limiter in any other way that writes ([`RequestError::WithinTransaction`]).
     ///
     /// # Errors
-    /// [`RequestError::NotCommitted`] if the transaction was rolled back, has not ended, or ended more than an hour ago;
-    /// and whatever can happen to the file.
+    /// [`RequestError::NotCommitted`] if the transaction was rolled back, has not ended, or ended more than an
+    /// hour ago; and whatever can happen to the file.
     pub fn committed(mut self) -> Result<Permit, Error> {
         self.pending.held = None;
         let Some(permit) = self.permit.take() else {

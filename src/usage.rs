@@ -52,8 +52,8 @@ impl Usage {
         self.bucket.as_ref()
     }
 
-    /// Whether more is used, held or booked than the definition allows since it was lowered: nothing is admitted until it
-    /// fits again.
+    /// Whether more is used, held or booked than the definition allows since it was lowered: nothing is admitted
+    /// until it fits again.
     #[must_use]
     pub const fn is_decreasing(&self) -> bool {
         self.people.was_lowered && self.is_over

@@ -55,9 +55,9 @@ pub(crate) struct Poured {
     lows: SmallVec<[Low; 4]>,
 }
 
-/// How much was missing just before something was taken out, in the time in which it flows in. Never was less missing at
-/// a later low. What was taken before a low and is put back after it can have been missed by no more than
-/// that: the rest would have flowed over.
+/// How much was missing just before something was taken out, in the time in which it flows in. Never was less
+/// missing at a later low. What was taken before a low and is put back after it can have been missed by no more
+/// than that: the rest would have flowed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Low {
     at: Timestamp,
@@ -182,8 +182,8 @@ pub(crate) fn poured_now(
     poured
 }
 
-/// A bucket into which something is put back that was taken out at an instant, or out of which more is taken now if that
-/// is negative.
+/// A bucket into which something is put back that was taken out at an instant, or out of which more is taken now
+/// if that is negative.
 pub(crate) fn corrected(
     bucket: Bucket,
     poured: Option<Poured>,
@@ -220,8 +220,8 @@ pub(crate) fn farthest(bucket: Bucket) -> i64 {
     i64::try_from(farthest).unwrap_or(i64::MAX)
 }
 
-/// A bucket out of which everything has been poured that was booked for instants up to `now`. Nothing if nothing was, and
-/// nothing before.
+/// A bucket out of which everything has been poured that was booked for instants up to `now`. Nothing if nothing
+/// was, and nothing before.
 pub(crate) fn poured_until<L: Ledgers>(
     ledgers: &mut L,
     limit: LimitId,

@@ -43,8 +43,9 @@ impl Span {
 
     /// Up to which instant nobody asks for charges any more.
     ///
-    /// A calendar asks again for what it has let go if the wall clock is set: back across the end of a period for all of
-    /// that, forward for what lies before the present one. So the last period of a day ago is kept, and a day before it.
+    /// A calendar asks again for what it has let go if the wall clock is set: back across the end of a period for
+    /// all of that, forward for what lies before the present one. So the last period of a day ago is kept, and a
+    /// day before it.
     pub(super) fn expired_until(self, now: Timestamp) -> Timestamp {
         match self {
             Self::Rolling { .. } => self.start(now),

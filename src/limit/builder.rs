@@ -75,9 +75,9 @@ impl LimitBuilder {
         self
     }
 
-    /// Adds a rate of `capacity` per period of the calendar of a time zone, which is named as in the IANA
-    /// time zone database (`America/Los_Angeles`, or `UTC`). Everything charged in a period stops to count when the next
-    /// one begins, by the wall clock. Needs the feature `calendar`.
+    /// Adds a rate of `capacity` per period of the calendar of a time zone, which is named as in the IANA time
+    /// zone database (`America/Los_Angeles`, or `UTC`). Everything charged in a period stops to count when the
+    /// next one begins, by the wall clock. Needs the feature `calendar`.
     ///
     #[cfg_attr(feature = "calendar", doc = "```")]
     #[cfg_attr(not(feature = "calendar"), doc = "```ignore")]
@@ -160,11 +160,11 @@ impl LimitBuilder {
     /// Adds the rates of a text such as `"10/s, 300/min"` or `"90000 tokens/min"`; a unit in the text
     /// becomes the limit's.
     ///
-    /// A rate is `capacity [unit] / [count] window`, with `_` allowed between digits, a unit of words
-    /// after a space, and a window of `ms`, `s`, `min`, `h` or `d` (or their full words). A
-    /// [`quota`](Self::quota) is `capacity [unit] / calendar period [in zone]`, where the period is a `day`, `week`,
-    /// `month` or `year`, and the zone `UTC` if none is named. Rates are separated by commas. A unit that is already given
-    /// has to be the same.
+    /// A rate is `capacity [unit] / [count] window`, with `_` allowed between digits, a unit of words after a
+    /// space, and a window of `ms`, `s`, `min`, `h` or `d` (or their full words). A [`quota`](Self::quota) is
+    /// `capacity [unit] / calendar period [in zone]`, where the period is a `day`, `week`, `month` or `year`, and
+    /// the zone `UTC` if none is named. Rates are separated by commas. A unit that is already given has to be the
+    /// same.
     pub fn rates(mut self, text: &str) -> Self {
         match text::parse(text) {
             Ok(parsed) => {

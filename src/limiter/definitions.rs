@@ -107,9 +107,9 @@ impl Limiter {
         self.remove_or(key, false)
     }
 
-    /// Removes a limit or a pattern although it is in use. Who waits in line for it is told [`Error::UnknownLimit`]; who
-    /// has booked it goes ahead at its instant; who settles a permit that took something of it is told that nothing of
-    /// that is charged.
+    /// Removes a limit or a pattern although it is in use. Who waits in line for it is told
+    /// [`Error::UnknownLimit`]; who has booked it goes ahead at its instant; who settles a permit that took
+    /// something of it is told that nothing of that is charged.
     ///
     /// # Errors
     /// As [`remove`](Self::remove), but never [`Error::InUse`].

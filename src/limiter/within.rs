@@ -11,8 +11,9 @@ use crate::request::Ask;
 use crate::store::{Outcome, Queued, TableConnection};
 
 impl Limiter {
-    /// A connection to the limiter's file, for tables of the caller's own beside the limiter's, and for transactions that
-    /// [`try_acquire_in`](Self::try_acquire_in) takes part in. It waits for locks for up to 5 seconds.
+    /// A connection to the limiter's file, for tables of the caller's own beside the limiter's, and for
+    /// transactions that [`try_acquire_in`](Self::try_acquire_in) takes part in. It waits for locks for up to 5
+    /// seconds.
     ///
     /// The tables of this crate are not to be written to; names that begin with `app_` will never be used by
     /// it.
@@ -58,10 +59,11 @@ impl Limiter {
     /// ```
     ///
     /// # Errors
-    /// As [`try_acquire`](Self::try_acquire); [`RequestError::OtherFile`](crate::RequestError::OtherFile), [`RequestError::NoWriteLock`](crate::RequestError::NoWriteLock) and
+    /// As [`try_acquire`](Self::try_acquire); [`RequestError::OtherFile`](crate::RequestError::OtherFile),
+    /// [`RequestError::NoWriteLock`](crate::RequestError::NoWriteLock) and
     /// [`RequestError::NoFile`](crate::RequestError::NoFile) if the transaction is none that this can be part of;
-    /// [`RequestError::NotConnected`](crate::RequestError::NotConnected) if slots or an id are asked for and this process is not known to the file yet. The
-    /// transaction goes on as if the call had not been made.
+    /// [`RequestError::NotConnected`](crate::RequestError::NotConnected) if slots or an id are asked for and this
+    /// process is not known to the file yet. The transaction goes on as if the call had not been made.
     pub fn try_acquire_in<'a>(
         &self,
         transaction: &rusqlite::Connection,

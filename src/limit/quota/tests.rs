@@ -29,7 +29,8 @@ const ZONES: [Tz; 14] = [
     Tz::Africa__Casablanca,
 ];
 
-/// The two libraries bring their own copies of the time zone database, or take the machine's: they agree about the past.
+/// The two libraries bring their own copies of the time zone database, or take the machine's: they agree about
+/// the past.
 const FIRST_YEAR_THEY_MAY_DIFFER: i32 = 2025;
 
 /// All years since 1990 in the long form; else those of a leap day, of the date that was left out, and the last ones.

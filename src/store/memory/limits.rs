@@ -156,7 +156,8 @@ impl State {
 
     fn define(&mut self, limit: &Limit, conflict: OnConflict) -> Definition {
         let Some(stored) = self.limits.defined(limit.key()).cloned() else {
-            // What was charged to the keys by another pattern stays charged, and what is missing in their buckets missing.
+            // What was charged to the keys by another pattern stays charged, and what is missing in their
+            // buckets missing.
             self.close_ledgers_of_another_kind(limit);
             let former = self.buckets_taken_over_by(limit);
             let id = match self.limits.keys.get(limit.key()).copied() {

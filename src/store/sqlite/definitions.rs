@@ -27,8 +27,8 @@ impl Transaction<'_> {
         author: &Author,
     ) -> Result<Definition, Error> {
         let Some(stored) = self.defined(limit.key())? else {
-            // What was charged to a key by another pattern stays charged, and what is missing in its bucket missing; what
-            // was taken of another kind says nothing of this one.
+            // What was charged to a key by another pattern stays charged, and what is missing in its bucket
+            // missing; what was taken of another kind says nothing of this one.
             let mut keys = self.keys_for(limit)?;
             let kind = limit.kind().as_str();
             for (key, former) in &keys {

@@ -19,12 +19,13 @@ use crate::error::{Error, RequestError};
 use crate::plan::Plan;
 use crate::store::{Claim, Outcome, Pending, REMEMBERED_NS};
 
-/// A connection to a limiter's file for tables of the caller's own: see [`Limiter::connect`](crate::Limiter::connect). It
-/// can be used like the [`rusqlite::Connection`] that it is.
+/// A connection to a limiter's file for tables of the caller's own: see
+/// [`Limiter::connect`](crate::Limiter::connect). It can be used like the [`rusqlite::Connection`] that it is.
 ///
-/// It is not to be taken through `fork`. As long as one is open, a child that is forked gets [`Error::Forked`] from every
-/// limiter: SQLite would count the parent's locks as the child's. And if the file, or one that belongs to it, is removed or
-/// replaced meanwhile, no limiter of this process opens what stands there ([`Error::Busy`]) until it is dropped.
+/// It is not to be taken through `fork`. As long as one is open, a child that is forked gets [`Error::Forked`]
+/// from every limiter: SQLite would count the parent's locks as the child's. And if the file, or one that belongs
+/// to it, is removed or replaced meanwhile, no limiter of this process opens what stands there ([`Error::Busy`])
+/// until it is dropped.
 #[derive(Debug)]
 pub struct TableConnection {
     // Closed before others may open what stands at its path then.

@@ -192,8 +192,8 @@ const KEYS_THAT_BEGIN: &str = "SELECT limit_id, key, pattern_id FROM pattern_key
 const REBIND: &str = "UPDATE pattern_key SET pattern_id = ?2 WHERE limit_id = ?1";
 
 impl Transaction<'_> {
-    /// The ledgers of keys for which a definition will count once it is made, and what counts for them until then. For a
-    /// pattern, this looks at all keys in use that begin as it does.
+    /// The ledgers of keys for which a definition will count once it is made, and what counts for them until
+    /// then. For a pattern, this looks at all keys in use that begin as it does.
     pub(super) fn keys_for(&mut self, limit: &Limit) -> Result<Vec<(LimitId, Arc<Known>)>, Error> {
         if !limit.is_pattern() {
             let Some(former) = self.most_specific(limit.key())? else {
