@@ -260,11 +260,6 @@ impl Watch {
         })
     }
 
-    /// Whether this watches the database of that place.
-    pub(super) fn is_of(&self, place: &Place) -> bool {
-        self.files[0].0 == place.database
-    }
-
     /// Whether this is the lock file that stands there.
     pub(super) fn has_lock_file(&self, inode: i64) -> bool {
         self.files[3].1.1.cast_signed() == inode
@@ -374,10 +369,6 @@ impl Watch {
     #[expect(clippy::unnecessary_wraps, reason = "on Unix this can fail")]
     pub(super) fn new(_place: &Place) -> Result<Self, Error> {
         Ok(Self {})
-    }
-
-    pub(super) fn is_of(&self, _place: &Place) -> bool {
-        false
     }
 
     pub(super) fn has_lock_file(&self, _inode: i64) -> bool {

@@ -1,5 +1,6 @@
 //! The time from opening a file to closing it, in one process.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::thread;
@@ -56,9 +57,16 @@ pub(super) struct Opening {
     pub(super) deadline: Deadline,
 }
 
-/// All sessions of this process, by number; in a child that was forked and has not closed them yet,
-/// those of its parent. One leaves the list only once it is closed.
-static SESSIONS: Mutex<Vec<(u64, Weak<Session>)>> = Mutex::new(Vec::new());
+/// All sessions of this process; in a child that was forked and has not closed them yet, those of its parent. One leaves
+/// the list only once it is closed.
+static SESSIONS: Mutex<Vec<Listed>> = Mutex::new(Vec::new());
+
+#[derive(Debug)]
+struct Listed {
+    number: u64,
+    database: PathBuf,
+    session: Weak<Session>,
+}
 
 impl Session {
     /// Opens the file, makes it if it is not there and that is wanted, and migrates it. All of this
@@ -138,7 +146,11 @@ impl Session {
             refused: AtomicBool::new(false),
             swept: Mutex::new(Turn::anywhere()),
         });
-        lock(&SESSIONS).push((session.number, Arc::downgrade(&session)));
+        lock(&SESSIONS).push(Listed {
+            number: session.number,
+            database: place.database.clone(),
+            session: Arc::downgrade(&session),
+        });
         Ok(session)
     }
 
@@ -148,14 +160,8 @@ impl Session {
     /// Within a process SQLite keeps one shared memory for a database. As long as one old connection is
     /// open, a new one would share the old memory, which no other process sees, but open the new WAL.
     fn close_lost(place: &Place) -> bool {
-        // Kept until the list is no longer locked: a session that is dropped locks it.
-        let all: Vec<Arc<Self>> = lock(&SESSIONS)
-            .iter()
-            .filter_map(|(_, session)| session.upgrade())
-            .collect();
-        let is_lost = |session: &&Arc<Self>| {
-            session.is_ours() && session.watch.is_of(place) && !session.watch.clone().look()
-        };
+        let all = Self::all_at(place);
+        let is_lost = |session: &&Arc<Self>| session.is_ours() && !session.watch.clone().look();
         let lost: Vec<&Arc<Self>> = all.iter().filter(is_lost).collect();
         for session in &lost {
             session.is_lost.store(true, Ordering::SeqCst);
@@ -170,6 +176,17 @@ impl Session {
             session.pools.close(may_checkpoint);
         }
         true
+    }
+
+    /// The sessions of this process at a place. Those of other files are left alone: whoever drops one of them
+    /// meanwhile is to find it closed.
+    fn all_at(place: &Place) -> Vec<Arc<Self>> {
+        // Collected, so that the list is no longer locked when one of them is dropped: that locks it.
+        lock(&SESSIONS)
+            .iter()
+            .filter(|listed| listed.database == place.database)
+            .filter_map(|listed| listed.session.upgrade())
+            .collect()
     }
 
     fn may_checkpoint(&self) -> bool {
@@ -216,7 +233,12 @@ impl Session {
         }
         let inherited: Option<Vec<Arc<Self>>> = sessions
             .iter()
-            .map(|(_, session)| session.upgrade().filter(|session| !session.is_in_use()))
+            .map(|listed| {
+                listed
+                    .session
+                    .upgrade()
+                    .filter(|session| !session.is_in_use())
+            })
             .collect();
         let Some(inherited) = inherited else {
             return false;
@@ -325,7 +347,7 @@ impl Drop for Session {
             self.pools.close_inherited();
         }
         if let Some(mut sessions) = lock_until(&SESSIONS, Instant::now() + LONGEST_LOCK) {
-            sessions.retain(|(number, _)| *number != self.number);
+            sessions.retain(|listed| listed.number != self.number);
         }
     }
 }
@@ -393,3 +415,23 @@ const WAL_EVERY: u32 = 64;
 
 /// How long the first open of a limiter waits for others who open.
 pub(super) const LONGEST_OPEN: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Limiter;
+
+    /// A limiter that one thread drops while another opens a file has to be closed when it is dropped.
+    #[test]
+    fn whoever_opens_a_file_holds_on_to_no_session_of_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = |name: &str| Limiter::open(directory.path().join(name)).unwrap();
+        let limiters = ["a.db", "b.db", "b.db"].map(open);
+        let at = |name: &str| Place::new(&directory.path().join(name)).unwrap();
+        assert_eq!(Session::all_at(&at("a.db")).len(), 1);
+        assert_eq!(Session::all_at(&at("b.db")).len(), 2);
+        assert_eq!(Session::all_at(&at("c.db")).len(), 0);
+        drop(limiters);
+        assert_eq!(Session::all_at(&at("b.db")).len(), 0);
+    }
+}
