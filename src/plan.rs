@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::error::{Error, RequestError};
-use crate::request::{Ask, MAX_ID_BYTES, MAX_TAKES};
+use crate::request::{Ask, MAX_ID_BYTES, MAX_TAKES, Request};
 
 /// A checked request and how long its caller is ready to wait.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +52,22 @@ pub(crate) enum Latest {
     Forever,
 }
 
+/// A plan that outlives what its caller has asked with.
+#[derive(Clone, Debug)]
+pub(crate) struct OwnedPlan {
+    request: Request,
+    patience: Patience,
+}
+
+impl OwnedPlan {
+    pub(crate) fn as_plan(&self) -> Plan<'_> {
+        Plan {
+            ask: (&self.request).into(),
+            patience: self.patience,
+        }
+    }
+}
+
 impl<'a> Plan<'a> {
     pub(crate) fn new(ask: Ask<'a>, patience: Patience) -> Result<Self, Error> {
         if ask.len() == 0 {
@@ -80,6 +96,13 @@ impl<'a> Plan<'a> {
             }
         }
         Ok(Self { ask, patience })
+    }
+
+    pub(crate) fn owned(&self) -> OwnedPlan {
+        OwnedPlan {
+            request: self.ask.to_request(),
+            patience: self.patience,
+        }
     }
 
     pub(crate) const fn id(&self) -> Option<&'a str> {
@@ -112,7 +135,6 @@ pub(crate) fn print_takes<'a>(takes: impl IntoIterator<Item = (&'a str, u64)>) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Request;
 
     #[test]
     fn a_bad_request_is_refused_before_any_store_sees_it() {

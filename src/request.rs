@@ -100,6 +100,16 @@ impl<'a> Ask<'a> {
         self.1
     }
 
+    pub(crate) fn to_request(self) -> Request {
+        Request {
+            takes: self
+                .iter()
+                .map(|(key, amount)| (key.to_owned(), amount))
+                .collect(),
+            id: self.id().map(ToOwned::to_owned),
+        }
+    }
+
     /// How many limits are named.
     pub(crate) const fn len(&self) -> usize {
         match self.0 {

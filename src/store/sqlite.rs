@@ -1,12 +1,14 @@
 //! The store in a SQLite file, shared by processes.
 
 mod acquire;
+mod acts;
 mod bookings;
 mod buckets;
 mod calls;
 mod changes;
 mod connection;
 mod definitions;
+mod desk;
 mod dropped;
 mod file_control;
 mod handover;
@@ -45,7 +47,8 @@ pub use connection::Durability;
 pub(crate) use joined::Held;
 pub use joined::TableConnection;
 
-use self::acquire::{Attempt, attempt, decide_in_line, glance};
+use self::acquire::{Attempt, decide_in_line, glance};
+use self::acts::{Acquisition, All, attempt_all};
 use self::connection::Deadline;
 use self::dropped::Dropped;
 use self::place::Place;
@@ -198,15 +201,12 @@ impl Store for SqliteStore {
         let may_glance = session.was_refused() && !session.put_off.any();
         if is_now && plan.id().is_none() && may_glance {
             let look = |transaction: &mut Transaction<'_>| glance(transaction, plan);
-            if let Some(outcome) = self.transact(&session, Access::Look, deadline, look)? {
+            if let Some(outcome) = self.look(&session, deadline, look)? {
                 return Ok(outcome);
             }
         }
         loop {
-            let attempt = self.transact(&session, Access::Write, deadline, |transaction| {
-                attempt(transaction, &session, plan, ticket)
-            })?;
-            match attempt {
+            match self.together(&session, deadline, &Acquisition { plan, ticket })? {
                 Attempt::Done(outcome) => {
                     if is_now {
                         session.refused(matches!(outcome, Outcome::Refused { .. }));
@@ -260,34 +260,25 @@ impl Store for SqliteStore {
             Which::Claim(claim) => self.session_of(claim)?,
             Which::Id(_) => self.session(self.busy_deadline())?,
         };
-        self.write(&session, |transaction| transaction.change(change, &session))
+        self.together(&session, self.busy_deadline(), &change)
     }
 
     fn acquire_all(&self, plans: &[Plan<'_>]) -> Result<Vec<Result<Outcome, Error>>, Error> {
         let deadline = self.busy_deadline();
         let session = self.session(deadline)?;
+        let mut is_careful = false;
         loop {
-            // If one of them needs an owner, all of them are undone and begin again with one.
-            let outcomes = self.transact(&session, Access::Write, deadline, |transaction| {
-                let mut outcomes = Vec::with_capacity(plans.len());
-                for plan in plans {
-                    let attempted = transaction
-                        .as_a_whole(|transaction| attempt(transaction, &session, plan, None));
-                    match attempted {
-                        Ok(Attempt::Done(outcome)) => outcomes.push(Ok(outcome)),
-                        Ok(Attempt::NeedsOwner) => {
-                            transaction.undo();
-                            return Ok(None);
-                        }
-                        Err(error) if error.is_of_one() => outcomes.push(Err(error)),
-                        Err(error) => return Err(error),
-                    }
+            let all = self.transact(&session, Access::Write, deadline, |transaction| {
+                let all = attempt_all(transaction, &session, plans, is_careful)?;
+                if !matches!(all, All::Done(_)) {
+                    transaction.undo();
                 }
-                Ok(Some(outcomes))
+                Ok(all)
             })?;
-            match outcomes {
-                Some(outcomes) => return Ok(outcomes),
-                None => self.become_owner(&session, deadline)?,
+            match all {
+                All::Done(outcomes) => return Ok(outcomes),
+                All::NeedsOwner => self.become_owner(&session, deadline)?,
+                All::NeedsCare => is_careful = true,
             }
         }
     }

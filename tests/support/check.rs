@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use quotalite::Obstacle;
 
 use crate::entry::End;
-use crate::line::{Line, Sum};
+use crate::line::{Charge, Line, Sum};
 use crate::model::{Model, Verdict};
 use crate::subject::{Answer, FileEntry, Refused, Row, Takes};
 
@@ -232,8 +232,12 @@ impl Model {
                 .map(|charge| still_counts(line, charge.at_ns))
                 .collect();
             let mut counting = counting.into_iter();
+            let charged = sums_by_instant(line.charges.iter().map(|c| (c.at_ns, c.amount.into())));
+            let there = sums_by_instant(rows.iter().map(|row| (row.at_ns, row.amount.into())));
             line.charges.retain(|charge| {
-                if counting.next() == Some(true) {
+                // One row may stand for several charges.
+                let is_whole = there.get(&charge.at_ns) == charged.get(&charge.at_ns);
+                if counting.next() == Some(true) || is_whole {
                     return true;
                 }
                 let found = rows
@@ -266,26 +270,47 @@ fn check_totals(rows: &[Row]) -> Result<(), String> {
 }
 
 impl Line {
-    /// Every charge that still counts has its row, and every row its charge.
+    /// Every charge that still counts has its row, and every row its charges: a booked one its own, of the others one
+    /// row may stand for several of one instant.
     fn check_charges(&self, rows: &[Row], now_ns: i64) -> Result<(), String> {
-        let mut charges = self.charges.clone();
-        for row in rows {
-            let found = charges.iter().position(|charge| {
-                charge.at_ns == row.at_ns
-                    && is_amount(row, charge.amount)
-                    && charge.booked_by.is_some() == row.owner_id.is_some()
-            });
-            let Some(position) = found else {
-                return Err(format!("nothing was charged for {row:?}"));
-            };
-            charges.swap_remove(position);
-        }
-        match charges
+        let (booked, charged): (Vec<&Charge>, Vec<&Charge>) = self
+            .charges
             .iter()
-            .find(|charge| charge.at_ns > now_ns || self.forgotten_ns(charge.at_ns) > now_ns)
-        {
+            .partition(|charge| charge.booked_by.is_some());
+        let mut missing = booked;
+        for row in rows.iter().filter(|row| row.owner_id.is_some()) {
+            let found = missing
+                .iter()
+                .position(|charge| charge.at_ns == row.at_ns && is_amount(row, charge.amount));
+            let Some(position) = found else {
+                return Err(format!("nothing was booked for {row:?}"));
+            };
+            missing.swap_remove(position);
+        }
+        let owed = sums_by_instant(charged.iter().map(|c| (c.at_ns, Sum::from(c.amount))));
+        let unbooked = rows.iter().filter(|row| row.owner_id.is_none());
+        let there = sums_by_instant(unbooked.map(|row| (row.at_ns, Sum::from(row.amount))));
+        for (at_ns, sum) in &there {
+            if *sum > owed.get(at_ns).copied().unwrap_or(0) {
+                return Err(format!("too much was charged at {at_ns}: {rows:?}"));
+            }
+        }
+        let is_short = |at_ns: i64| {
+            there.get(&at_ns).copied().unwrap_or(0) < owed.get(&at_ns).copied().unwrap_or(0)
+        };
+        let still_counts = |at_ns: i64| at_ns > now_ns || self.forgotten_ns(at_ns) > now_ns;
+        missing.extend(charged.into_iter().filter(|charge| is_short(charge.at_ns)));
+        match missing.iter().find(|charge| still_counts(charge.at_ns)) {
             Some(charge) => Err(format!("there is no row of {charge:?}")),
             None => Ok(()),
         }
     }
+}
+
+fn sums_by_instant(amounts: impl Iterator<Item = (i64, Sum)>) -> BTreeMap<i64, Sum> {
+    let mut sums = BTreeMap::new();
+    for (at_ns, amount) in amounts {
+        *sums.entry(at_ns).or_default() += amount;
+    }
+    sums
 }

@@ -17,6 +17,7 @@ use crate::store::{
 };
 
 /// What one attempt at an acquisition came to.
+#[derive(Debug)]
 #[expect(
     clippy::large_enum_variant,
     reason = "nearly every attempt is the large one"
@@ -102,7 +103,9 @@ pub(super) fn attempt(
             if !plan.patience.books() && !transaction.nobody_waits()? {
                 // Time may have brought the turn of somebody ahead. If nobody told it, it could never be late,
                 // and one that is stopped would be waited for without end.
-                lines.iter().for_each(|line| transaction.freed(line.id));
+                lines
+                    .iter()
+                    .for_each(|line| transaction.look_who_waits(line.id));
             }
             let mut refusal = refusal;
             if plan.patience.waits() && latest > now && (has_slots || refusal.is_of_the_line()) {

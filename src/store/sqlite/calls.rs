@@ -4,7 +4,9 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
+use super::acts::{Act, Alone, Borrowed, tried};
 use super::connection::{Deadline, waiting_until};
+use super::desk::{Came, Lead, Waited};
 use super::dropped::Dropped;
 use super::joined::check_not_within;
 use super::session::{Opening, Session, lock_until};
@@ -84,9 +86,127 @@ impl SqliteStore {
         deadline: Deadline,
         act: impl FnOnce(&mut Transaction<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
+        let _lead = match access {
+            Access::Read => None,
+            Access::Look | Access::Write => Some(self.lead(session, access, deadline)?),
+        };
+        self.transact_led(session, access, deadline, act)
+    }
+
+    /// Reads, by whatever connection is free for it.
+    pub(super) fn look<T>(
+        &self,
+        session: &Session,
+        deadline: Deadline,
+        act: impl FnOnce(&mut Transaction<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let lead = session.desk.try_lead();
+        let access = lead.as_ref().map_or(Access::Read, |_| Access::Look);
+        self.transact_led(session, access, deadline, act)
+    }
+
+    /// Waits until this thread may use the connection that writes, for something that no other can do for it.
+    fn lead<'s>(
+        &self,
+        session: &'s Session,
+        access: Access,
+        deadline: Deadline,
+    ) -> Result<Lead<'s>, Error> {
         if access == Access::Write {
             check_not_within(&self.place.database)?;
         }
+        match session.desk.come(|| None::<Alone>) {
+            Came::Leads(lead) => Ok(lead),
+            Came::Waits(slip) => match session.desk.wait(&slip, deadline.at) {
+                Waited::Leads(lead) => Ok(lead),
+                Waited::Told | Waited::TooLate => Err(deadline.busy(&self.place)),
+            },
+        }
+    }
+
+    /// Does something in one transaction with what other threads of this process want to be done at the same moment.
+    pub(super) fn together<B: Borrowed>(
+        &self,
+        session: &Session,
+        deadline: Deadline,
+        act: &B,
+    ) -> Result<B::Answer, Error> {
+        check_not_within(&self.place.database)?;
+        let slip = match session.desk.come(|| Some(act.owned())) {
+            Came::Leads(lead) => return self.lead_with(session, deadline, lead, act),
+            Came::Waits(slip) => slip,
+        };
+        loop {
+            let mut lead = match session.desk.wait(&slip, deadline.at) {
+                Waited::Leads(lead) => lead,
+                Waited::TooLate => return Err(deadline.busy(&self.place)),
+                Waited::Told => match slip.told() {
+                    Some(answer) => return answer,
+                    None => return Err(deadline.busy(&self.place)),
+                },
+            };
+            let result = self.transact_led(session, Access::Write, deadline, |transaction| {
+                lead.act_for_others(transaction, session)
+            });
+            match result {
+                Ok(()) => lead.tell_others(),
+                Err(_) if lead.has_others() => self.act_for_each(session, deadline, &mut lead),
+                Err(error) => {
+                    if session.desk.take_away(&slip) {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Does something, and then what others have left slips for.
+    fn lead_with<A: Act>(
+        &self,
+        session: &Session,
+        deadline: Deadline,
+        mut lead: Lead<'_>,
+        act: &A,
+    ) -> Result<A::Answer, Error> {
+        let result = self.transact_led(session, Access::Write, deadline, |transaction| {
+            let answer = tried(act, transaction, session)?;
+            lead.act_for_others(transaction, session)?;
+            Ok(answer)
+        });
+        match result {
+            Ok(answer) => {
+                lead.tell_others();
+                answer
+            }
+            Err(_) if lead.has_others() => {
+                let answer = self.transact_led(session, Access::Write, deadline, |transaction| {
+                    act.act(transaction, session)
+                });
+                self.act_for_each(session, deadline, &mut lead);
+                answer
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where a transaction for several has failed, each gets one of its own, so that an error is told to those alone
+    /// whom it concerns.
+    fn act_for_each(&self, session: &Session, deadline: Deadline, lead: &mut Lead<'_>) {
+        lead.act_for_each(|slip| {
+            self.transact_led(session, Access::Write, deadline, |transaction| {
+                slip.act(transaction, session)
+            })
+        });
+    }
+
+    /// Runs one transaction. Nobody else of this process uses the connection that writes, if it is by that.
+    fn transact_led<T>(
+        &self,
+        session: &Session,
+        access: Access,
+        deadline: Deadline,
+        act: impl FnOnce(&mut Transaction<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let mut is_stuck = false;
         let mut is_committed = false;
         let put_off = match access {
@@ -154,7 +274,7 @@ impl SqliteStore {
 
     /// Lets go of something that was dropped; later, if that cannot be done now.
     pub(super) fn let_go(&self, session: &Session, dropped: Dropped) -> Result<(), Error> {
-        let result = self.write(session, |transaction| transaction.let_go(&dropped, session));
+        let result = self.together(session, self.busy_deadline(), &dropped);
         if result.is_err() {
             session.put_off.push([dropped]);
         }

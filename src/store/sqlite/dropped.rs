@@ -10,7 +10,7 @@ use super::transaction::Transaction;
 use crate::error::Error;
 use crate::store::{Claim, TicketId};
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Dropped {
     /// Its charges stay.
     Permit(Claim),

@@ -35,6 +35,7 @@ impl Ledgers for Transaction<'_> {
         if let Some(next) = self.link.memo.first_after(limit, at) {
             return Ok(next);
         }
+        self.write_charges()?;
         let wanted = self.link.memo.worth_reading(limit, at);
         let read = |mut statement: CachedStatement<'_>| -> rusqlite::Result<VecDeque<Charge>> {
             let rows = statement.query_map((limit.0, at.as_nanos()), charge)?;
@@ -70,6 +71,7 @@ impl Transaction<'_> {
         if let Some(last) = self.link.memo.very_last(limit) {
             return Ok(last);
         }
+        self.write_charges()?;
         // A few more than the last one: of a ledger that has no more, nothing has to be read again.
         let mut charges = self
             .link
@@ -95,6 +97,7 @@ impl Transaction<'_> {
     }
 
     fn seek(&mut self, sql: &str, limit: LimitId, at: Timestamp) -> Result<Option<Charge>, Error> {
+        self.write_charges()?;
         let read = |mut statement: CachedStatement<'_>| {
             let mut rows = statement.query((limit.0, at.as_nanos()))?;
             rows.next()?.map(charge).transpose()
@@ -160,7 +163,20 @@ impl Transaction<'_> {
     }
 
     /// Adds a charge and returns its position in its instant.
+    ///
+    /// What is charged at the present stands in one row for all who are charged in this transaction: each of them
+    /// knows its own part.
     fn charge(&mut self, limit: LimitId, at: Timestamp, amount: i64) -> Result<i64, Error> {
+        let is_booked = at > self.now();
+        let mut unwritten = self.unwritten.iter_mut();
+        if !is_booked && let Some((_, row)) = unwritten.find(|(of, _)| *of == limit) {
+            row.amount = row.amount.saturating_add(amount);
+            row.total = row.total.plus(amount);
+            let row = *row;
+            self.link.memo.grown(limit, row);
+            self.charged();
+            return Ok(row.seq);
+        }
         let very_last = self.very_last(limit)?;
         let previous = self.last_at(limit, at)?;
         let (seq, before) = match previous {
@@ -179,22 +195,43 @@ impl Transaction<'_> {
             amount,
             total: before.plus(amount),
         };
-        self.wrote();
+        self.charged();
         if very_last.is_some_and(|last| last.at > at) {
             self.link.memo.changed(limit);
             self.correct_totals(limit, (at, seq), -amount)?;
+            self.insert(limit, added)?;
         } else {
             self.link.memo.appended(limit, added);
+            if is_booked {
+                self.insert(limit, added)?;
+            } else {
+                self.unwritten.push((limit, added));
+            }
         }
-        let stored = added.total.plus(-self.shift_at(limit, (at, seq))?);
+        Ok(seq)
+    }
+
+    /// Writes what was charged, before anybody reads or changes it in the file.
+    pub(super) fn write_charges(&mut self) -> Result<(), Error> {
+        for (limit, charge) in std::mem::take(&mut self.unwritten) {
+            self.insert(limit, charge)?;
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, limit: LimitId, charge: Charge) -> Result<(), Error> {
+        let Charge {
+            at, seq, amount, ..
+        } = charge;
+        let stored = charge.total.plus(-self.shift_at(limit, (at, seq))?);
         self.link
             .connection
             .prepare_cached(INSERT)
             .and_then(|mut statement| {
                 statement.execute((limit.0, at.as_nanos(), seq, amount, stored.0))
             })
-            .map_err(|error| self.sqlite(error))?;
-        Ok(seq)
+            .map(drop)
+            .map_err(|error| self.sqlite(error))
     }
 }
 
@@ -203,16 +240,19 @@ const AMEND: &str = "UPDATE charge
     WHERE limit_id = ?1 AND at_ns = ?2 AND seq = ?3";
 
 impl Transaction<'_> {
-    /// Changes the amount of a charge, and the totals after it.
-    pub(super) fn amend(&mut self, charge: Taken, amount: i64) -> Result<(), Error> {
-        if amount == charge.amount {
+    /// Adds to the amount of a charge, or takes from it, and changes the totals after it. A charge of which nothing is
+    /// left goes.
+    pub(super) fn amend(&mut self, charge: Taken, more: i64) -> Result<(), Error> {
+        let amount = charge.amount.saturating_add(more);
+        if more == 0 {
             return Ok(());
         }
-        if amount == 0 {
+        if amount <= 0 {
             return self.take_back(vec![charge]);
         }
         self.wrote();
         self.freed(charge.limit);
+        self.write_charges()?;
         self.link.memo.changed(charge.limit);
         let Taken { limit, at, seq, .. } = charge;
         self.link
@@ -220,7 +260,7 @@ impl Transaction<'_> {
             .prepare_cached(AMEND)
             .and_then(|mut s| s.execute((limit.0, at.as_nanos(), seq, amount)))
             .map_err(|error| self.sqlite(error))?;
-        self.correct_totals(limit, (at, seq), charge.amount - amount)
+        self.correct_totals(limit, (at, seq), -more)
     }
 }
 
@@ -234,7 +274,7 @@ pub(super) enum Stands {
     Nowhere,
 }
 
-/// A charge that is to be taken back or changed.
+/// A charge that is to be taken back or changed. It may stand for what several permits were charged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Taken {
     pub(super) limit: LimitId,
@@ -248,6 +288,7 @@ const DELETE: &str = "DELETE FROM charge WHERE limit_id = ?1 AND at_ns = ?2 AND 
 impl Transaction<'_> {
     /// Removes charges, and corrects the totals after them.
     pub(super) fn take_back(&mut self, charges: Vec<Taken>) -> Result<(), Error> {
+        self.write_charges()?;
         for charge in charges {
             self.wrote();
             self.freed(charge.limit);
@@ -269,7 +310,8 @@ const FIND_CHARGED: &str = "SELECT limit_id, at_ns, seq, amount FROM charge
 
 impl Transaction<'_> {
     /// Where each row of a claim stands.
-    pub(super) fn find_standing(&self, claim: &Claim) -> Result<Few<Stands>, Error> {
+    pub(super) fn find_standing(&mut self, claim: &Claim) -> Result<Few<Stands>, Error> {
+        self.write_charges()?;
         // A permit that the file knows of has its charges for as long as it is open.
         let booked = match claim.booking {
             Some(booking) if claim.registered.is_none() => Some(self.find_booked(booking)?),

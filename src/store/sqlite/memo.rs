@@ -268,6 +268,19 @@ impl Memo {
         }
     }
 
+    /// The last charge has become this.
+    pub(super) fn grown(&mut self, limit: LimitId, charge: Charge) {
+        let ledger = self.ledger(limit);
+        ledger.last = Some(Some(charge));
+        for run in &mut ledger.runs {
+            if let Some(last) = run.charges.back_mut()
+                && (last.at, last.seq) == (charge.at, charge.seq)
+            {
+                *last = charge;
+            }
+        }
+    }
+
     /// A ledger was changed somewhere else than at its end.
     pub(super) fn changed(&mut self, limit: LimitId) {
         self.ledgers.remove(&limit);

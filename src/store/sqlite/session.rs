@@ -11,6 +11,7 @@ use rusqlite::Connection;
 use super::Options;
 use super::bookings::Accepted;
 use super::connection::{Deadline, Pooled, Pools, Setup, flags, prepare, waiting_until};
+use super::desk::Desk;
 use super::dropped::PutOff;
 use super::file_control::has_moved;
 use super::lock_file::LockFile;
@@ -44,6 +45,7 @@ pub(super) struct Session {
     charged: AtomicU32,
     written: AtomicU32,
     pub(super) put_off: PutOff,
+    pub(super) desk: Desk,
     /// Whether the last one who wanted to be admitted at once was refused.
     refused: AtomicBool,
     /// What was last swept in passing.
@@ -143,6 +145,7 @@ impl Session {
             charged: AtomicU32::new(0),
             written: AtomicU32::new(0),
             put_off: PutOff::default(),
+            desk: Desk::default(),
             refused: AtomicBool::new(false),
             swept: Mutex::new(Turn::anywhere()),
         });

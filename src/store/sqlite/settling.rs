@@ -32,10 +32,7 @@ impl Transaction<'_> {
                 id: known.id,
                 limit: &known.limit,
                 at: claim.at,
-                charged: match stands {
-                    Stands::InLedger(charge) => charge.amount,
-                    Stands::Poured | Stands::Nowhere => row.amount.cast_signed(),
-                },
+                charged: row.amount.cast_signed(),
                 used: used.cast_signed(),
                 can_grow: matches!(stands, Stands::InLedger(_)) || known.limit.bucket().is_some(),
             };
@@ -54,7 +51,9 @@ impl Transaction<'_> {
                     let back = estimate.charged - correction.charged;
                     self.put_back(id, bucket, claim.at, back)?;
                 }
-                (Stands::InLedger(charge), _) => self.amend(charge, correction.charged)?,
+                (Stands::InLedger(charge), _) => {
+                    self.amend(charge, correction.charged - estimate.charged)?;
+                }
                 (Stands::Poured | Stands::Nowhere, _) => {}
             }
             if correction.debt > 0 {
@@ -110,7 +109,7 @@ impl Transaction<'_> {
                 {
                     self.put_back(id, bucket, claim.at, row.amount.cast_signed())?;
                 }
-                (Stands::InLedger(charge), _) => self.take_back(vec![charge])?,
+                (Stands::InLedger(charge), _) => self.amend(charge, -row.amount.cast_signed())?,
                 (Stands::Poured | Stands::Nowhere, _) => {}
             }
         }

@@ -113,6 +113,7 @@ impl Transaction<'_> {
         after: Position,
         less: i64,
     ) -> Result<(), Error> {
+        self.write_charges()?;
         let connection = self.link.connection;
         let place = |position: Position| (limit.0, position.0.as_nanos(), position.1);
         let next_shift = if self.has_shifts(limit)? {

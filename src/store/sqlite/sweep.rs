@@ -41,6 +41,7 @@ impl Transaction<'_> {
     /// Removes a few expired charges of the limits of a request, and of the next limits after `turn`: so that those
     /// which nobody uses are swept by whoever comes by. Returns where to go on.
     pub(super) fn sweep(&mut self, lines: &[Line<'_>], turn: Turn) -> Result<Turn, Error> {
+        self.write_charges()?;
         for line in lines {
             self.sweep_ledger(line.id, line.limit)?;
         }

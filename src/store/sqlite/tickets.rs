@@ -254,7 +254,7 @@ impl Transaction<'_> {
     pub(super) fn next_in_line(
         &mut self,
         freed: &[LimitId],
-        came: Option<i64>,
+        came: &[i64],
     ) -> Result<Few<i64>, Error> {
         if self.nobody_waits()? {
             return Ok(Few::new());
@@ -266,7 +266,7 @@ impl Transaction<'_> {
         let turns: Few<i64> = turns
             .into_iter()
             .map(|position| numbers[position])
-            .filter(|number| Some(*number) != came)
+            .filter(|number| !came.contains(number))
             .collect();
         for number in &turns {
             let changed = self

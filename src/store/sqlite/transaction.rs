@@ -7,7 +7,7 @@ use super::file_control::data_version;
 use super::memo::{ClockRow, Memo};
 use super::place::{Place, Watch};
 use super::schema::is_busy;
-use crate::calendar::LimitId;
+use crate::calendar::{Charge, LimitId};
 use crate::clock::{BootId, Change, Clock, Present, Reading, Timeline, Timestamp};
 use crate::error::Error;
 use crate::store::{Few, TicketId};
@@ -16,7 +16,7 @@ use crate::store::{Few, TicketId};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
     Read,
-    /// Reads by the connection that writes.
+    /// Reads by the connection that writes: what that remembers is younger.
     Look,
     Write,
 }
@@ -32,6 +32,10 @@ pub(super) struct Transaction<'l> {
     access: Access,
     /// The row of the clock, as it was read or made up for a file that has none yet.
     stored: ClockRow,
+    /// What is charged at the present, a row for each limit, and not written yet.
+    pub(super) unwritten: Few<(LimitId, Charge)>,
+    /// How often something was charged.
+    charges: u64,
     /// Whether there is anything to commit.
     wrote: bool,
     /// Whether it is to be rolled back, whatever was written.
@@ -40,8 +44,9 @@ pub(super) struct Transaction<'l> {
     freed: Few<LimitId>,
     /// The tickets that wait in vain: what they wait for is no more.
     in_vain: Few<i64>,
-    /// The ticket that has come in this transaction and could not go: it is not called again by it.
-    came: Option<i64>,
+    /// The tickets that have come in this transaction and could not go, since when nothing came free: they are not
+    /// called by it.
+    came: Few<i64>,
 }
 
 /// A connection with a transaction on it, which ends with this.
@@ -166,11 +171,13 @@ impl<'l> Transaction<'l> {
             present,
             access,
             stored,
+            unwritten: Few::new(),
+            charges: 0,
             wrote: false,
             is_undone: false,
             freed: Few::new(),
             in_vain: Few::new(),
-            came: None,
+            came: Few::new(),
         })
     }
 
@@ -211,6 +218,17 @@ impl<'l> Transaction<'l> {
         self.link.memo.forget_ledgers();
     }
 
+    /// Says that something was charged.
+    pub(super) fn charged(&mut self) {
+        self.charges += 1;
+        self.wrote();
+    }
+
+    /// Tells, by comparing, whether anything was changed.
+    pub(super) fn changes(&self) -> u64 {
+        self.charges + self.link.connection.total_changes()
+    }
+
     /// Says that nothing of this is to be committed after all.
     pub(super) fn undo(&mut self) {
         self.is_undone = true;
@@ -225,9 +243,13 @@ impl<'l> Transaction<'l> {
         &mut self,
         act: impl FnOnce(&mut Self) -> Result<T, Error>,
     ) -> Result<T, Error> {
+        self.write_charges()?;
         run(self.link.connection, "SAVEPOINT one").map_err(|error| self.sqlite(error))?;
         let result = act(self);
-        if result.is_err() {
+        if result.is_ok() {
+            self.write_charges()?;
+        } else {
+            self.unwritten.clear();
             self.link.memo.forget_ledgers();
             self.link.memo.forget_limits();
             run(self.link.connection, "ROLLBACK TO one").map_err(|error| self.sqlite(error))?;
@@ -238,6 +260,12 @@ impl<'l> Transaction<'l> {
 
     /// Says that something of a limit came free.
     pub(super) fn freed(&mut self, limit: LimitId) {
+        self.came.clear();
+        self.look_who_waits(limit);
+    }
+
+    /// Says that it may be the turn of somebody who waits for a limit.
+    pub(super) fn look_who_waits(&mut self, limit: LimitId) {
         if !self.freed.contains(&limit) {
             self.freed.push(limit);
         }
@@ -250,7 +278,7 @@ impl<'l> Transaction<'l> {
 
     /// Says that this ticket has come, and waits on.
     pub(super) fn came(&mut self, ticket: TicketId) {
-        self.came = Some(ticket.number);
+        self.came.push(ticket.number);
     }
 
     /// Commits what was written; if nothing was, ends without a trace. Returns the tickets whose turn it is now, or who
@@ -266,9 +294,11 @@ impl<'l> Transaction<'l> {
         let mut turns = if freed.is_empty() {
             Few::new()
         } else {
-            self.next_in_line(&freed, self.came)?
+            let came = std::mem::take(&mut self.came);
+            self.next_in_line(&freed, &came)?
         };
         turns.append(&mut self.in_vain);
+        self.write_charges()?;
         self.commit().map(|()| turns)
     }
 
@@ -302,11 +332,10 @@ impl Open<'_> {
     fn refresh(&mut self, access: Access, place: &Place) -> Result<Option<ClockRow>, Error> {
         let memo = &mut *self.memo;
         // A transaction that reads sees the file only from its first read on.
-        if access == Access::Look && memo.version.is_some() {
+        if access != Access::Write && memo.version.is_some() {
             read_anything(self.connection).map_err(|error| place.sqlite(error))?;
         }
-        if access != Access::Read
-            && memo.clock.is_some()
+        if memo.clock.is_some()
             && memo.version.is_some()
             && memo.version == data_version(self.connection)
         {

@@ -1,0 +1,307 @@
+//! Threads of one process that want to write at the same moment share a transaction.
+//!
+//! SQLite has one writer at a time, and most of what a transaction costs is its beginning and its end. So whoever
+//! comes while another is at it leaves a slip; whoever is next to begin a transaction does all that the slips ask
+//! for in it, in the order in which they came, and each gets its own answer. There is no thread for this: the one
+//! that leads is one of those who came, and the first in the queue leads next if nobody else does.
+//!
+//! A slip owns what it asks for, so that whoever left it can go away without it: one whose deadline has passed, or
+//! one that is not a thread.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use super::acts::{Act, tried};
+use super::session::Session;
+use super::transaction::Transaction;
+use crate::error::Error;
+
+/// How many slips one transaction answers at most: those who come later shall not wait for too many.
+const MOST_TOGETHER: usize = 64;
+
+/// How long a thread that waits gives way to others before it goes to sleep: a transaction mostly takes less, and
+/// waking a thread costs about as much as its part of it.
+const GIVES_WAY: Duration = Duration::from_micros(100);
+
+/// How long a thread sleeps whose answer is under way.
+const SHORT: Duration = Duration::from_millis(1);
+
+/// Where those who want to write meet.
+#[derive(Debug, Default)]
+pub(super) struct Desk {
+    queue: Mutex<Queue>,
+    /// The same as in the queue, for those who look without locking it.
+    is_led: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    is_led: bool,
+    waiting: VecDeque<Arc<dyn Waiting>>,
+}
+
+/// Somebody who waits at the desk.
+pub(super) trait Waiting: fmt::Debug + Send + Sync {
+    /// Does what it asks for and keeps the answer. Fails if the whole transaction has failed with it.
+    fn act(&self, transaction: &mut Transaction<'_>, session: &Session) -> Result<(), Error>;
+
+    /// Keeps the reason for which its transaction failed.
+    fn fail(&self, error: Error);
+
+    /// Says that the answer stands.
+    fn tell(&self);
+
+    /// Lets it look whether it is to lead.
+    fn wake(&self);
+
+    /// Whether others can do it for it.
+    fn joins(&self) -> bool;
+}
+
+/// What somebody asks for, until it is answered.
+#[derive(Debug)]
+pub(super) struct Slip<A: Act> {
+    /// Nothing for one who has to lead itself.
+    act: Option<A>,
+    answer: Mutex<Option<Result<A::Answer, Error>>>,
+    is_told: AtomicBool,
+    thread: Thread,
+}
+
+impl<A: Act> Slip<A> {
+    fn new(act: Option<A>) -> Arc<Self> {
+        Arc::new(Self {
+            act,
+            answer: Mutex::new(None),
+            is_told: AtomicBool::new(false),
+            thread: thread::current(),
+        })
+    }
+
+    fn answer(&self) -> MutexGuard<'_, Option<Result<A::Answer, Error>>> {
+        self.answer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The answer, once it stands.
+    pub(super) fn told(&self) -> Option<Result<A::Answer, Error>> {
+        self.is_told
+            .load(Ordering::Acquire)
+            .then(|| self.answer().take())
+            .flatten()
+    }
+}
+
+impl<A: Act> Waiting for Slip<A> {
+    fn act(&self, transaction: &mut Transaction<'_>, session: &Session) -> Result<(), Error> {
+        if let Some(act) = &self.act {
+            *self.answer() = Some(tried(act, transaction, session)?);
+        }
+        Ok(())
+    }
+
+    fn fail(&self, error: Error) {
+        *self.answer() = Some(Err(error));
+    }
+
+    fn tell(&self) {
+        self.is_told.store(true, Ordering::Release);
+        self.thread.unpark();
+    }
+
+    fn wake(&self) {
+        self.thread.unpark();
+    }
+
+    fn joins(&self) -> bool {
+        self.act.is_some()
+    }
+}
+
+/// Who was let in at once, and who has to wait.
+pub(super) enum Came<'d, A: Act> {
+    Leads(Lead<'d>),
+    Waits(Arc<Slip<A>>),
+}
+
+/// What waiting has come to.
+pub(super) enum Waited<'d> {
+    Told,
+    Leads(Lead<'d>),
+    TooLate,
+}
+
+impl Desk {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn led<'d>(&'d self, queue: &mut Queue) -> Lead<'d> {
+        queue.is_led = true;
+        self.is_led.store(true, Ordering::Relaxed);
+        Lead {
+            desk: self,
+            taken: Vec::new(),
+        }
+    }
+
+    /// Leads, if nobody does and nobody waits.
+    pub(super) fn try_lead(&self) -> Option<Lead<'_>> {
+        if self.is_led.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut queue = self.lock();
+        (!queue.is_led && queue.waiting.is_empty()).then(|| self.led(&mut queue))
+    }
+
+    /// Leads at once if nobody is there, else leaves a slip. Without an act it is one that only its thread can do.
+    pub(super) fn come<A: Act + 'static>(&self, act: impl FnOnce() -> Option<A>) -> Came<'_, A> {
+        if let Some(lead) = self.try_lead() {
+            return Came::Leads(lead);
+        }
+        let slip = Slip::new(act());
+        self.lock().waiting.push_back(Arc::clone(&slip) as _);
+        Came::Waits(slip)
+    }
+
+    /// Waits until the slip is answered, or its thread is to lead.
+    pub(super) fn wait<A: Act + 'static>(
+        &self,
+        slip: &Arc<Slip<A>>,
+        deadline: Instant,
+    ) -> Waited<'_> {
+        let mut sleeps_from = Instant::now() + GIVES_WAY;
+        loop {
+            if slip.is_told.load(Ordering::Acquire) {
+                return Waited::Told;
+            }
+            if !self.is_led.load(Ordering::Relaxed)
+                && let Some(lead) = self.lead_from(slip)
+            {
+                return Waited::Leads(lead);
+            }
+            let now = Instant::now();
+            if now >= deadline {
+                if self.take_away(slip) {
+                    return Waited::TooLate;
+                }
+                // It is being answered.
+                thread::park_timeout(SHORT);
+            } else if now < sleeps_from {
+                thread::yield_now();
+            } else {
+                thread::park_timeout(deadline - now);
+                sleeps_from = now;
+            }
+        }
+    }
+
+    /// Leads, if nobody does and the first in the queue lets others go with it or is this one.
+    fn lead_from<A: Act + 'static>(&self, slip: &Arc<Slip<A>>) -> Option<Lead<'_>> {
+        let mut queue = self.lock();
+        let first = queue.waiting.front()?;
+        let is_first = is_same(first, slip);
+        if queue.is_led || !(is_first || (slip.joins() && first.joins())) {
+            return None;
+        }
+        if is_first && !slip.joins() {
+            queue.waiting.pop_front();
+        }
+        Some(self.led(&mut queue))
+    }
+
+    /// Takes a slip out of the queue. False if it is no longer in it.
+    pub(super) fn take_away<A: Act + 'static>(&self, slip: &Arc<Slip<A>>) -> bool {
+        let mut queue = self.lock();
+        let place = queue.waiting.iter().position(|other| is_same(other, slip));
+        if let Some(place) = place {
+            queue.waiting.remove(place);
+        }
+        // It may have been woken to lead.
+        if !queue.is_led
+            && let Some(first) = queue.waiting.front()
+        {
+            first.wake();
+        }
+        place.is_some()
+    }
+}
+
+fn is_same<A: Act + 'static>(other: &Arc<dyn Waiting>, slip: &Arc<Slip<A>>) -> bool {
+    std::ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(slip))
+}
+
+/// Leads: may begin a transaction, for itself and for those whose slips it takes.
+#[derive(Debug)]
+pub(super) struct Lead<'d> {
+    desk: &'d Desk,
+    taken: Vec<Arc<dyn Waiting>>,
+}
+
+impl Lead<'_> {
+    /// Does what all slips ask for that are there, and those that come meanwhile. To be called once the write lock is
+    /// held: from then on it does not take long.
+    pub(super) fn act_for_others(
+        &mut self,
+        transaction: &mut Transaction<'_>,
+        session: &Session,
+    ) -> Result<(), Error> {
+        loop {
+            let done = self.taken.len();
+            self.take();
+            if self.taken.len() == done {
+                return Ok(());
+            }
+            for slip in &self.taken[done..] {
+                slip.act(transaction, session)?;
+            }
+        }
+    }
+
+    fn take(&mut self) {
+        let mut queue = self.desk.lock();
+        let room = MOST_TOGETHER.saturating_sub(self.taken.len());
+        let joining = queue.waiting.iter().take_while(|slip| slip.joins());
+        let count = joining.take(room).count();
+        self.taken.extend(queue.waiting.drain(..count));
+    }
+
+    /// Whether it has taken anybody's slip.
+    pub(super) fn has_others(&self) -> bool {
+        !self.taken.is_empty()
+    }
+
+    /// Lets each of those for whom it has tried to act have it done by itself.
+    pub(super) fn act_for_each(&mut self, act: impl Fn(&dyn Waiting) -> Result<(), Error>) {
+        while let Some(slip) = self.taken.first() {
+            if let Err(error) = act(&**slip) {
+                slip.fail(error);
+            }
+            slip.tell();
+            self.taken.remove(0);
+        }
+    }
+
+    /// Tells those for whom it has acted, once that is committed.
+    pub(super) fn tell_others(&mut self) {
+        self.taken.drain(..).for_each(|slip| slip.tell());
+    }
+}
+
+impl Drop for Lead<'_> {
+    fn drop(&mut self) {
+        let mut queue = self.desk.lock();
+        // What was not told was not done.
+        for slip in self.taken.drain(..).rev() {
+            queue.waiting.push_front(slip);
+        }
+        queue.is_led = false;
+        self.desk.is_led.store(false, Ordering::Relaxed);
+        if let Some(first) = queue.waiting.front() {
+            first.wake();
+        }
+    }
+}
