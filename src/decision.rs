@@ -221,6 +221,14 @@ pub(crate) fn decide<B: Books>(
 }
 
 impl Denial {
+    /// The same, decided at another instant.
+    pub(crate) fn as_of(&self, now: Timestamp) -> Self {
+        Self {
+            now,
+            ..self.clone()
+        }
+    }
+
     pub(crate) fn new(
         lines: &[Line<'_>],
         blocker: &Blocker,

@@ -98,9 +98,13 @@ impl<'a> Plan<'a> {
         Ok(Self { ask, patience })
     }
 
-    pub(crate) fn owned(&self) -> OwnedPlan {
+    pub(crate) fn to_request(self) -> Request {
+        self.ask.to_request()
+    }
+
+    pub(crate) fn owned(self) -> OwnedPlan {
         OwnedPlan {
-            request: self.ask.to_request(),
+            request: self.to_request(),
             patience: self.patience,
         }
     }

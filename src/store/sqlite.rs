@@ -7,10 +7,12 @@ mod buckets;
 mod calls;
 mod changes;
 mod connection;
+mod crowd;
 mod definitions;
 mod desk;
 mod dropped;
 mod file_control;
+mod generation;
 mod handover;
 mod joined;
 mod ledger;
@@ -21,22 +23,22 @@ mod patterns;
 mod permits;
 mod place;
 mod record;
+mod refusals;
 mod schema;
 mod session;
 mod settling;
+mod shared_page;
 mod shifts;
 mod slots;
 mod sweep;
 mod terms;
 mod tickets;
 mod transaction;
-#[cfg(target_os = "linux")]
-mod wake_page;
 mod wakes;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicI64;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -47,11 +49,12 @@ pub use connection::Durability;
 pub(crate) use joined::Held;
 pub use joined::TableConnection;
 
-use self::acquire::{Attempt, decide_in_line, glance};
+use self::acquire::{Attempt, decide_in_line};
 use self::acts::{Acquisition, All, attempt_all};
 use self::connection::Deadline;
 use self::dropped::Dropped;
 use self::place::Place;
+use self::refusals::Hint;
 use self::session::{LONGEST_OPEN, Opening, Session};
 use self::transaction::{Access, Transaction};
 use self::wakes::{SHORTEST_POLL, looks_again};
@@ -59,7 +62,7 @@ use super::{
     Change, Claim, Holder, Outcome, Pending, Queued, Registered, Store, Which, denial, lines,
 };
 use crate::clock::{Clock, Timestamp};
-use crate::decision::{Peek, Verdict};
+use crate::decision::{Denial, Peek, Verdict};
 use crate::definition::{Author, Definition, LimitChange, OnConflict};
 use crate::error::Error;
 use crate::limit::Limit;
@@ -92,7 +95,7 @@ pub(crate) struct SqliteStore {
     pid: u32,
     /// What was last added to the time since boot to give an instant.
     offset_ns: AtomicI64,
-    state: Mutex<State>,
+    state: RwLock<State>,
 }
 
 #[derive(Debug)]
@@ -126,7 +129,7 @@ impl SqliteStore {
             place,
             pid: std::process::id(),
             offset_ns: AtomicI64::new(i64::MIN),
-            state: Mutex::new(State {
+            state: RwLock::new(State {
                 session: Some(Arc::clone(&session)),
                 left: Vec::new(),
             }),
@@ -192,24 +195,35 @@ impl Store for SqliteStore {
     }
 
     fn acquire(&self, plan: &Plan<'_>, waited: Option<&Queued>) -> Result<Outcome, Error> {
+        let is_plain = plan.patience == Patience::Now && plan.id().is_none();
+        let hint = if is_plain {
+            self.hint(plan)
+        } else {
+            Hint::Nothing
+        };
+        let was_refused = match hint {
+            Hint::IsRefused(denial) => return Ok(refused_now(denial)),
+            Hint::WasRefused => true,
+            Hint::Nothing => false,
+        };
         let deadline = self.lock_deadline(plan.patience);
         let session = self.session(deadline)?;
+        if was_refused
+            && !session.put_off.any()
+            && let Some(denial) = self.glance(&session, plan, deadline)?
+        {
+            return Ok(refused_now(denial));
+        }
         // A ticket of another session is in another file, or in nobody's.
         let waited = waited.filter(|queued| queued.session == session.number);
         let ticket = waited.map(|queued| queued.ticket);
-        let is_now = plan.patience == Patience::Now;
-        let may_glance = session.was_refused() && !session.put_off.any();
-        if is_now && plan.id().is_none() && may_glance {
-            let look = |transaction: &mut Transaction<'_>| glance(transaction, plan);
-            if let Some(outcome) = self.look(&session, deadline, look)? {
-                return Ok(outcome);
-            }
-        }
         loop {
             match self.together(&session, deadline, &Acquisition { plan, ticket })? {
                 Attempt::Done(outcome) => {
-                    if is_now {
-                        session.refused(matches!(outcome, Outcome::Refused { .. }));
+                    let is_refused = matches!(outcome, Outcome::Refused { .. });
+                    // Mostly it is what it was.
+                    if is_plain && is_refused != was_refused {
+                        session.refusals.remember(plan, is_refused);
                     }
                     return Ok(outcome);
                 }
@@ -439,5 +453,12 @@ impl Store for SqliteStore {
 
     fn place(&self) -> &Path {
         &self.place.database
+    }
+}
+
+const fn refused_now(denial: Denial) -> Outcome {
+    Outcome::Refused {
+        denial,
+        deadline: None,
     }
 }

@@ -6,7 +6,7 @@ use super::session::Session;
 use super::transaction::Transaction;
 use crate::calendar::Line;
 use crate::clock::Timestamp;
-use crate::decision::{Refusal, Verdict, decide};
+use crate::decision::{Denial, Refusal, Verdict, decide};
 use crate::error::Error;
 use crate::line::{Waiter, book_behind, decide_behind, is_of_slots, rates_admit};
 use crate::plan::{Patience, Plan};
@@ -162,7 +162,7 @@ fn leave_with(
 pub(super) fn glance(
     transaction: &mut Transaction<'_>,
     plan: &Plan<'_>,
-) -> Result<Option<Outcome>, Error> {
+) -> Result<Option<Denial>, Error> {
     if transaction.clock_has_to_be_fixed() || !transaction.nobody_waits()? {
         return Ok(None);
     }
@@ -176,11 +176,7 @@ pub(super) fn glance(
     if may_come_back(transaction, &lines, &verdict)? {
         return Ok(None);
     }
-    let denial = denial(refusal, &lines, now, &transaction.place.database)?;
-    Ok(Some(Outcome::Refused {
-        denial,
-        deadline: None,
-    }))
+    denial(refusal, &lines, now, &transaction.place.database).map(Some)
 }
 
 /// What is decided behind those who wait, and who they are.

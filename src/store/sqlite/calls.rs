@@ -1,26 +1,32 @@
 //! A call: the session it uses, the lock it waits for, and the transaction it runs.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard};
-use std::time::Duration;
+use std::sync::{Arc, RwLockWriteGuard};
+use std::time::{Duration, Instant};
 
+use super::acquire::glance;
 use super::acts::{Act, Alone, Borrowed, tried};
 use super::connection::{Deadline, waiting_until};
 use super::desk::{Came, Lead, Waited};
 use super::dropped::Dropped;
 use super::joined::check_not_within;
-use super::session::{Opening, Session, lock_until};
+use super::refusals::{Hint, Known};
+use super::session::{Opening, Session, lock_until, locked_until};
 use super::transaction::{Access, Transaction};
 use super::{SHORTEST_LOCK_WAIT, SqliteStore, State};
 use crate::clock::{Timestamp, elapsed_at};
+use crate::decision::Denial;
 use crate::error::Error;
-use crate::plan::{Latest, Patience};
+use crate::plan::{Latest, Patience, Plan};
 use crate::store::Claim;
 
 impl SqliteStore {
     /// The open session, opened anew if the former one had to be left, or belongs to the process that
     /// this one was forked from.
     pub(super) fn session(&self, deadline: Deadline) -> Result<Arc<Session>, Error> {
+        if let Some(session) = self.open_session() {
+            return Ok(session);
+        }
         let mut state = self.lock_state_until(deadline)?;
         if let Some(session) = &state.session
             && session.is_ours()
@@ -51,13 +57,31 @@ impl SqliteStore {
         Ok(session)
     }
 
+    /// The session, if it is open and nobody is opening another.
+    pub(super) fn open_session(&self) -> Option<Arc<Session>> {
+        let state = self.state.try_read().ok()?;
+        let session = state.session.as_ref()?;
+        session.is_ours().then(|| Arc::clone(session))
+    }
+
+    /// What is known of a request without looking at the file.
+    pub(super) fn hint(&self, plan: &Plan<'_>) -> Hint {
+        match self.open_session() {
+            Some(session) if !session.put_off.any() => {
+                let clock = &*self.options.clock;
+                session.refusals.hint(plan, &session.generation, clock)
+            }
+            _ => Hint::Nothing,
+        }
+    }
+
     /// The state, or an error if another thread keeps it: because that thread waits for a lock itself, or
     /// because there was one when this process was forked, and here there is none.
     pub(super) fn lock_state_until(
         &self,
         deadline: Deadline,
-    ) -> Result<MutexGuard<'_, State>, Error> {
-        lock_until(&self.state, deadline.at).ok_or_else(|| {
+    ) -> Result<RwLockWriteGuard<'_, State>, Error> {
+        locked_until(|| self.state.try_write(), deadline.at).ok_or_else(|| {
             if self.pid == std::process::id() {
                 deadline.busy(&self.place)
             } else {
@@ -103,6 +127,34 @@ impl SqliteStore {
         let lead = session.desk.try_lead();
         let access = lead.as_ref().map_or(Access::Read, |_| Access::Look);
         self.transact_led(session, access, deadline, act)
+    }
+
+    /// Refuses a request that the committed state refuses already, without the write lock, and remembers that.
+    pub(super) fn glance(
+        &self,
+        session: &Session,
+        plan: &Plan<'_>,
+        deadline: Deadline,
+    ) -> Result<Option<Denial>, Error> {
+        let since = Instant::now();
+        let seen = session.generation.seen();
+        let denied = self.look(session, deadline, |transaction| {
+            let denial = glance(transaction, plan)?;
+            Ok(denial.map(|denial| (denial, *transaction.timeline())))
+        })?;
+        let Some((denial, timeline)) = denied else {
+            return Ok(None);
+        };
+        if let Some(seen) = seen.filter(|seen| session.generation.seen() == Some(*seen)) {
+            let known = Known {
+                denial: denial.clone(),
+                timeline,
+                seen,
+                since,
+            };
+            session.refusals.know(plan, known);
+        }
+        Ok(Some(denial))
     }
 
     /// Waits until this thread may use the connection that writes, for something that no other can do for it.
@@ -220,9 +272,8 @@ impl SqliteStore {
                 .and_then(|mut link| {
                     let result = waiting_until(deadline.at, || {
                         let (place, clock) = (&self.place, &*self.options.clock);
-                        let opened = &session.watch;
                         let mut transaction =
-                            Transaction::begin(&mut link, access, place, opened, clock, deadline)?;
+                            Transaction::begin(&mut link, access, place, session, clock, deadline)?;
                         let offset_ns = transaction.timeline().offset_ns;
                         self.offset_ns.store(offset_ns, Ordering::Relaxed);
                         transaction.let_go_of_all(&put_off, session);
@@ -235,6 +286,7 @@ impl SqliteStore {
                         Ok(value)
                     });
                     if access == Access::Write {
+                        session.crowd.leave();
                         if result.is_err() {
                             session.accepted.put_back();
                         } else if session.is_wal_due() {

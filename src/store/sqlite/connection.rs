@@ -180,6 +180,9 @@ pub(super) fn waiting_until<T>(deadline: Instant, act: impl FnOnce() -> T) -> T 
     act()
 }
 
+/// How often a thread gives way to others before it sleeps.
+const YIELDS: i32 = 8;
+
 /// The longest that a thread sleeps before it asks for a lock again.
 const LONGEST_NAP_US: u64 = 1_000;
 
@@ -214,10 +217,10 @@ fn nap_until(deadline: Instant, attempt: i32) -> bool {
     let Some(left) = deadline.checked_duration_since(Instant::now()) else {
         return false;
     };
-    if attempt < 2 {
+    if attempt < YIELDS {
         thread::yield_now();
     } else {
-        let longest = (20_u64 << attempt.clamp(0, 10)).min(LONGEST_NAP_US);
+        let longest = (20_u64 << (attempt - YIELDS).clamp(0, 10)).min(LONGEST_NAP_US);
         let nap = Duration::from_micros(fastrand::u64(longest / 4..=longest));
         thread::sleep(nap.min(left));
     }

@@ -167,7 +167,7 @@ impl SqliteStore {
             connection,
             (&mut memo, &mut stuck),
             &self.place,
-            &session.watch,
+            &session,
             &*self.options.clock,
         )?;
         let outcome = match attempt(&mut transaction, &session, plan, None)? {

@@ -11,10 +11,10 @@ use std::io;
 use std::path::Path;
 #[cfg(target_os = "linux")]
 use std::sync::atomic::AtomicI64;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::wakes::Wakes;
+use super::shared_page::SharedPage;
 
 #[derive(Debug)]
 pub(super) struct LockFile {
@@ -69,13 +69,19 @@ impl LockFile {
         self.inode
     }
 
-    /// The page on which those who wait in line are woken.
+    /// The part of it that all its users share, if it can be mapped.
     ///
     /// It is mapped from a descriptor of its own: a mapping keeps what it was made from open, and with it a
     /// forked child would keep its parent's locks.
-    pub(super) fn wakes(&self) -> Wakes {
-        let again = self.with_file(open_again);
-        Wakes::of(again.ok().as_ref())
+    pub(super) fn page(&self) -> Option<Arc<SharedPage>> {
+        let page = self
+            .with_file(open_again)
+            .and_then(|file| SharedPage::map(&file));
+        page.map(Arc::new)
+            .map_err(
+                |error| tracing::debug!(%error, "the lock file cannot be mapped: who waits polls"),
+            )
+            .ok()
     }
 
     /// Closes this process's descriptor. A forked child does that with the one that it inherited: as

@@ -11,12 +11,15 @@ use rusqlite::Connection;
 use super::Options;
 use super::bookings::Accepted;
 use super::connection::{Deadline, Pooled, Pools, Setup, flags, prepare, waiting_until};
+use super::crowd::Crowd;
 use super::desk::Desk;
 use super::dropped::PutOff;
 use super::file_control::has_moved;
+use super::generation::Generation;
 use super::lock_file::LockFile;
 use super::place::{Place, Watch};
 use super::record::{note_opened, remove_orphans};
+use super::refusals::Refusals;
 use super::schema::{is_busy, migrate};
 use super::sweep::{SWEEP_EVERY, Turn};
 use super::transaction::Access;
@@ -31,6 +34,9 @@ pub(super) struct Session {
     pub(super) lock_file: Arc<LockFile>,
     pub(super) watch: Watch,
     pub(super) wakes: Wakes,
+    pub(super) generation: Generation,
+    pub(super) crowd: Crowd,
+    pub(super) refusals: Refusals,
     pools: Arc<Pools>,
     /// How many calls are under way.
     calls: AtomicUsize,
@@ -46,8 +52,6 @@ pub(super) struct Session {
     written: AtomicU32,
     pub(super) put_off: PutOff,
     pub(super) desk: Desk,
-    /// Whether the last one who wanted to be admitted at once was refused.
-    refused: AtomicBool,
     /// What was last swept in passing.
     swept: Mutex<Turn>,
 }
@@ -129,11 +133,15 @@ impl Session {
         drop(guard);
         let pools = Pools::new(place, &setup, connection)
             .map_err(|source| place.failed("starting a thread for its connections", source))?;
+        let page = lock_file.page();
         let session = Arc::new(Self {
             number: NUMBERS.fetch_add(1, Ordering::Relaxed),
             pid: std::process::id(),
             pools: Arc::new(pools),
-            wakes: lock_file.wakes(),
+            wakes: Wakes::new(page.clone()),
+            generation: Generation::new(page.clone()),
+            crowd: Crowd::new(page),
+            refusals: Refusals::default(),
             lock_file: Arc::new(lock_file),
             watch,
             calls: AtomicUsize::new(0),
@@ -146,7 +154,6 @@ impl Session {
             written: AtomicU32::new(0),
             put_off: PutOff::default(),
             desk: Desk::default(),
-            refused: AtomicBool::new(false),
             swept: Mutex::new(Turn::anywhere()),
         });
         lock(&SESSIONS).push(Listed {
@@ -313,18 +320,6 @@ impl Session {
             .then(|| *lock(&self.swept))
     }
 
-    /// Whether it is worth a look if the next one is to be refused, too, before the write lock is asked for.
-    pub(super) fn was_refused(&self) -> bool {
-        self.refused.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn refused(&self, refused: bool) {
-        // Most of the time it is what it was.
-        if self.was_refused() != refused {
-            self.refused.store(refused, Ordering::Relaxed);
-        }
-    }
-
     /// Whether it is time to look at the length of the WAL.
     pub(super) fn is_wal_due(&self) -> bool {
         let written = self.written.fetch_add(1, Ordering::Relaxed);
@@ -385,8 +380,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The lock, unless another thread keeps it for too long: for ever, if that is a thread of the parent that
 /// held it when this process was forked.
 pub(super) fn lock_until<T>(mutex: &Mutex<T>, deadline: Instant) -> Option<MutexGuard<'_, T>> {
+    locked_until(|| mutex.try_lock(), deadline)
+}
+
+/// The same of any lock.
+pub(super) fn locked_until<G>(
+    try_lock: impl Fn() -> Result<G, TryLockError<G>>,
+    deadline: Instant,
+) -> Option<G> {
     loop {
-        match mutex.try_lock() {
+        match try_lock() {
             Ok(guard) => return Some(guard),
             Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
             Err(TryLockError::WouldBlock) if Instant::now() < deadline => {

@@ -1,12 +1,16 @@
 //! One transaction: the lock, the present, and the end.
 
+use std::time::{Duration, Instant};
+
 use rusqlite::Connection;
 
-use super::connection::{Deadline, Link};
+use super::connection::{Deadline, Link, waiting_until};
 use super::file_control::data_version;
+use super::generation::Begun;
 use super::memo::{ClockRow, Memo};
 use super::place::{Place, Watch};
 use super::schema::is_busy;
+use super::session::Session;
 use crate::calendar::{Charge, LimitId};
 use crate::clock::{BootId, Change, Clock, Present, Reading, Timeline, Timestamp};
 use crate::error::Error;
@@ -56,6 +60,8 @@ pub(super) struct Open<'l> {
     pub(super) memo: &'l mut Memo,
     stuck: &'l mut bool,
     scope: Scope,
+    /// If it may write. Where it is part of a transaction of somebody else's, nobody says when that ends.
+    begun: Option<Begun<'l>>,
     ended: bool,
 }
 
@@ -98,27 +104,28 @@ impl<'l> Transaction<'l> {
         link: &'l mut Link,
         access: Access,
         place: &'l Place,
-        opened: &Watch,
+        session: &'l Session,
         clock: &'l dyn Clock,
         deadline: Deadline,
     ) -> Result<Self, Error> {
-        let begin = match access {
-            Access::Read | Access::Look => BEGIN_READ,
-            Access::Write => BEGIN_WRITE,
+        let begun = match access {
+            Access::Read | Access::Look => run(&link.connection, BEGIN_READ),
+            Access::Write => begin_in_turn(&link.connection, session, deadline),
         };
-        if let Err(error) = run(&link.connection, begin) {
+        if let Err(error) = begun {
             return Err(if is_busy(&error) {
                 deadline.busy(place)
             } else {
                 place.sqlite(error)
             });
         }
-        let watch = link.watch.get_or_insert_with(|| opened.clone());
+        let watch = link.watch.get_or_insert_with(|| session.watch.clone());
         let open = Open {
             connection: &link.connection,
             memo: &mut link.memo,
             stuck: &mut link.stuck,
             scope: Scope::Whole,
+            begun: (access == Access::Write).then(|| session.generation.begin()),
             ended: false,
         };
         Self::begun(open, access, place, watch, clock)
@@ -129,7 +136,7 @@ impl<'l> Transaction<'l> {
         connection: &'l Connection,
         (memo, stuck): (&'l mut Memo, &'l mut bool),
         place: &'l Place,
-        opened: &Watch,
+        session: &'l Session,
         clock: &'l dyn Clock,
     ) -> Result<Self, Error> {
         run(connection, BEGIN_PART).map_err(|error| place.sqlite(error))?;
@@ -138,9 +145,16 @@ impl<'l> Transaction<'l> {
             memo,
             stuck,
             scope: Scope::Part,
+            begun: Some(session.generation.begin()),
             ended: false,
         };
-        Self::begun(open, Access::Write, place, &mut opened.clone(), clock)
+        Self::begun(
+            open,
+            Access::Write,
+            place,
+            &mut session.watch.clone(),
+            clock,
+        )
     }
 
     fn begun(
@@ -319,7 +333,7 @@ impl<'l> Transaction<'l> {
             write_clock(self.link.connection, row).map_err(|error| self.place.sqlite(error))?;
             self.link.memo.clock = Some(row);
         }
-        self.link.end(self.link.scope.commit(), self.place)
+        self.link.end(self.link.scope.commit(), true, self.place)
     }
 
     pub(super) fn sqlite(&self, error: rusqlite::Error) -> Error {
@@ -351,14 +365,19 @@ impl Open<'_> {
     }
 
     fn roll_back(&mut self, place: &Place) -> Result<(), Error> {
-        self.end(self.scope.rollback(), place)
+        self.end(self.scope.rollback(), false, place)
     }
 
-    fn end(&mut self, statements: &[&str], place: &Place) -> Result<(), Error> {
+    fn end(&mut self, statements: &[&str], has_written: bool, place: &Place) -> Result<(), Error> {
         for statement in statements {
             run(self.connection, statement).map_err(|error| place.sqlite(error))?;
         }
         self.ended = true;
+        if let Some(begun) = self.begun.take()
+            && self.scope == Scope::Whole
+        {
+            begun.end(has_written);
+        }
         self.memo.version = data_version(self.connection);
         Ok(())
     }
@@ -378,6 +397,40 @@ impl Drop for Open<'_> {
         {
             *self.stuck = !self.connection.is_autocommit();
             tracing::error!(%error, "a transaction could not be rolled back");
+            return;
+        }
+        if let Some(begun) = self.begun.take()
+            && self.scope == Scope::Whole
+        {
+            begun.end(true);
+        }
+    }
+}
+
+/// How long a process asks for the write lock before it takes a number, and how long it does once that is called.
+const ASKS: Duration = Duration::from_micros(30);
+const ASKS_WHEN_CALLED: Duration = Duration::from_millis(1);
+
+/// Begins a transaction that may write, in turn with other processes.
+fn begin_in_turn(
+    connection: &Connection,
+    session: &Session,
+    deadline: Deadline,
+) -> rusqlite::Result<()> {
+    let (crowd, generation) = (&session.crowd, &session.generation);
+    if !crowd.calls() {
+        return run(connection, BEGIN_WRITE);
+    }
+    crowd.come(generation, deadline.at);
+    let mut asks = ASKS;
+    loop {
+        let until = deadline.at.min(Instant::now() + asks);
+        match waiting_until(until, || run(connection, BEGIN_WRITE)) {
+            Err(error) if is_busy(&error) && !deadline.has_passed() => {
+                crowd.wait(generation, deadline.at);
+                asks = ASKS_WHEN_CALLED;
+            }
+            begun => return begun,
         }
     }
 }

@@ -1,13 +1,13 @@
-//! Waking those who wait in line, across processes: one page of the lock file, mapped into each of them.
+//! Waking those who wait in line, across processes: words of the lock file, mapped into each of them.
 //!
-//! It is a hint and never the truth. Who waits sleeps on a word of the page with a futex; who frees something
+//! They are a hint and never the truth. Who waits sleeps on a word with a futex; who frees something
 //! for it moves that word and wakes it. Every sleep has an end, so that a wake-up that is lost (its sender
 //! was killed, or this platform has no futex) costs a moment and no more.
 
 use std::time::Duration;
 
 #[cfg(target_os = "linux")]
-pub(super) use linux::Wakes;
+pub(super) use linux::{Wakes, sleep_on, wake_all_on};
 #[cfg(not(target_os = "linux"))]
 pub(super) use portable::Wakes;
 
@@ -47,30 +47,25 @@ fn jittered(longest: Duration) -> Duration {
 
 #[cfg(target_os = "linux")]
 mod linux {
-    use std::fs::File;
     use std::io;
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::time::Duration;
 
     use rustix::thread::futex;
 
-    use super::super::wake_page::WakePage;
+    use super::super::shared_page::SharedPage;
 
-    /// The words of the page.
+    /// The words that tickets sleep on.
     #[derive(Debug)]
     pub(in super::super) struct Wakes {
-        /// None if the page could not be mapped: then everybody polls.
-        page: Option<WakePage>,
+        /// None if the lock file could not be mapped: then everybody polls.
+        page: Option<Arc<SharedPage>>,
     }
 
     impl Wakes {
-        pub(in super::super) fn of(lock_file: Option<&File>) -> Self {
-            let closed = || io::Error::from(io::ErrorKind::NotConnected);
-            let page = lock_file.ok_or_else(closed).and_then(WakePage::map);
-            if let Err(error) = &page {
-                tracing::debug!(%error, "who waits in line polls, for the lock file cannot be mapped");
-            }
-            Self { page: page.ok() }
+        pub(in super::super) fn new(page: Option<Arc<SharedPage>>) -> Self {
+            Self { page }
         }
 
         pub(in super::super) fn can_wake(&self) -> bool {
@@ -78,9 +73,7 @@ mod linux {
         }
 
         fn word(&self, ticket: i64) -> Option<&AtomicU32> {
-            let words = self.page.as_ref()?.words();
-            let position = usize::try_from(ticket.unsigned_abs()).ok()? % words.len();
-            words.get(position)
+            self.page.as_ref().map(|page| page.ticket(ticket))
         }
 
         /// What [`sleep`](Self::sleep) compares with.
@@ -96,39 +89,52 @@ mod linux {
                 std::thread::sleep(longest);
                 return false;
             };
-            let timeout = futex::Timespec {
-                tv_sec: i64::try_from(longest.as_secs()).unwrap_or(i64::MAX),
-                tv_nsec: longest.subsec_nanos().into(),
-            };
-            // Whatever ends the sleep, the word tells whether there is something to do.
-            let _: Result<(), _> = futex::wait(word, futex::Flags::empty(), seen, Some(&timeout));
-            word.load(Ordering::SeqCst) != seen
+            sleep_on(word, seen, longest)
         }
 
         pub(in super::super) fn wake(&self, ticket: i64) {
             if let Some(word) = self.word(ticket) {
-                word.fetch_add(1, Ordering::SeqCst);
-                let woken: io::Result<usize> =
-                    futex::wake(word, futex::Flags::empty(), u32::MAX >> 1).map_err(Into::into);
-                if let Err(error) = woken {
-                    tracing::debug!(%error, "could not wake who waits in line");
-                }
+                wake_all_on(word);
             }
         }
+    }
+
+    /// Sleeps until a word is moved, if it still is as it was `seen`, but not longer than this. True if it was moved.
+    pub(in super::super) fn sleep_on(word: &AtomicU32, seen: u32, longest: Duration) -> bool {
+        let timeout = futex::Timespec {
+            tv_sec: i64::try_from(longest.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: longest.subsec_nanos().into(),
+        };
+        // Whatever ends the sleep, the word tells whether there is something to do.
+        let _: Result<(), _> = futex::wait(word, futex::Flags::empty(), seen, Some(&timeout));
+        word.load(Ordering::SeqCst) != seen
+    }
+
+    /// Moves a word and wakes all who sleep on it. Returns how many did.
+    pub(in super::super) fn wake_all_on(word: &AtomicU32) -> usize {
+        word.fetch_add(1, Ordering::SeqCst);
+        let woken: io::Result<usize> =
+            futex::wake(word, futex::Flags::empty(), u32::MAX >> 1).map_err(Into::into);
+        woken.unwrap_or_else(|error| {
+            tracing::debug!(%error, "could not wake who waits");
+            0
+        })
     }
 }
 
 #[cfg(not(target_os = "linux"))]
 mod portable {
-    use std::fs::File;
+    use std::sync::Arc;
     use std::time::Duration;
+
+    use super::super::shared_page::SharedPage;
 
     /// Nobody is woken, everybody polls.
     #[derive(Debug)]
     pub(in super::super) struct Wakes;
 
     impl Wakes {
-        pub(in super::super) fn of(_lock_file: Option<&File>) -> Self {
+        pub(in super::super) fn new(_page: Option<Arc<SharedPage>>) -> Self {
             Self
         }
 
