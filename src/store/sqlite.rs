@@ -6,6 +6,7 @@ mod bookings;
 mod buckets;
 mod calls;
 mod changes;
+mod checkpoints;
 mod connection;
 mod crowd;
 mod definitions;
@@ -212,7 +213,9 @@ impl Store for SqliteStore {
             && !session.put_off.any()
             && let Some(denial) = self.glance(&session, plan, deadline)?
         {
-            return Ok(refused_now(denial));
+            let outcome = refused_now(denial);
+            self.use_time_of(&session, &outcome, deadline);
+            return Ok(outcome);
         }
         // A ticket of another session is in another file, or in nobody's.
         let waited = waited.filter(|queued| queued.session == session.number);
@@ -221,6 +224,7 @@ impl Store for SqliteStore {
             match self.together(&session, deadline, &Acquisition { plan, ticket })? {
                 Attempt::Done(outcome) => {
                     let is_refused = matches!(outcome, Outcome::Refused { .. });
+                    self.use_time_of(&session, &outcome, deadline);
                     // Mostly it is what it was.
                     if is_plain && is_refused != was_refused {
                         session.refusals.remember(plan, is_refused);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::acquire::glance;
 use super::acts::{Act, Alone, Borrowed, tried};
+use super::checkpoints::{Due, TIME_TO_COPY};
 use super::connection::{Deadline, waiting_until};
 use super::desk::{Came, Lead, Waited};
 use super::dropped::Dropped;
@@ -18,7 +19,7 @@ use crate::clock::{Timestamp, elapsed_at};
 use crate::decision::Denial;
 use crate::error::Error;
 use crate::plan::{Latest, Patience, Plan};
-use crate::store::Claim;
+use crate::store::{Claim, Outcome};
 
 impl SqliteStore {
     /// The open session, opened anew if the former one had to be left, or belongs to the process that
@@ -110,11 +111,59 @@ impl SqliteStore {
         deadline: Deadline,
         act: impl FnOnce(&mut Transaction<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let _lead = match access {
+        let lead = match access {
             Access::Read => None,
             Access::Look | Access::Write => Some(self.lead(session, access, deadline)?),
         };
-        self.transact_led(session, access, deadline, act)
+        let result = self.transact_led(session, access, deadline, act);
+        if access == Access::Write {
+            self.tend_wal(session, lead, deadline);
+        }
+        result
+    }
+
+    /// Copies the WAL if it is long, after everybody has got an answer.
+    fn tend_wal(&self, session: &Session, lead: Option<Lead<'_>>, deadline: Deadline) {
+        match session.checkpoints.due() {
+            Due::Nothing => {}
+            Due::Copy => {
+                // Others of this process go on writing.
+                drop(lead);
+                self.copy_wal(session, deadline);
+            }
+            Due::StartAnew => {
+                if let Some(_call) = session.call()
+                    && let Ok(link) = session.link(Access::Write, &self.place, deadline)
+                {
+                    let connection = &link.connection;
+                    session.checkpoints.start_anew(connection, &session.watch);
+                }
+            }
+        }
+    }
+
+    fn copy_wal(&self, session: &Session, deadline: Deadline) {
+        if let Some(_call) = session.call()
+            && let Ok(link) = session.link(Access::Read, &self.place, deadline)
+        {
+            session.checkpoints.copy(&link.connection, &session.watch);
+        }
+    }
+
+    /// Copies the WAL where its caller will not go on at once, whatever came of its request.
+    pub(super) fn use_time_of(&self, session: &Session, outcome: &Outcome, deadline: Deadline) {
+        let has_time = match outcome {
+            Outcome::Admitted { claim, now } => {
+                claim.at.saturating_duration_since(*now) >= TIME_TO_COPY
+            }
+            Outcome::Refused { denial, .. } => denial
+                .retry_after()
+                .is_some_and(|after| after >= TIME_TO_COPY),
+            Outcome::Queued(_) => false,
+        };
+        if has_time && session.checkpoints.is_worth_copying() {
+            self.copy_wal(session, deadline);
+        }
     }
 
     /// Reads, by whatever connection is free for it.
@@ -209,6 +258,7 @@ impl SqliteStore {
                     }
                 }
             }
+            self.tend_wal(session, Some(lead), deadline);
         }
     }
 
@@ -225,7 +275,7 @@ impl SqliteStore {
             lead.act_for_others(transaction, session)?;
             Ok(answer)
         });
-        match result {
+        let answer = match result {
             Ok(answer) => {
                 lead.tell_others();
                 answer
@@ -237,8 +287,10 @@ impl SqliteStore {
                 self.act_for_each(session, deadline, &mut lead);
                 answer
             }
-            Err(error) => Err(error),
-        }
+            Err(error) => return Err(error),
+        };
+        self.tend_wal(session, Some(lead), deadline);
+        answer
     }
 
     /// Where a transaction for several has failed, each gets one of its own, so that an error is told to those alone
@@ -289,9 +341,8 @@ impl SqliteStore {
                         session.crowd.leave();
                         if result.is_err() {
                             session.accepted.put_back();
-                        } else if session.is_wal_due() {
-                            link.keep_wal_short(&self.place);
                         }
+                        session.checkpoints.ended();
                     }
                     is_stuck = link.stuck;
                     result

@@ -13,9 +13,9 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 use scheduled_thread_pool::ScheduledThreadPool;
 
+use super::checkpoints::{WAL_BYTES_KEPT, note_pages};
 use super::memo::Memo;
 use super::place::{Place, Watch};
-use super::schema::PAGE_BYTES;
 use super::session::UnderWay;
 use crate::error::Error;
 
@@ -58,45 +58,7 @@ impl Link {
             stuck: false,
         }
     }
-
-    /// Makes a long WAL start anew.
-    pub(super) fn keep_wal_short(&mut self, place: &Place) {
-        let length = place.wal.metadata().map_or(0, |wal| wal.len());
-        if length <= WAL_BYTES_LONG {
-            return;
-        }
-        let deadline = Instant::now() + WAL_PATIENCE;
-        loop {
-            // What belongs to other files by now is not to be touched.
-            if !self.watch.as_mut().is_some_and(Watch::look) {
-                return;
-            }
-            let blocked = waiting_until(deadline, || {
-                self.connection
-                    .query_row("PRAGMA wal_checkpoint(RESTART)", [], |row| {
-                        row.get::<_, bool>(0)
-                    })
-            });
-            match blocked {
-                // SQLite does not wait for somebody else who copies.
-                Ok(true) if Instant::now() < deadline => thread::sleep(Duration::from_micros(200)),
-                Ok(blocked) => return tracing::trace!(length, blocked, "restarted the WAL"),
-                Err(error) => return tracing::debug!(length, %error, "the WAL is long"),
-            }
-        }
-    }
 }
-
-/// SQLite copies the WAL into the database from this length on, and cuts it back to this once it starts anew.
-const WAL_BYTES_KEPT: i64 = 4 << 20;
-
-/// From here on it is made to start anew. SQLite does so by itself only when a writer finds nothing left to
-/// copy, which two busy writers never do: each has
-/// written again before the other looks.
-const WAL_BYTES_LONG: u64 = 6 << 20;
-
-/// How long a caller waits for the others to let the WAL start anew. Another one will try again.
-const WAL_PATIENCE: Duration = Duration::from_millis(50);
 
 /// How long a caller that needed a new connection waits until its pool is at rest again.
 const MAKING_PATIENCE: Duration = Duration::from_millis(20);
@@ -129,7 +91,7 @@ pub(super) fn prepare(connection: &Connection, durability: Durability) -> rusqli
         },
     )?;
     connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
-    connection.pragma_update(None, "wal_autocheckpoint", WAL_BYTES_KEPT / PAGE_BYTES)?;
+    connection.wal_hook(Some(note_pages));
     connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.pragma_update(None, "trusted_schema", false)

@@ -10,11 +10,12 @@ use rusqlite::{Connection, TransactionState};
 
 use super::SqliteStore;
 use super::acquire::{Attempt, attempt};
+use super::checkpoints::PAGES_LONG;
 use super::connection::{flags, prepare, wait_for_lock_of_caller};
 use super::file_control::has_moved;
 use super::memo::Memo;
 use super::session::Session;
-use super::transaction::{Access, Transaction};
+use super::transaction::Transaction;
 use crate::error::{Error, RequestError};
 use crate::plan::Plan;
 use crate::store::{Claim, Outcome, Pending, REMEMBERED_NS};
@@ -138,6 +139,8 @@ impl SqliteStore {
             Connection::open_with_flags(&self.place.database, flags()).map_err(failed)?;
         prepare(&connection, self.options.durability)
             .and_then(|()| connection.busy_handler(Some(wait_for_lock_of_caller)))
+            // Nobody of this crate sees when it commits.
+            .and_then(|()| connection.pragma_update(None, "wal_autocheckpoint", PAGES_LONG))
             .map_err(failed)?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS);
         if has_moved(&connection) || !session.watch.clone().look() {
@@ -211,10 +214,7 @@ impl SqliteStore {
             let next = transaction.sweep(&[], turn)?;
             session.swept(next);
             Ok(())
-        })?;
-        let mut link = session.link(Access::Write, &self.place, deadline)?;
-        link.keep_wal_short(&self.place);
-        Ok(())
+        })
     }
 
     fn check_same_file(&self, connection: &Connection, session: &Session) -> Result<(), Error> {

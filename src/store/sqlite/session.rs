@@ -10,6 +10,7 @@ use rusqlite::Connection;
 
 use super::Options;
 use super::bookings::Accepted;
+use super::checkpoints::Checkpoints;
 use super::connection::{Deadline, Pooled, Pools, Setup, flags, prepare, waiting_until};
 use super::crowd::Crowd;
 use super::desk::Desk;
@@ -49,7 +50,7 @@ pub(super) struct Session {
     bookings: AtomicI64,
     pub(super) accepted: Arc<Accepted>,
     charged: AtomicU32,
-    written: AtomicU32,
+    pub(super) checkpoints: Checkpoints,
     pub(super) put_off: PutOff,
     pub(super) desk: Desk,
     /// What was last swept in passing.
@@ -151,7 +152,7 @@ impl Session {
             bookings: AtomicI64::new(0),
             accepted: Arc::default(),
             charged: AtomicU32::new(0),
-            written: AtomicU32::new(0),
+            checkpoints: Checkpoints::default(),
             put_off: PutOff::default(),
             desk: Desk::default(),
             swept: Mutex::new(Turn::anywhere()),
@@ -320,12 +321,6 @@ impl Session {
             .then(|| *lock(&self.swept))
     }
 
-    /// Whether it is time to look at the length of the WAL.
-    pub(super) fn is_wal_due(&self) -> bool {
-        let written = self.written.fetch_add(1, Ordering::Relaxed);
-        written % WAL_EVERY == WAL_EVERY - 1
-    }
-
     pub(super) fn swept(&self, next: Turn) {
         *lock(&self.swept) = next;
     }
@@ -415,9 +410,6 @@ const NAP: Duration = Duration::from_micros(200);
 
 /// How long the list of sessions can be locked by somebody who lives.
 const LONGEST_LOCK: Duration = Duration::from_secs(1);
-
-/// One writing transaction in this many looks at the length of the WAL.
-const WAL_EVERY: u32 = 64;
 
 /// How long the first open of a limiter waits for others who open.
 pub(super) const LONGEST_OPEN: Duration = Duration::from_secs(30);
