@@ -16,7 +16,11 @@ const PLACES: usize = 256;
 
 /// For how long one is remembered before the file is looked at again, in real time: whoever writes to the file by
 /// other means than this crate moves no counter, and a file that was replaced is not noticed before.
+#[cfg(not(test))]
 const REMEMBERED: Duration = Duration::from_millis(1);
+/// Here nothing but what was written ends it.
+#[cfg(test)]
+const REMEMBERED: Duration = Duration::from_secs(3_600);
 
 #[derive(Debug)]
 pub(super) struct Refusals {
@@ -112,5 +116,156 @@ impl Known {
             // Looked at last: what was written before the clock was read is known.
             && generation.seen() == Some(self.seen);
         is_as_it_was.then(|| self.denial.as_of(present.now))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use crate::{Limit, Limiter, MINUTE, ManualClock, OnConflict, Permit, Request, SECOND};
+
+    /// What may happen between two times that somebody asks.
+    #[derive(Clone, Debug)]
+    enum Op {
+        Ask { limiter: usize, request: usize },
+        Hold { limiter: usize, request: usize },
+        Settle { permit: usize, used: u64 },
+        Cancel { permit: usize },
+        Drop { permit: usize },
+        Book { limiter: usize },
+        Define { limiter: usize, capacity: u64 },
+        Advance { ms: u64 },
+        SetWall { s: u64 },
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        let limiter = 0_usize..2;
+        prop_oneof![
+            20 => (limiter.clone(), 0_usize..5).prop_map(|(limiter, request)| Op::Ask { limiter, request }),
+            4 => (limiter.clone(), 0_usize..5).prop_map(|(limiter, request)| Op::Hold { limiter, request }),
+            2 => (0_usize..20, 0_u64..6).prop_map(|(permit, used)| Op::Settle { permit, used }),
+            2 => (0_usize..20).prop_map(|permit| Op::Cancel { permit }),
+            1 => (0_usize..20).prop_map(|permit| Op::Drop { permit }),
+            1 => limiter.clone().prop_map(|limiter| Op::Book { limiter }),
+            1 => (limiter, 2_u64..8).prop_map(|(limiter, capacity)| Op::Define { limiter, capacity }),
+            4 => (0_u64..800).prop_map(|ms| Op::Advance { ms }),
+            1 => (0_u64..200_000).prop_map(|s| Op::SetWall { s }),
+        ]
+    }
+
+    fn limits() -> Vec<Limit> {
+        let builders = [
+            Limit::new("a").per_second(3).per_minute(20),
+            Limit::new("b").rate(5, MINUTE),
+            #[cfg(feature = "calendar")]
+            Limit::new("c").quota(6, crate::Period::Day, "Europe/Berlin"),
+            #[cfg(not(feature = "calendar"))]
+            Limit::new("c").rate(6, MINUTE),
+            Limit::new("d").burst(4).refill(1, SECOND),
+            Limit::slots("e", 2),
+        ];
+        builders
+            .into_iter()
+            .map(|limit| limit.build().unwrap())
+            .collect()
+    }
+
+    fn requests() -> [Request; 5] {
+        [
+            Request::new().take("a", 2),
+            Request::new().take("a", 1).take("b", 2),
+            Request::new().take("c", 3),
+            Request::new().take("d", 2),
+            Request::new().take("a", 1).take("e", 1),
+        ]
+    }
+
+    /// What is told, step by step.
+    fn play(limiters: &[&Limiter; 2], clock: &ManualClock, ops: &[Op]) -> Vec<String> {
+        let requests = requests();
+        limiters[0].define_all(limits(), OnConflict::Fail).unwrap();
+        let mut permits: Vec<Permit> = Vec::new();
+        let mut bookings = Vec::new();
+        let mut told = Vec::new();
+        for op in ops {
+            told.push(match *op {
+                Op::Ask { limiter, request } => {
+                    let ask = || limiters[limiter].try_acquire(&requests[request]).unwrap();
+                    // Decided with the lock, then by a look, then from memory.
+                    let decisions = [ask(), ask(), ask()].map(crate::Decision::denied);
+                    format!("{decisions:?}")
+                }
+                Op::Hold { limiter, request } => {
+                    let permit = limiters[limiter].try_acquire(&requests[request]).unwrap();
+                    permits.extend(permit.granted());
+                    permits.len().to_string()
+                }
+                Op::Settle { permit, used } if permit < permits.len() => {
+                    let key = "a";
+                    let _ = permits[permit].settle([(key, used)]);
+                    String::new()
+                }
+                Op::Cancel { permit } if permit < permits.len() => {
+                    format!("{:?}", permits[permit].cancel().unwrap())
+                }
+                Op::Drop { permit } if permit < permits.len() => {
+                    drop(permits.swap_remove(permit));
+                    String::new()
+                }
+                Op::Book { limiter } => {
+                    let booking = limiters[limiter].book(("b", 1)).unwrap();
+                    let wait = booking.wait_time();
+                    bookings.push(booking);
+                    if bookings.len() > 2 {
+                        drop(bookings.remove(0));
+                    }
+                    format!("{wait:?}")
+                }
+                Op::Define { limiter, capacity } => {
+                    let limit = Limit::new("a").per_second(capacity);
+                    limiters[limiter]
+                        .define_or(limit, OnConflict::Replace)
+                        .unwrap();
+                    String::new()
+                }
+                Op::Advance { ms } => {
+                    clock.advance(Duration::from_millis(ms));
+                    String::new()
+                }
+                Op::SetWall { s } => {
+                    let wall = std::time::UNIX_EPOCH + Duration::from_secs(1_700_000_000 + s);
+                    clock.set_wall(wall);
+                    String::new()
+                }
+                _ => String::new(),
+            });
+        }
+        told
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 60 } else { 1_000 }))]
+
+        /// The store in memory remembers no refusals.
+        #[test]
+        fn what_is_refused_from_memory_is_what_would_be_refused(
+            ops in prop::collection::vec(op(), 1..120),
+        ) {
+            let clock = ManualClock::new();
+            let memory = Limiter::in_memory_with(clock.clone());
+            let expected = play(&[&memory, &memory], &clock, &ops);
+
+            let directory = tempfile::tempdir().unwrap();
+            let clock = ManualClock::new();
+            let open = || {
+                let builder = Limiter::builder(directory.path().join("limits.db"));
+                builder.clock(clock.clone()).open().unwrap()
+            };
+            let (one, other) = (open(), open());
+            prop_assert_eq!(play(&[&one, &other], &clock, &ops), expected);
+        }
     }
 }
