@@ -3,14 +3,14 @@
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::Failure;
 use crate::round::{Sample, Span};
 use crate::subjects::Subject;
 use crate::work::Work;
+use crate::{Failure, stop};
 
 /// The first argument of a worker process.
 pub const WORKER: &str = "--be-worker";
@@ -66,10 +66,21 @@ impl Crew {
     }
 
     fn answer(&self, within: Duration) -> Result<String, Failure> {
-        match self.answers.recv_timeout(within) {
-            Ok(Some(line)) => Ok(line),
-            Ok(None) => Err("a worker has ended too early".into()),
-            Err(_) => Err(format!("a worker has not answered within {within:?}").into()),
+        let deadline = Instant::now() + within;
+        loop {
+            match self.answers.recv_timeout(Duration::from_millis(100)) {
+                Ok(Some(line)) => return Ok(line),
+                Err(RecvTimeoutError::Timeout) if stop::is_wanted() => {
+                    return Err("interrupted".into());
+                }
+                Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
+                Ok(None) | Err(RecvTimeoutError::Disconnected) => {
+                    return Err("a worker has ended too early".into());
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(format!("a worker has not answered within {within:?}").into());
+                }
+            }
         }
     }
 }

@@ -1,96 +1,12 @@
-//! What came of all rounds: medians, and the ratios that count.
+//! The figures that count, and what they should be.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use crate::histogram::Histogram;
-use crate::round::Sample;
-use crate::subjects::{Subject, charges};
-
-/// The figures of one round of one subject.
-struct Round {
-    per_second: f64,
-    /// Of the baseline, measured shortly before.
-    raw_per_second: f64,
-    /// What the caller that got most done has done, relative to the one that got least done. Nothing counts as one.
-    spread: f64,
-    cpu_us: f64,
-}
-
-/// All rounds of a subject.
-#[derive(Default)]
-pub struct Record {
-    rounds: Vec<Round>,
-    times: Histogram,
-}
-
-/// One line of the table.
-pub struct Row<'a> {
-    pub subject: &'a Subject,
-    pub per_second: f64,
-    pub to_raw: f64,
-    pub p50: Duration,
-    pub p99: Duration,
-    pub p999: Duration,
-    pub worst: Duration,
-    pub spread: f64,
-    pub cpu_us: f64,
-}
-
-impl Record {
-    /// Adds a round, of which each process has sent a sample, and returns its throughput.
-    pub fn add(&mut self, samples: &[Sample], raw_per_second: Option<f64>) -> f64 {
-        let callers: Vec<u64> = samples
-            .iter()
-            .flat_map(|s| s.calls.iter().copied())
-            .collect();
-        let calls = as_f64(callers.iter().sum());
-        let took = samples
-            .iter()
-            .map(|sample| sample.took)
-            .max()
-            .unwrap_or_default();
-        let cpu: Duration = samples.iter().map(|sample| sample.cpu).sum();
-        let (most, least) = (callers.iter().max(), callers.iter().min());
-        let per_second = calls / took.as_secs_f64();
-        self.rounds.push(Round {
-            per_second,
-            raw_per_second: raw_per_second.unwrap_or(per_second),
-            spread: as_f64(most.copied().unwrap_or(0)) / as_f64(least.copied().unwrap_or(0).max(1)),
-            cpu_us: cpu.as_secs_f64() * 1e6 / calls.max(1.0),
-        });
-        for sample in samples {
-            self.times.add(&sample.times);
-        }
-        per_second
-    }
-
-    pub fn row<'a>(&self, subject: &'a Subject) -> Row<'a> {
-        Row {
-            subject,
-            per_second: self.median(|round| round.per_second),
-            to_raw: self.median(|round| round.per_second / round.raw_per_second),
-            p50: self.times.per_mille(500),
-            p99: self.times.per_mille(990),
-            p999: self.times.per_mille(999),
-            worst: self.times.worst(),
-            spread: self.median(|round| round.spread),
-            cpu_us: self.median(|round| round.cpu_us),
-        }
-    }
-
-    fn median(&self, figure: impl Fn(&Round) -> f64) -> f64 {
-        median(self.rounds.iter().map(figure))
-    }
-}
-
-fn median(figures: impl Iterator<Item = f64>) -> f64 {
-    let mut figures: Vec<f64> = figures.collect();
-    figures.sort_by(f64::total_cmp);
-    figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
-}
+use crate::records::{Record, Records, Row};
+use crate::report::grouped;
+use crate::subjects::charges;
 
 /// What is to be reached.
 #[derive(Clone, Copy)]
@@ -117,120 +33,105 @@ impl Figure {
     }
 }
 
-/// All that was measured, by the names of the subjects.
-pub type Records = HashMap<String, Record>;
-
-/// The figures that count. `most` is the size of the largest ledger.
+/// All of them. `most` is the size of the largest ledger.
 pub fn figures(records: &Records, most: u64) -> Vec<Figure> {
     use Aim::{AtLeast, AtMost};
-    let to_raw = |id: &str| {
-        let record = records.get(id)?;
-        Some(record.median(|round| round.per_second / round.raw_per_second))
-    };
-    let granted = "threads_1_granted";
-    let ratio = |id: &str, other: &str| ratio(records, id, other);
+    const GRANTED: &str = "threads_1_granted";
+    let to_raw = |id: &str| records.get(id).map(Record::to_raw);
+    let ratio = |id: &str, other: &str| Some(records.get(id)?.to(records.get(other)?));
+    let slower = |id: &str| ratio(GRANTED, id);
     let crowd = records.get("processes_8_granted");
-    let longest = charges(most);
-    let later = crate::report::grouped(most);
-    let slower = |id: &str| ratio(granted, id);
-    let line = slower("book")
-        .zip(slower("refused_by_line"))
-        .map(|(a, b)| a.max(b));
-    let figure = |key, meaning: &str, aim, value| Figure {
+    let worst_ms = crowd.map(|record| record.worst().as_secs_f64() * 1e3);
+    let line = slower("book").zip(slower("refused_by_line"));
+    let later = grouped(most);
+    let figure = |key, value, aim, meaning: &str| Figure {
         key,
-        meaning: meaning.to_owned(),
-        aim,
         value,
+        aim,
+        meaning: meaning.to_owned(),
     };
     vec![
         figure(
             "granted_1",
-            "granted, one caller / raw",
+            to_raw(GRANTED),
             AtLeast(0.9),
-            to_raw(granted),
+            "throughput / raw",
         ),
         figure(
             "threads_8",
-            "granted, 8 threads / raw",
-            AtLeast(5.0),
             to_raw("threads_8_granted"),
+            AtLeast(5.0),
+            "throughput of 8 threads / raw",
         ),
         figure(
             "processes_8",
-            "granted, 8 processes / raw",
-            AtLeast(0.9),
             to_raw("processes_8_granted"),
+            AtLeast(0.9),
+            "throughput of 8 processes / raw",
         ),
         figure(
             "worst_wait_ms",
-            "the longest call of 8 processes, in ms",
+            worst_ms,
             AtMost(50.0),
-            crowd.map(|record| record.times.worst().as_secs_f64() * 1e3),
+            "the longest call of 8 processes, in ms",
         ),
         figure(
             "fairness",
-            "8 processes, the most / the fewest calls",
+            crowd.map(Record::spread),
             AtMost(1.5),
-            crowd.map(|record| record.median(|round| round.spread)),
+            "most / fewest calls of 8 processes",
         ),
         figure(
             "refused_memory",
-            "refused again / granted",
+            ratio("refused_memory", GRANTED),
             AtLeast(50.0),
-            ratio("refused_memory", granted),
+            "throughput, refused again / granted",
         ),
         figure(
             "refused_read",
-            "refused, another amount / granted",
+            ratio("refused_read", GRANTED),
             AtLeast(2.5),
-            ratio("refused_read", granted),
+            "throughput, refused another amount / granted",
         ),
         figure(
             "block_100",
-            "handed out from a block of 100 / granted",
-            AtLeast(50.0),
             block_100(records),
+            AtLeast(50.0),
+            "throughput, from a block of 100 / granted",
         ),
         figure(
             "charges_1e7",
-            &format!("time with {later} live charges / with 100"),
+            ratio("charges_100", &charges(most)),
             AtMost(1.3),
-            ratio("charges_100", &longest),
+            &format!("time beside {later} charges / beside 100"),
         ),
         figure(
             "settle_1e7",
-            &format!("time to settle before {later} charges / granted"),
-            AtMost(5.0),
             slower("settle"),
+            AtMost(5.0),
+            &format!("time to settle before {later} charges / granted"),
         ),
         figure(
             "line_1e4",
-            "time to book or be refused behind 10 000 / granted",
+            line.map(|(book, refused)| book.max(refused)),
             AtMost(5.0),
-            line,
+            "time to book or be refused, the longer / granted",
         ),
     ]
 }
 
-/// How many times faster a permit from a block of 100 is than one granted by itself.
+/// The throughput of handing out from a block of 100, relative to granting each by itself.
+///
+/// No subject calls that. One that does belongs into `subjects`, and its ratio here.
 fn block_100(_records: &Records) -> Option<f64> {
     None
 }
 
-/// The throughput of one subject relative to that of another.
-fn ratio(records: &Records, id: &str, other: &str) -> Option<f64> {
-    let (these, those) = (records.get(id)?, records.get(other)?);
-    let pairs = these.rounds.iter().zip(&those.rounds);
-    Some(median(
-        pairs.map(|(this, that)| this.per_second / that.per_second),
-    ))
-}
-
 /// Everything as one object.
-pub fn to_json(figures: &[Figure], rows: &[Row<'_>], run: Map<String, Value>) -> Value {
-    let mut object = run;
+pub fn to_json(about: Value, figures: &[Figure], rows: &[Row<'_>]) -> Value {
+    let mut object = about;
     for figure in figures {
-        object.insert(figure.key.to_owned(), json!(figure.value));
+        object[figure.key] = json!(figure.value);
     }
     let row = |row: &Row<'_>| {
         let micros = |time: Duration| time.as_secs_f64() * 1e6;
@@ -243,11 +144,6 @@ pub fn to_json(figures: &[Figure], rows: &[Row<'_>], run: Map<String, Value>) ->
             "worst_us": micros(row.worst), "fairness": row.spread, "cpu_us_per_call": row.cpu_us,
         })
     };
-    object.insert("rows".to_owned(), rows.iter().map(row).collect());
-    Value::Object(object)
-}
-
-#[expect(clippy::cast_precision_loss, reason = "for ratios")]
-fn as_f64(number: u64) -> f64 {
-    number as f64
+    object["rows"] = rows.iter().map(row).collect();
+    object
 }

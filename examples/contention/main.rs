@@ -13,9 +13,12 @@ mod crew;
 mod figures;
 mod histogram;
 mod ledger;
+mod plot;
 mod raw;
+mod records;
 mod report;
 mod round;
+mod stop;
 mod subjects;
 mod work;
 
@@ -24,12 +27,13 @@ use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use crate::crew::Crew;
-use crate::figures::{Record, Records, Row};
+use crate::records::{Record, Records, Row};
 use crate::subjects::{RAW, Subject};
 
 const HELP: &str = "\
@@ -38,7 +42,8 @@ Measures threads and processes that share the limits of one file.
 usage: cargo run --release --example contention -- [options]
 
   --quick        20 seconds instead of three minutes, with ledgers of at most a million charges
-  --json FILE    write all figures to FILE
+  --json FILE    write all figures to FILE, as one object
+  --plot FILE    draw throughput and times by the number of callers, as SVG
   --dir PATH     make the files in a new directory in PATH (defaults to the temporary directory)
   --help         this text
 
@@ -50,12 +55,17 @@ type Failure = Box<dyn Error + Send + Sync>;
 /// No run has more rounds.
 const MOST_ROUNDS: usize = 11;
 
-/// The baseline is measured anew before so many other subjects.
+/// A single caller can be measured in a shorter time, and what else the machine does changes less until the next one's
+/// turn. So their rounds come in so many parts.
+const PARTS: u32 = 4;
+
+/// The baseline is measured anew before so many crowds.
 const PER_BASELINE: usize = 6;
 
 struct Options {
     quick: bool,
     json: Option<PathBuf>,
+    plot: Option<PathBuf>,
     dir: PathBuf,
 }
 
@@ -75,7 +85,7 @@ const LONG: Scale = Scale {
 
 const QUICK: Scale = Scale {
     rounds: 4,
-    length: Duration::from_millis(60),
+    length: Duration::from_millis(80),
     most: 1_000_000,
 };
 
@@ -100,6 +110,7 @@ fn parse_options() -> Result<Option<Options>, Failure> {
     let mut options = Options {
         quick: false,
         json: None,
+        plot: None,
         dir: std::env::temp_dir(),
     };
     let mut parser = lexopt::Parser::from_env();
@@ -107,6 +118,7 @@ fn parse_options() -> Result<Option<Options>, Failure> {
         match argument {
             Long("quick") => options.quick = true,
             Long("json") => options.json = Some(parser.value()?.into()),
+            Long("plot") => options.plot = Some(parser.value()?.into()),
             Long("dir") => options.dir = parser.value()?.into(),
             Long("help") | lexopt::Arg::Short('h') => {
                 print!("{HELP}");
@@ -129,24 +141,27 @@ fn run(options: &Options) -> Result<(), Failure> {
         .filter_map(|subject| Some(records.get(&subject.id)?.row(subject)))
         .collect();
     let figures = figures::figures(&records, scale.most);
-    print!("{}", report::text(&rows, &figures)?);
+    let raw_processors = records.get(RAW).map_or(0.0, Record::processors);
+    print!(
+        "{}",
+        report::text(&rows, &figures, scale.length, raw_processors)?
+    );
     if let Some(path) = &options.json {
-        let object = figures::to_json(&figures, &rows, about(&scale, began.elapsed()));
+        let about = json!({
+            "cores": thread::available_parallelism().map_or(0, usize::from),
+            "rounds": scale.rounds,
+            "round_ms": scale.length.as_millis(),
+            "most_charges": scale.most,
+            "took_s": began.elapsed().as_secs_f64(),
+            "raw_processors": raw_processors,
+        });
+        let object = figures::to_json(about, &figures, &rows);
         fs::write(path, format!("{object:#}\n")).map_err(|error| in_file(path, &error))?;
     }
+    if let Some(path) = &options.plot {
+        plot::draw(path, &rows)?;
+    }
     Ok(())
-}
-
-/// What was done, for those who read the JSON alone.
-fn about(scale: &Scale, took: Duration) -> Map<String, Value> {
-    let mut about = Map::new();
-    about.insert("rounds".to_owned(), json!(scale.rounds));
-    about.insert("round_ms".to_owned(), json!(scale.length.as_millis()));
-    about.insert("most_charges".to_owned(), json!(scale.most));
-    about.insert("took_s".to_owned(), json!(took.as_secs_f64()));
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    about.insert("cores".to_owned(), json!(cores));
-    about
 }
 
 fn in_file(path: &Path, error: &io::Error) -> Failure {
@@ -155,6 +170,7 @@ fn in_file(path: &Path, error: &io::Error) -> Failure {
 
 /// All subjects in turns, on new files.
 fn measure(subjects: &[Subject], scale: &Scale, dir: &Path) -> Result<Records, Failure> {
+    stop::listen()?;
     let files = tempfile::Builder::new()
         .prefix("quotalite-")
         .tempdir_in(dir)?;
@@ -167,24 +183,51 @@ fn measure(subjects: &[Subject], scale: &Scale, dir: &Path) -> Result<Records, F
         crew.wait_until_ready()?;
     }
     let (baseline, others) = crews.split_first_mut().ok_or("nothing to measure")?;
-    let mut records = Records::new();
+    let (alone, crowds): (Vec<_>, Vec<_>) = others
+        .iter_mut()
+        .partition(|(subject, _)| subject.callers() == 1);
+    let (mut alone, mut crowds) = (alone, crowds);
+    let mut turns = Turns {
+        baseline: &mut baseline.1,
+        records: Records::new(),
+    };
     for round in 1..=scale.rounds {
         progress(&format!("round {round} of {}", scale.rounds));
-        for few in others.chunks_mut(PER_BASELINE) {
-            let samples = baseline.1.round(scale.length)?;
-            let raw = record(&mut records, RAW).add(&samples, None);
-            for (subject, crew) in few {
-                let samples = crew.round(scale.length)?;
-                record(&mut records, &subject.id).add(&samples, Some(raw));
-            }
+        for few in crowds.chunks_mut(PER_BASELINE) {
+            turns.take(few, scale.length)?;
+        }
+        for _ in 0..PARTS {
+            turns.take(&mut alone, scale.length / PARTS)?;
         }
     }
     progress("");
-    Ok(records)
+    Ok(turns.records)
 }
 
-fn record<'a>(records: &'a mut Records, id: &str) -> &'a mut Record {
-    records.entry(id.to_owned()).or_default()
+struct Turns<'a> {
+    baseline: &'a mut Crew,
+    records: Records,
+}
+
+impl Turns<'_> {
+    /// A turn of the baseline, and one of each of these.
+    fn take(
+        &mut self,
+        crews: &mut [&mut (&Subject, Crew)],
+        length: Duration,
+    ) -> Result<(), Failure> {
+        let samples = self.baseline.round(length)?;
+        let raw = self.record(RAW).add(&samples, None);
+        for (subject, crew) in crews {
+            let samples = crew.round(length)?;
+            self.record(&subject.id).add(&samples, Some(raw));
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, id: &str) -> &mut Record {
+        self.records.entry(id.to_owned()).or_default()
+    }
 }
 
 /// Says what goes on, where somebody can see it.

@@ -47,7 +47,7 @@ impl Span {
         let start = Instant::now()
             .checked_sub(late)
             .ok_or("the clock has just started")?;
-        Ok((start, start + (self.end - self.start)))
+        Ok((start, start + self.end.saturating_sub(self.start)))
     }
 }
 

@@ -67,6 +67,12 @@ pub struct Subject {
     pub size: u64,
 }
 
+impl Subject {
+    pub fn callers(&self) -> usize {
+        self.processes * self.threads
+    }
+}
+
 /// How many processes, or threads, call at the same time.
 pub const CROWDS: [usize; 5] = [1, 2, 4, 8, 32];
 pub const IN_LINE: u64 = 10_000;
