@@ -18,6 +18,8 @@ pub const WORKER: &str = "--be-worker";
 /// What a worker says when it has its file open.
 const READY: &str = "ready";
 
+const ENDED_EARLY: &str = "a worker has ended too early";
+
 /// How long a worker may take to prepare its file, and to answer after a round.
 const PREPARES_WITHIN: Duration = Duration::from_secs(900);
 const ANSWERS_WITHIN: Duration = Duration::from_secs(60);
@@ -57,7 +59,8 @@ impl Crew {
     pub fn round(&mut self, length: Duration) -> Result<Vec<Sample>, Failure> {
         let span = Span::of(length, self.workers.len())?;
         for worker in &mut self.workers {
-            worker.to.write_all(format!("{span}\n").as_bytes())?;
+            let told = worker.to.write_all(format!("{span}\n").as_bytes());
+            told.map_err(|_| ENDED_EARLY)?;
         }
         let samples = self.workers.iter();
         samples
@@ -75,7 +78,7 @@ impl Crew {
                 }
                 Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
                 Ok(None) | Err(RecvTimeoutError::Disconnected) => {
-                    return Err("a worker has ended too early".into());
+                    return Err(ENDED_EARLY.into());
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     return Err(format!("a worker has not answered within {within:?}").into());

@@ -46,7 +46,7 @@ fn write_rows(out: &mut String, rows: &[Row<'_>]) -> fmt::Result {
     )?;
     for row in rows {
         if row.subject.group != group {
-            group = row.subject.group;
+            group = &row.subject.group;
             writeln!(out, "{group}")?;
         }
         let label = &row.subject.label;

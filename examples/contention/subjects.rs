@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::Failure;
+use crate::report::grouped;
 
 /// What a caller calls again and again.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -12,6 +13,8 @@ pub enum Calls {
     Raw,
     /// An acquisition that is granted.
     Granted,
+    /// The same, where on average one old charge is swept for each new one.
+    GrantedAndSwept,
     /// One that is refused, the same each time.
     Refused,
     /// One that is refused, of another amount each time.
@@ -26,9 +29,10 @@ pub enum Calls {
     RefusedByLine,
 }
 
-const NAMES: [(Calls, &str); 8] = [
+const NAMES: [(Calls, &str); 9] = [
     (Calls::Raw, "raw"),
     (Calls::Granted, "granted"),
+    (Calls::GrantedAndSwept, "granted_and_swept"),
     (Calls::Refused, "refused"),
     (Calls::RefusedAnew, "refused_anew"),
     (Calls::Mixed, "mixed"),
@@ -59,7 +63,7 @@ pub struct Subject {
     pub id: String,
     /// What people read.
     pub label: String,
-    pub group: &'static str,
+    pub group: String,
     pub calls: Calls,
     pub processes: usize,
     pub threads: usize,
@@ -74,82 +78,46 @@ impl Subject {
 }
 
 /// How many processes, or threads, call at the same time.
-pub const CROWDS: [usize; 5] = [1, 2, 4, 8, 32];
-pub const IN_LINE: u64 = 10_000;
+const CROWDS: [usize; 5] = [1, 2, 4, 8, 32];
+const IN_LINE: u64 = 10_000;
 pub const RAW: &str = "raw";
 
 /// All subjects. `most` is the size of the largest ledger.
 pub fn subjects(most: u64) -> Vec<Subject> {
-    let mut all = vec![alone(
-        RAW,
-        "raw transaction, one row",
-        "baseline",
-        Calls::Raw,
-        0,
-    )];
-    for (calls, threads, processes) in [
-        (Calls::Granted, "granted, threads", "granted, processes"),
-        (Calls::Refused, "refused, threads", "refused, processes"),
-        (Calls::Mixed, "mixed, threads", "mixed, processes"),
-    ] {
-        all.extend(CROWDS.map(|count| Subject {
-            id: format!("threads_{count}_{calls}"),
-            label: count.to_string(),
-            group: threads,
-            calls,
-            processes: 1,
-            threads: count,
-            size: 0,
-        }));
-        all.extend(CROWDS.map(|count| Subject {
-            id: format!("processes_{count}_{calls}"),
-            label: count.to_string(),
-            group: processes,
-            calls,
-            processes: count,
-            threads: 1,
-            size: 0,
-        }));
+    let raw = "raw transaction, one row";
+    let mut all = vec![alone("baseline", RAW, raw, Calls::Raw, 0)];
+    for calls in [Calls::Granted, Calls::Refused, Calls::Mixed] {
+        all.extend(CROWDS.map(|count| crowd("threads", calls, (1, count))));
+        all.extend(CROWDS.map(|count| crowd("processes", calls, (count, 1))));
     }
-    let group = "refusals, one process";
-    all.push(alone(
-        "refused_read",
-        "another amount each time",
-        group,
-        Calls::RefusedAnew,
-        0,
-    ));
-    all.push(alone(
-        "refused_memory",
-        "the same again",
-        group,
-        Calls::Refused,
-        0,
-    ));
-    let group = "granted, live charges in the ledger";
+
+    for (id, label, calls) in [
+        ("refused_read", "another amount each", Calls::RefusedAnew),
+        ("refused_memory", "the same again", Calls::Refused),
+    ] {
+        all.push(alone("refused, one process", id, label, calls, 0));
+    }
+
+    let group = "granted, one process";
+    let (id, label) = ("granted_and_swept", "as many swept");
+    all.push(alone(group, id, label, Calls::GrantedAndSwept, 0));
     for size in [100, 10_000, 1_000_000, 10_000_000] {
         if size <= most {
-            let (id, label) = (charges(size), crate::report::grouped(size));
-            all.push(alone(&id, &label, group, Calls::Granted, size));
+            let label = format!("{} live charges", grouped(size));
+            all.push(alone(group, &charges(size), &label, Calls::Granted, size));
         }
     }
-    let group = "old charges and long lines";
-    let later = format!("settle, {} later charges", crate::report::grouped(most));
-    all.push(alone("settle", &later, group, Calls::Settle, most));
-    all.push(alone(
-        "book",
-        "book, 10 000 in line",
-        group,
-        Calls::Book,
-        IN_LINE,
-    ));
-    all.push(alone(
-        "refused_by_line",
-        "refused, 10 000 in line",
-        group,
-        Calls::RefusedByLine,
-        IN_LINE,
-    ));
+
+    let later = format!("settle, {} later charges", grouped(most));
+    let booked = format!("book, {} in line", grouped(IN_LINE));
+    let refused = format!("refused, {} in line", grouped(IN_LINE));
+    for (id, label, calls, size) in [
+        ("settle", later, Calls::Settle, most),
+        ("book", booked, Calls::Book, IN_LINE),
+        ("refused_by_line", refused, Calls::RefusedByLine, IN_LINE),
+    ] {
+        all.push(alone("old charges and long lines", id, &label, calls, size));
+    }
     all
 }
 
@@ -158,11 +126,24 @@ pub fn charges(size: u64) -> String {
     format!("charges_{size}")
 }
 
-fn alone(id: &str, label: &str, group: &'static str, calls: Calls, size: u64) -> Subject {
+fn crowd(kind: &str, calls: Calls, (processes, threads): (usize, usize)) -> Subject {
+    let count = processes * threads;
+    Subject {
+        id: format!("{kind}_{count}_{calls}"),
+        label: count.to_string(),
+        group: format!("{calls}, {kind}"),
+        calls,
+        processes,
+        threads,
+        size: 0,
+    }
+}
+
+fn alone(group: &str, id: &str, label: &str, calls: Calls, size: u64) -> Subject {
     Subject {
         id: id.to_owned(),
         label: label.to_owned(),
-        group,
+        group: group.to_owned(),
         calls,
         processes: 1,
         threads: 1,

@@ -2,6 +2,7 @@
 
 use std::mem;
 use std::path::Path;
+use std::time::Duration;
 
 use quotalite::{Ask, Limit, Limiter, MINUTE, Permit, Request};
 
@@ -15,6 +16,7 @@ const PLENTY: u64 = 1 << 40;
 
 /// A limit that admits everything.
 const OPEN: &str = "open";
+const SHORT: Duration = Duration::from_millis(100);
 
 /// A limit that is used up for a day. So many different amounts of it are asked for in turns.
 const SPENT: &str = "spent";
@@ -48,15 +50,13 @@ impl Work {
         }
         let limiter = Limiter::open(file)?;
         let mut to_settle = Vec::new();
-        let limit = Limit::new(OPEN).rate(PLENTY, MINUTE);
-        // What was charged before the first call must not leave the longer window during a run.
-        limiter.define(if size > 0 {
-            limit.per_hour(PLENTY)
-        } else {
-            limit.per_second(PLENTY)
+        // What is charged leaves the windows either all the time or not during a run: it would be swept from some round on.
+        limiter.define(match calls {
+            Calls::GrantedAndSwept => Limit::new(OPEN).rate(PLENTY, SHORT).per_second(PLENTY),
+            _ => Limit::new(OPEN).rate(PLENTY, MINUTE).per_hour(PLENTY),
         })?;
         match calls {
-            Calls::Raw => {}
+            Calls::Raw | Calls::GrantedAndSwept => {}
             Calls::Granted => ledger::fill(&limiter, file, OPEN, size)?,
             Calls::Refused | Calls::RefusedAnew | Calls::Mixed => spend(&limiter)?,
             Calls::Settle => {
