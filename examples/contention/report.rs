@@ -29,8 +29,8 @@ worst are of all calls. Who waits through a whole round goes on at its end: long
         let percent = raw_processors * 100.0;
         writeln!(
             out,
-            "\nThe raw loop had {percent:.0} % of a processor: others used this machine, or its disk is slow. Ratios to raw are
-then too low for one caller and too high for many."
+            "\nThe raw loop had {percent:.0} % of a processor: others used this machine, or its disk is slow. Many callers
+then get more of it than one, their ratios to raw are too high, and so are the longest calls."
         )?;
     }
     Ok(out)

@@ -92,7 +92,7 @@ pub fn subjects(most: u64) -> Vec<Subject> {
     }
 
     for (id, label, calls) in [
-        ("refused_read", "another amount each", Calls::RefusedAnew),
+        ("refused_read", "a new amount each time", Calls::RefusedAnew),
         ("refused_memory", "the same again", Calls::Refused),
     ] {
         all.push(alone("refused, one process", id, label, calls, 0));
