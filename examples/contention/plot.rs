@@ -128,14 +128,14 @@ fn draw_panels(path: &Path, panels: &[[Panel; 2]; 2]) -> Result<(), Box<dyn Erro
     Ok(())
 }
 
-/// Whole decades, and one more above for the legend.
+/// Whole decades, and two more above for the legend.
 fn scale<'a>(lines: impl Iterator<Item = &'a Line>) -> Range<f64> {
     let values = lines.flat_map(|line| line.points.iter().map(|point| point.1));
     let (least, most) = values.fold((f64::MAX, f64::MIN_POSITIVE), |(least, most), value| {
         (least.min(value), most.max(value))
     });
     let decade = |value: f64| 10_f64.powf(value.max(1e-3).log10().floor());
-    decade(least)..decade(most) * 100.0
+    decade(least)..decade(most) * 1_000.0
 }
 
 fn draw_panel(area: &Area<'_>, panel: &Panel, scale: Range<f64>) -> Result<(), Box<dyn Error>> {
