@@ -63,11 +63,11 @@ use super::{
     Change, Claim, Holder, Outcome, Pending, Queued, Registered, Store, Which, denial, lines,
 };
 use crate::clock::{Clock, Timestamp};
-use crate::decision::{Denial, Peek, Verdict};
+use crate::decision::{Peek, Verdict};
 use crate::definition::{Author, Definition, LimitChange, OnConflict};
 use crate::error::Error;
 use crate::limit::Limit;
-use crate::plan::{Patience, Plan};
+use crate::plan::Plan;
 use crate::settlement::Settled;
 use crate::usage::Usage;
 
@@ -196,14 +196,16 @@ impl Store for SqliteStore {
     }
 
     fn acquire(&self, plan: &Plan<'_>, waited: Option<&Queued>) -> Result<Outcome, Error> {
-        let is_plain = plan.patience == Patience::Now && plan.id().is_none();
-        let hint = if is_plain {
+        let may_be_known = plan.id().is_none() && waited.is_none();
+        let hint = if may_be_known {
             self.hint(plan)
         } else {
             Hint::Nothing
         };
         let was_refused = match hint {
-            Hint::IsRefused(denial) => return Ok(refused_now(denial)),
+            Hint::IsRefused { denial, deadline } => {
+                return Ok(Outcome::Refused { denial, deadline });
+            }
             Hint::WasRefused => true,
             Hint::Nothing => false,
         };
@@ -211,9 +213,8 @@ impl Store for SqliteStore {
         let session = self.session(deadline)?;
         if was_refused
             && !session.put_off.any()
-            && let Some(denial) = self.glance(&session, plan, deadline)?
+            && let Some(outcome) = self.glance(&session, plan, deadline)?
         {
-            let outcome = refused_now(denial);
             self.use_time_of(&session, &outcome, deadline);
             return Ok(outcome);
         }
@@ -226,7 +227,7 @@ impl Store for SqliteStore {
                     let is_refused = matches!(outcome, Outcome::Refused { .. });
                     self.use_time_of(&session, &outcome, deadline);
                     // Mostly it is what it was.
-                    if is_plain && is_refused != was_refused {
+                    if may_be_known && is_refused != was_refused {
                         session.refusals.remember(plan, is_refused);
                     }
                     return Ok(outcome);
@@ -457,12 +458,5 @@ impl Store for SqliteStore {
 
     fn place(&self) -> &Path {
         &self.place.database
-    }
-}
-
-const fn refused_now(denial: Denial) -> Outcome {
-    Outcome::Refused {
-        denial,
-        deadline: None,
     }
 }

@@ -6,7 +6,7 @@ use super::session::Session;
 use super::transaction::Transaction;
 use crate::calendar::Line;
 use crate::clock::Timestamp;
-use crate::decision::{Denial, Refusal, Verdict, decide};
+use crate::decision::{Refusal, Verdict, decide};
 use crate::error::Error;
 use crate::line::{Waiter, book_behind, decide_behind, is_of_slots, rates_admit};
 use crate::plan::{Patience, Plan};
@@ -162,21 +162,25 @@ fn leave_with(
 pub(super) fn glance(
     transaction: &mut Transaction<'_>,
     plan: &Plan<'_>,
-) -> Result<Option<Denial>, Error> {
+) -> Result<Option<Outcome>, Error> {
     if transaction.clock_has_to_be_fixed() || !transaction.nobody_waits()? {
         return Ok(None);
     }
     let now = transaction.now();
+    let latest = latest(plan.patience, now, transaction.reading);
     let known = transaction.all_known(plan)?;
     let lines = lines(plan, &known, &transaction.place.database)?;
-    let verdict = decide(transaction, &lines, now, now)?;
+    check_bookable(plan, &lines)?;
+    let verdict = decide(transaction, &lines, now, latest)?;
     let Verdict::Refuse(refusal) = verdict else {
         return Ok(None);
     };
     if may_come_back(transaction, &lines, &verdict)? {
         return Ok(None);
     }
-    denial(refusal, &lines, now, &transaction.place.database).map(Some)
+    let denial = denial(refusal, &lines, now, &transaction.place.database)?;
+    let deadline = (plan.patience != Patience::Now).then_some(latest);
+    Ok(Some(Outcome::Refused { denial, deadline }))
 }
 
 /// What is decided behind those who wait, and who they are.

@@ -16,7 +16,6 @@ use super::session::{Opening, Session, lock_until, locked_until};
 use super::transaction::{Access, Transaction};
 use super::{SHORTEST_LOCK_WAIT, SqliteStore, State};
 use crate::clock::{Timestamp, elapsed_at};
-use crate::decision::Denial;
 use crate::error::Error;
 use crate::plan::{Latest, Patience, Plan};
 use crate::store::{Claim, Outcome};
@@ -184,17 +183,19 @@ impl SqliteStore {
         session: &Session,
         plan: &Plan<'_>,
         deadline: Deadline,
-    ) -> Result<Option<Denial>, Error> {
+    ) -> Result<Option<Outcome>, Error> {
         let since = Instant::now();
         let seen = session.generation.seen();
-        let denied = self.look(session, deadline, |transaction| {
-            let denial = glance(transaction, plan)?;
-            Ok(denial.map(|denial| (denial, *transaction.timeline())))
+        let glanced = self.look(session, deadline, |transaction| {
+            let outcome = glance(transaction, plan)?;
+            Ok(outcome.map(|outcome| (outcome, *transaction.timeline())))
         })?;
-        let Some((denial, timeline)) = denied else {
+        let Some((outcome, timeline)) = glanced else {
             return Ok(None);
         };
-        if let Some(seen) = seen.filter(|seen| session.generation.seen() == Some(*seen)) {
+        if let Some(seen) = seen.filter(|seen| session.generation.seen() == Some(*seen))
+            && let Outcome::Refused { denial, .. } = &outcome
+        {
             let known = Known {
                 denial: denial.clone(),
                 timeline,
@@ -203,7 +204,7 @@ impl SqliteStore {
             };
             session.refusals.know(plan, known);
         }
-        Ok(Some(denial))
+        Ok(Some(outcome))
     }
 
     /// Waits until this thread may use the connection that writes, for something that no other can do for it.

@@ -6,10 +6,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::generation::{Generation, Seen};
-use crate::clock::{Change, Clock, Reading, Timeline};
+use crate::clock::{Change, Clock, Reading, Timeline, Timestamp};
 use crate::decision::Denial;
-use crate::plan::Plan;
+use crate::plan::{Patience, Plan};
 use crate::request::Request;
+use crate::store::latest;
 
 /// How many are remembered at most.
 const PLACES: usize = 256;
@@ -52,7 +53,11 @@ pub(super) enum Hint {
     /// It was refused when it was last asked for.
     WasRefused,
     /// It is refused.
-    IsRefused(Denial),
+    IsRefused {
+        denial: Denial,
+        /// The last instant that its caller allows, if that is not now.
+        deadline: Option<Timestamp>,
+    },
 }
 
 impl Default for Refusals {
@@ -94,8 +99,8 @@ impl Refusals {
         match &*place {
             Some(refused) if plan.takes().eq(refused.request.takes()) => {
                 let known = refused.known.as_ref();
-                let denial = known.and_then(|known| known.still(generation, clock));
-                denial.map_or(Hint::WasRefused, Hint::IsRefused)
+                let hint = known.and_then(|known| known.still(plan, generation, clock));
+                hint.unwrap_or(Hint::WasRefused)
             }
             _ => Hint::Nothing,
         }
@@ -104,18 +109,23 @@ impl Refusals {
 
 impl Known {
     /// The refusal as of now, if it still stands.
-    fn still(&self, generation: &Generation, clock: &dyn Clock) -> Option<Denial> {
+    fn still(&self, plan: &Plan<'_>, generation: &Generation, clock: &dyn Clock) -> Option<Hint> {
         if self.since.elapsed() >= REMEMBERED {
             return None;
         }
-        let present = self.timeline.present(Reading::of(clock));
+        let reading = Reading::of(clock);
+        let present = self.timeline.present(reading);
+        let latest = latest(plan.patience, present.now, reading);
         let shift_ns = present.timeline.calendar_shift_ns;
         let is_as_it_was = present.change != Change::Fixed
             && shift_ns == self.timeline.calendar_shift_ns
-            && present.now < self.denial.retry_at()?
+            && latest < self.denial.retry_at()?
             // Looked at last: what was written before the clock was read is known.
             && generation.seen() == Some(self.seen);
-        is_as_it_was.then(|| self.denial.as_of(present.now))
+        is_as_it_was.then(|| Hint::IsRefused {
+            denial: self.denial.as_of(present.now),
+            deadline: (plan.patience != Patience::Now).then_some(latest),
+        })
     }
 }
 
@@ -125,26 +135,55 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use crate::{Limit, Limiter, MINUTE, ManualClock, OnConflict, Permit, Request, SECOND};
+    use crate::{Error, Limit, Limiter, MINUTE, ManualClock, OnConflict, Permit, Request, SECOND};
 
     /// What may happen between two times that somebody asks.
     #[derive(Clone, Debug)]
     enum Op {
-        Ask { limiter: usize, request: usize },
-        Hold { limiter: usize, request: usize },
-        Settle { permit: usize, used: u64 },
-        Cancel { permit: usize },
-        Drop { permit: usize },
-        Book { limiter: usize },
-        Define { limiter: usize, capacity: u64 },
-        Advance { ms: u64 },
-        SetWall { s: u64 },
+        Ask {
+            limiter: usize,
+            request: usize,
+        },
+        AskToWait {
+            limiter: usize,
+            request: usize,
+            ms: u64,
+        },
+        Hold {
+            limiter: usize,
+            request: usize,
+        },
+        Settle {
+            permit: usize,
+            used: u64,
+        },
+        Cancel {
+            permit: usize,
+        },
+        Drop {
+            permit: usize,
+        },
+        Book {
+            limiter: usize,
+        },
+        Define {
+            limiter: usize,
+            capacity: u64,
+        },
+        Advance {
+            ms: u64,
+        },
+        SetWall {
+            s: u64,
+        },
     }
 
     fn op() -> impl Strategy<Value = Op> {
         let limiter = 0_usize..2;
         prop_oneof![
             20 => (limiter.clone(), 0_usize..5).prop_map(|(limiter, request)| Op::Ask { limiter, request }),
+            6 => (limiter.clone(), 0_usize..4, 0_u64..900)
+                .prop_map(|(limiter, request, ms)| Op::AskToWait { limiter, request, ms }),
             4 => (limiter.clone(), 0_usize..5).prop_map(|(limiter, request)| Op::Hold { limiter, request }),
             2 => (0_usize..20, 0_u64..6).prop_map(|(permit, used)| Op::Settle { permit, used }),
             2 => (0_usize..20).prop_map(|permit| Op::Cancel { permit }),
@@ -197,6 +236,21 @@ mod tests {
                     // Decided with the lock, then by a look, then from memory.
                     let decisions = [ask(), ask(), ask()].map(crate::Decision::denied);
                     format!("{decisions:?}")
+                }
+                Op::AskToWait {
+                    limiter,
+                    request,
+                    ms,
+                } => {
+                    let longest = Duration::from_millis(ms);
+                    let ask = || match limiters[limiter].book_within(&requests[request], longest) {
+                        Ok(booking) => format!("{:?}", booking.wait_time()),
+                        Err(Error::TooLate {
+                            denial, deadline, ..
+                        }) => format!("{denial:?} {deadline:?}"),
+                        Err(error) => panic!("{error}"),
+                    };
+                    format!("{:?}", [ask(), ask(), ask()])
                 }
                 Op::Hold { limiter, request } => {
                     let permit = limiters[limiter].try_acquire(&requests[request]).unwrap();
