@@ -127,6 +127,11 @@ pub(crate) struct Reading {
 const LATEST_READING_NS: i64 = 1 << 62;
 
 impl Reading {
+    /// The time since the boot.
+    pub(crate) const fn elapsed(&self) -> Duration {
+        Duration::from_nanos(self.elapsed_ns.unsigned_abs())
+    }
+
     pub(crate) fn of(clock: &dyn Clock) -> Self {
         let wall = clock.wall().duration_since(UNIX_EPOCH);
         Self {

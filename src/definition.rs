@@ -153,7 +153,7 @@ impl Author {
         let program = std::env::current_exe().ok();
         let name = program.as_deref().and_then(Path::file_name);
         Self {
-            pid: std::process::id(),
+            pid: crate::process::id(),
             program: name.map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
         }
     }

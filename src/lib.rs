@@ -86,6 +86,7 @@ mod limits_file;
 mod line;
 mod permit;
 mod plan;
+mod process;
 mod request;
 mod settlement;
 mod store;

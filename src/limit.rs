@@ -228,6 +228,12 @@ impl Limit {
         }
     }
 
+    /// Whether it has a quota.
+    pub(crate) fn has_calendar(&self) -> bool {
+        let mut windows = self.rates().iter().map(Rate::window);
+        windows.any(|window| matches!(window, Window::Calendar(_)))
+    }
+
     pub(crate) fn kind(&self) -> &Kind {
         &self.terms.kind
     }

@@ -13,7 +13,7 @@ use rusqlite::Connection;
 use smallvec::SmallVec;
 
 use crate::calendar::{Blocker, LimitId, Line};
-use crate::clock::{Clock, Reading, Timestamp};
+use crate::clock::{Clock, Timestamp};
 use crate::decision::{Denial, Peek, Refusal};
 use crate::definition::{Definition, Known, LimitChange, OnConflict};
 use crate::error::{Error, RequestError};
@@ -259,7 +259,7 @@ impl<'a> Change<'a> {
 
     /// Whether the permit was inherited through `fork`: then it is the parent's to change.
     pub(crate) fn is_inherited(&self) -> bool {
-        matches!(self.which, Which::Claim(claim) if claim.pid != std::process::id())
+        matches!(self.which, Which::Claim(claim) if claim.pid != crate::process::id())
     }
 }
 
@@ -394,16 +394,14 @@ pub(crate) fn expiry<'l, 'k: 'l>(
 }
 
 /// The last instant at which a plan may be admitted.
-pub(crate) fn latest(patience: Patience, now: Timestamp, reading: Reading) -> Timestamp {
+pub(crate) fn latest(patience: Patience, now: Timestamp, elapsed: Duration) -> Timestamp {
     match patience.latest() {
         None => now,
         Some(Latest::Forever) => Timestamp::from_nanos(i64::MAX),
         Some(Latest::Until(deadline)) => deadline.max(now),
-        Some(Latest::UntilElapsed(deadline)) => {
-            let elapsed = Duration::from_nanos(reading.elapsed_ns.unsigned_abs());
-            now.checked_add(deadline.saturating_sub(elapsed))
-                .unwrap_or(Timestamp::from_nanos(i64::MAX))
-        }
+        Some(Latest::UntilElapsed(deadline)) => now
+            .checked_add(deadline.saturating_sub(elapsed))
+            .unwrap_or(Timestamp::from_nanos(i64::MAX)),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{BootId, Reading, Timestamp};
+use super::{BootId, Clock, Reading, Timestamp, clamped_ns};
 
 /// What a file knows about time. Instants are `elapsed + offset` for the boot that it names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +67,12 @@ impl Timeline {
     /// What the boot's clock shows at an instant.
     pub(crate) fn elapsed_at(&self, at: Timestamp) -> Duration {
         elapsed_at(at, self.offset_ns)
+    }
+
+    /// The present, if the boot's clock alone tells it.
+    pub(crate) fn goes_on(&self, clock: &dyn Clock, elapsed: Duration) -> Option<Timestamp> {
+        let now = Timestamp(clamped_ns(elapsed).saturating_add(self.offset_ns));
+        (clock.boot() == self.boot && now >= self.high).then_some(now)
     }
 
     /// The present, by this timeline and a reading taken after the timeline was read.

@@ -123,7 +123,7 @@ impl MemoryStore {
     ) -> Result<Outcome, Error> {
         let known = state.all_known(plan)?;
         let mut lines = lines(plan, &known, Path::new(PLACE))?;
-        let latest = latest(plan.patience, now, reading);
+        let latest = latest(plan.patience, now, reading.elapsed());
         let mut resumed = None;
         if let Some(id) = plan.id() {
             match state.resume(plan, id)? {
@@ -186,7 +186,7 @@ impl MemoryStore {
                         since: now,
                     },
                     session: 0,
-                    pid: std::process::id(),
+                    pid: crate::process::id(),
                     seen: state.changes,
                     in_the_way: Few::new(),
                     ahead: 0,
@@ -532,7 +532,7 @@ impl State {
             at,
             wake_at: self.timeline.elapsed_at(at),
             session: 0,
-            pid: std::process::id(),
+            pid: crate::process::id(),
             rows,
             booking: None,
             accepted: None,

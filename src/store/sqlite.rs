@@ -128,7 +128,7 @@ impl SqliteStore {
         let store = Self {
             options,
             place,
-            pid: std::process::id(),
+            pid: crate::process::id(),
             offset_ns: AtomicI64::new(i64::MIN),
             state: RwLock::new(State {
                 session: Some(Arc::clone(&session)),
@@ -265,7 +265,7 @@ impl Store for SqliteStore {
 
     fn leave(&self, queued: &Queued) -> Result<(), Error> {
         let session = self.session(self.busy_deadline())?;
-        if queued.pid != std::process::id() || queued.session != session.number {
+        if queued.pid != crate::process::id() || queued.session != session.number {
             return Ok(());
         }
         self.let_go(&session, Dropped::Place(queued.ticket))
@@ -375,7 +375,7 @@ impl Store for SqliteStore {
             return Ok(());
         }
         // What was inherited through `fork` is the parent's to use.
-        if claim.pid != std::process::id() {
+        if claim.pid != crate::process::id() {
             return Ok(());
         }
         if let Some(registered) = &claim.registered {
@@ -392,7 +392,7 @@ impl Store for SqliteStore {
     }
 
     fn give_back(&self, claim: &Claim) -> Result<(), Error> {
-        if claim.pid != std::process::id() {
+        if claim.pid != crate::process::id() {
             return Ok(());
         }
         let session = self.session_of(claim)?;

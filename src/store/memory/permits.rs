@@ -269,7 +269,7 @@ impl State {
             at,
             wake_at: self.timeline.elapsed_at(at),
             session: 0,
-            pid: std::process::id(),
+            pid: crate::process::id(),
             rows: permit.map(|permit| permit.rows.clone()).unwrap_or_default(),
             booking: None,
             accepted: None,

@@ -41,7 +41,7 @@ pub(super) fn attempt(
     let now = transaction.now();
     let known = transaction.all_known(plan)?;
     let mut lines = lines(plan, &known, &transaction.place.database)?;
-    let latest = latest(plan.patience, now, transaction.reading);
+    let latest = latest(plan.patience, now, transaction.reading.elapsed());
     let mut resumed = None;
     if let Some(id) = plan.id() {
         if owner.is_none() {
@@ -158,16 +158,16 @@ fn leave_with(
 }
 
 /// Refuses a request that the committed state refuses already, where nothing could come back and nobody waits; else
-/// says nothing. For this the write lock is not needed.
+/// says nothing. For this the write lock is not needed. Says also whether the wall clock has to do with it.
 pub(super) fn glance(
     transaction: &mut Transaction<'_>,
     plan: &Plan<'_>,
-) -> Result<Option<Outcome>, Error> {
+) -> Result<Option<(Outcome, bool)>, Error> {
     if transaction.clock_has_to_be_fixed() || !transaction.nobody_waits()? {
         return Ok(None);
     }
     let now = transaction.now();
-    let latest = latest(plan.patience, now, transaction.reading);
+    let latest = latest(plan.patience, now, transaction.reading.elapsed());
     let known = transaction.all_known(plan)?;
     let lines = lines(plan, &known, &transaction.place.database)?;
     check_bookable(plan, &lines)?;
@@ -180,7 +180,8 @@ pub(super) fn glance(
     }
     let denial = denial(refusal, &lines, now, &transaction.place.database)?;
     let deadline = (plan.patience != Patience::Now).then_some(latest);
-    Ok(Some(Outcome::Refused { denial, deadline }))
+    let goes_by_wall = lines.iter().any(|line| line.limit.has_calendar());
+    Ok(Some((Outcome::Refused { denial, deadline }, goes_by_wall)))
 }
 
 /// What is decided behind those who wait, and who they are.

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, RwLockWriteGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::acquire::glance;
 use super::acts::{Act, Alone, Borrowed, tried};
@@ -11,7 +11,7 @@ use super::connection::{Deadline, waiting_until};
 use super::desk::{Came, Lead, Waited};
 use super::dropped::Dropped;
 use super::joined::check_not_within;
-use super::refusals::{Hint, Known};
+use super::refusals::{Hint, Known, real_time};
 use super::session::{Opening, Session, lock_until, locked_until};
 use super::transaction::{Access, Transaction};
 use super::{SHORTEST_LOCK_WAIT, SqliteStore, State};
@@ -82,7 +82,7 @@ impl SqliteStore {
         deadline: Deadline,
     ) -> Result<RwLockWriteGuard<'_, State>, Error> {
         locked_until(|| self.state.try_write(), deadline.at).ok_or_else(|| {
-            if self.pid == std::process::id() {
+            if self.pid == crate::process::id() {
                 deadline.busy(&self.place)
             } else {
                 self.place.forked()
@@ -184,13 +184,14 @@ impl SqliteStore {
         plan: &Plan<'_>,
         deadline: Deadline,
     ) -> Result<Option<Outcome>, Error> {
-        let since = Instant::now();
+        let clock = &*self.options.clock;
+        let since = real_time(clock, clock.elapsed());
         let seen = session.generation.seen();
         let glanced = self.look(session, deadline, |transaction| {
-            let outcome = glance(transaction, plan)?;
-            Ok(outcome.map(|outcome| (outcome, *transaction.timeline())))
+            let glanced = glance(transaction, plan)?;
+            Ok(glanced.map(|glanced| (glanced, *transaction.timeline())))
         })?;
-        let Some((outcome, timeline)) = glanced else {
+        let Some(((outcome, goes_by_wall), timeline)) = glanced else {
             return Ok(None);
         };
         if let Some(seen) = seen.filter(|seen| session.generation.seen() == Some(*seen))
@@ -199,6 +200,7 @@ impl SqliteStore {
             let known = Known {
                 denial: denial.clone(),
                 timeline,
+                goes_by_wall,
                 seen,
                 since,
             };

@@ -22,7 +22,7 @@ impl Transaction<'_> {
     /// Where a row was lost with its file, its id is given out again while its owner lives and holds the
     /// byte. The next id is free then, or the one after: none is given out twice in one transaction.
     pub(super) fn insert_owner(&mut self, lock_file: &LockFile) -> Result<i64, Error> {
-        let (pid, boot) = (std::process::id(), print_boot(self.timeline().boot));
+        let (pid, boot) = (crate::process::id(), print_boot(self.timeline().boot));
         let (lock_inode, since_ns) = (lock_file.inode(), self.now().as_nanos());
         self.wrote();
         for _ in 0..MOST_IDS {

@@ -2,11 +2,11 @@
 //! has not come.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::generation::{Generation, Seen};
-use crate::clock::{Change, Clock, Reading, Timeline, Timestamp};
+use crate::clock::{Clock, Reading, Timeline, Timestamp};
 use crate::decision::Denial;
 use crate::plan::{Patience, Plan};
 use crate::request::Request;
@@ -41,9 +41,12 @@ pub(super) struct Known {
     pub(super) denial: Denial,
     /// How the file's instants followed the clock.
     pub(super) timeline: Timeline,
+    /// Whether it would end earlier or later if the wall clock was set.
+    pub(super) goes_by_wall: bool,
     /// What was written until then.
     pub(super) seen: Seen,
-    pub(super) since: Instant,
+    /// The time then, as [`real_time`] tells it.
+    pub(super) since: Duration,
 }
 
 /// What is known of a request.
@@ -110,22 +113,34 @@ impl Refusals {
 impl Known {
     /// The refusal as of now, if it still stands.
     fn still(&self, plan: &Plan<'_>, generation: &Generation, clock: &dyn Clock) -> Option<Hint> {
-        if self.since.elapsed() >= REMEMBERED {
+        let elapsed = clock.elapsed();
+        if real_time(clock, elapsed).saturating_sub(self.since) >= REMEMBERED {
             return None;
         }
-        let reading = Reading::of(clock);
-        let present = self.timeline.present(reading);
-        let latest = latest(plan.patience, present.now, reading);
-        let shift_ns = present.timeline.calendar_shift_ns;
-        let is_as_it_was = present.change != Change::Fixed
-            && shift_ns == self.timeline.calendar_shift_ns
-            && latest < self.denial.retry_at()?
-            // Looked at last: what was written before the clock was read is known.
-            && generation.seen() == Some(self.seen);
-        is_as_it_was.then(|| Hint::IsRefused {
-            denial: self.denial.as_of(present.now),
+        let now = self.timeline.goes_on(clock, elapsed)?;
+        if self.goes_by_wall {
+            let present = self.timeline.present(Reading::of(clock));
+            if present.timeline.calendar_shift_ns != self.timeline.calendar_shift_ns {
+                return None;
+            }
+        }
+        let latest = latest(plan.patience, now, elapsed);
+        // Looked at last: what was written before the clock was read is known.
+        let stands = latest < self.denial.retry_at()? && generation.seen() == Some(self.seen);
+        stands.then(|| Hint::IsRefused {
+            denial: self.denial.as_of(now),
             deadline: (plan.patience != Patience::Now).then_some(latest),
         })
+    }
+}
+
+/// A time that goes on as real time does.
+pub(super) fn real_time(clock: &dyn Clock, elapsed: Duration) -> Duration {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    if clock.is_real() {
+        elapsed
+    } else {
+        START.elapsed()
     }
 }
 

@@ -137,7 +137,7 @@ impl Session {
         let page = lock_file.page();
         let session = Arc::new(Self {
             number: NUMBERS.fetch_add(1, Ordering::Relaxed),
-            pid: std::process::id(),
+            pid: crate::process::id(),
             pools: Arc::new(pools),
             wakes: Wakes::new(page.clone()),
             generation: Generation::new(page.clone()),
@@ -215,7 +215,7 @@ impl Session {
 
     /// Whether this process opened the session, and did not inherit it through `fork`.
     pub(super) fn is_ours(&self) -> bool {
-        self.pid == std::process::id()
+        self.pid == crate::process::id()
     }
 
     /// In a forked child: closes all that was inherited. False if that cannot be done.
@@ -226,7 +226,7 @@ impl Session {
     /// kernel's locks are not inherited) provided that no thread of the parent was inside SQLite, whatever
     /// file it had open there, and that the child does not take itself for the last user and remove the WAL.
     pub(super) fn close_inherited() -> bool {
-        let pid = std::process::id();
+        let pid = crate::process::id();
         // Before the process id: another thread of this child may have closed everything and be opening.
         let under_way = UNDER_WAY.load(Ordering::SeqCst);
         match PID.compare_exchange(0, pid, Ordering::SeqCst, Ordering::SeqCst) {
@@ -332,7 +332,7 @@ impl Drop for Session {
         let _under_way = UnderWay::new();
         if self.is_ours() {
             self.close();
-        } else if PID.load(Ordering::SeqCst) != std::process::id() {
+        } else if PID.load(Ordering::SeqCst) != crate::process::id() {
             if under_way != 0 || self.is_in_use() {
                 // It stays in the list as one that could not be closed.
                 return std::mem::forget(Arc::clone(&self.pools));
