@@ -68,3 +68,58 @@ impl Begun<'_> {
         }
     }
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    fn two_processes() -> [Generation; 2] {
+        let file = tempfile::tempfile().unwrap();
+        [(); 2].map(|()| Generation::new(Some(Arc::new(SharedPage::map(&file).unwrap()))))
+    }
+
+    #[test]
+    fn what_was_written_is_seen_by_all_and_what_was_rolled_back_by_nobody() {
+        let [one, other] = two_processes();
+        let before = other.seen();
+        assert!(before.is_some());
+        let begun = one.begin();
+        assert_eq!(other.seen(), None);
+        begun.end(false);
+        assert_eq!(other.seen(), before);
+        one.begin().end(true);
+        assert!(other.seen().is_some() && other.seen() != before);
+    }
+
+    #[test]
+    fn after_a_writer_that_died_nothing_is_proved_until_the_next_one() {
+        let [one, other] = two_processes();
+        let before = other.seen();
+        drop(one.begin());
+        assert_eq!(other.seen(), None);
+        // It was rolled back, but who knows what the dead one has written.
+        let begun = other.begin();
+        assert_eq!(one.seen(), None);
+        begun.end(false);
+        assert!(one.seen().is_some() && one.seen() != before);
+    }
+
+    /// The lock comes free before the counter says so.
+    #[test]
+    fn whoever_ends_late_does_not_speak_for_the_next_one() {
+        let [one, other] = two_processes();
+        let first = one.begin();
+        let second = other.begin();
+        first.end(true);
+        assert_eq!(one.seen(), None);
+        second.end(true);
+        assert!(one.seen().is_some());
+    }
+
+    #[test]
+    fn without_a_page_nothing_is_proved() {
+        let generation = Generation::new(None);
+        generation.begin().end(true);
+        assert_eq!(generation.seen(), None);
+    }
+}
