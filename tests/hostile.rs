@@ -80,8 +80,8 @@ const OF_PERMITS: [(&str, &str); 8] = [
     ),
     ("debt", "INSERT INTO debt VALUES (1, 5, 1)"),
     (
-        "total_shift",
-        "INSERT INTO total_shift SELECT limit_id, at_ns, seq, 0 FROM charge",
+        "correction",
+        "INSERT INTO correction SELECT limit_id, 0, at_ns, seq, 0 FROM charge",
     ),
 ];
 

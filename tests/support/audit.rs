@@ -182,7 +182,7 @@ pub fn all_rows(file: &Path) -> Vec<String> {
         "permit_charge",
         "slot",
         "debt",
-        "total_shift",
+        "correction",
     ] {
         let mut statement = connection
             .prepare(&format!("SELECT * FROM {table} ORDER BY 1, 2, 3"))

@@ -95,7 +95,7 @@ mod tests {
     fn after_a_writer_that_died_nothing_is_proved_until_the_next_one() {
         let [one, other] = two_processes();
         let before = other.seen();
-        drop(one.begin());
+        let _dead = one.begin();
         assert_eq!(other.seen(), None);
         // It was rolled back, but who knows what the dead one has written.
         let begun = other.begin();

@@ -47,9 +47,7 @@ impl Ledgers for Transaction<'_> {
             .prepare_cached(ALL_AFTER)
             .and_then(read)
             .map_err(|error| self.sqlite(error))?;
-        for charge in &mut charges {
-            *charge = self.corrected(limit, *charge)?;
-        }
+        self.correct(limit, &mut charges)?;
         let next = charges.front().copied();
         let complete = charges.len() < wanted;
         self.link.memo.remember_run(limit, at, charges, complete);
@@ -83,9 +81,7 @@ impl Transaction<'_> {
                     .collect::<rusqlite::Result<VecDeque<Charge>>>()
             })
             .map_err(|error| self.sqlite(error))?;
-        for charge in &mut charges {
-            *charge = self.corrected(limit, *charge)?;
-        }
+        self.correct(limit, charges.iter_mut().rev())?;
         let last = charges.front().copied();
         self.link.memo.remember_very_last(limit, last);
         if charges.len() < FEW {
@@ -102,15 +98,14 @@ impl Transaction<'_> {
             let mut rows = statement.query((limit.0, at.as_nanos()))?;
             rows.next()?.map(charge).transpose()
         };
-        let found = self
+        let mut found = self
             .link
             .connection
             .prepare_cached(sql)
             .and_then(read)
             .map_err(|error| self.sqlite(error))?;
-        found
-            .map(|charge| self.corrected(limit, charge))
-            .transpose()
+        self.correct(limit, &mut found)?;
+        Ok(found)
     }
 }
 
@@ -197,9 +192,8 @@ impl Transaction<'_> {
         };
         self.charged();
         if very_last.is_some_and(|last| last.at > at) {
-            self.link.memo.changed(limit);
-            self.correct_totals(limit, (at, seq), -amount)?;
             self.insert(limit, added)?;
+            self.correct_totals(limit, (at, seq), -amount)?;
         } else {
             self.link.memo.appended(limit, added);
             if is_booked {
@@ -223,7 +217,7 @@ impl Transaction<'_> {
         let Charge {
             at, seq, amount, ..
         } = charge;
-        let stored = charge.total.plus(-self.shift_at(limit, (at, seq))?);
+        let stored = self.stored_total(limit, (at, seq), charge.total)?;
         self.link
             .connection
             .prepare_cached(INSERT)
@@ -253,7 +247,6 @@ impl Transaction<'_> {
         self.wrote();
         self.freed(charge.limit);
         self.write_charges()?;
-        self.link.memo.changed(charge.limit);
         let Taken { limit, at, seq, .. } = charge;
         self.link
             .connection
@@ -292,7 +285,6 @@ impl Transaction<'_> {
         for charge in charges {
             self.wrote();
             self.freed(charge.limit);
-            self.link.memo.changed(charge.limit);
             self.link
                 .connection
                 .prepare_cached(DELETE)

@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use super::shifts::Position;
 use crate::calendar::{Charge, LimitId, Poured};
 use crate::clock::{Timeline, Timestamp};
 use crate::definition::Known;
@@ -65,6 +66,8 @@ struct LedgerMemo {
     poured: Option<Option<Poured>>,
     /// The very last charge; `Some(None)` if the ledger is empty.
     last: Option<Option<Charge>>,
+    /// From where on no total is shifted, if that is known.
+    unshifted_from: Option<Position>,
     runs: Vec<Run>,
 }
 
@@ -179,6 +182,18 @@ impl Memo {
 
     pub(super) fn shifts_are_gone(&mut self, limit: LimitId) {
         self.shifted.remove(&limit);
+    }
+
+    /// Whether no total is shifted from a place on, as far as is known.
+    pub(super) fn is_unshifted(&self, limit: LimitId, at: Position) -> bool {
+        let ledger = self.ledgers.get(&limit);
+        let from = ledger.and_then(|ledger| ledger.unshifted_from);
+        from.is_some_and(|from| from <= at)
+    }
+
+    /// Remembers that no total is shifted from a place on, where more was not known.
+    pub(super) fn remember_unshifted(&mut self, limit: LimitId, from: Position) {
+        self.ledger(limit).unshifted_from = Some(from);
     }
 
     pub(super) fn limit_by_id(&self, id: LimitId) -> Option<&Arc<Known>> {

@@ -250,7 +250,7 @@ const FORGET_REMOVED: &str = "DELETE FROM removed_ledger WHERE is_empty AND limi
 const GIVE_BACK_SLOTS: &str = "DELETE FROM slot WHERE limit_id = ?1";
 const FORGET_DEBT: &str = "DELETE FROM debt WHERE limit_id = ?1";
 const FORGET_BUCKET: &str = "DELETE FROM bucket WHERE limit_id = ?1";
-const FORGET_SHIFTS: &str = "DELETE FROM total_shift WHERE limit_id = ?1";
+const FORGET_SHIFTS: &str = "DELETE FROM correction WHERE limit_id = ?1";
 // As many as a sweep of a limit that is in use.
 const EMPTY: &str = "DELETE FROM charge
     WHERE (limit_id, at_ns, seq) IN (
@@ -300,6 +300,7 @@ impl Transaction<'_> {
         self.wrote();
         self.link.memo.changed(id);
         let deleted = self.execute_for(EMPTY, id)?;
+        self.sweep_shifts(id)?;
         if deleted == 256 {
             return Ok(false);
         }

@@ -75,13 +75,12 @@ impl Transaction<'_> {
 
     /// A charge is kept for as long as a clock that falls back unnoticed could ask for it.
     pub(super) fn sweep_ledger(&mut self, id: LimitId, limit: &Limit) -> Result<(), Error> {
-        if self.sweep_bucket(id, limit)? {
-            return Ok(());
+        if !self.sweep_bucket(id, limit)?
+            && let Some(expired) = expired_until(limit, self.now(), self.wall_shift_ns())
+        {
+            self.delete_until(id, expired.saturating_minus_ns(HIGH_STEP_NS))?;
         }
-        match expired_until(limit, self.now(), self.wall_shift_ns()) {
-            Some(expired) => self.delete_until(id, expired.saturating_minus_ns(HIGH_STEP_NS)),
-            None => Ok(()),
-        }
+        self.sweep_shifts(id)
     }
 }
 
@@ -104,7 +103,6 @@ impl Transaction<'_> {
         if deleted > 0 {
             self.link.memo.changed(limit);
             self.wrote();
-            self.sweep_shifts(limit)?;
         }
         Ok(())
     }
