@@ -375,7 +375,7 @@ fn length(scratch: &Scratch, suffix: &str) -> u64 {
 /// Real time: what has expired is what is swept.
 #[test]
 fn under_load_neither_the_wal_nor_the_file_grows_with_what_has_expired() {
-    const MOST_WAL_BYTES: u64 = 16 << 20;
+    const MOST_WAL_BYTES: u64 = 24 << 20;
     const MOST_FILE_BYTES: u64 = 8 << 20;
     let count: u64 = size(80_000, 300_000);
     let scratch = scratch();
