@@ -53,6 +53,28 @@ fn threads_are_admitted_as_often_as_the_limit_allows_and_no_more() {
     });
 }
 
+/// Whoever comes at the instant that a denial has named must not be decided as of one before it.
+#[test]
+fn nobody_is_decided_as_of_an_instant_before_it_came() {
+    let scratch = scratch();
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    limiter.define(Limit::new("k").per_second(1_000)).unwrap();
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..1_000 {
+                    let before = limiter.now().unwrap();
+                    let decided = match limiter.try_acquire("k").unwrap() {
+                        Decision::Granted(permit) => permit.at(),
+                        Decision::Denied(denial) => denial.now(),
+                    };
+                    assert!(decided >= before, "{decided:?} is before {before:?}");
+                }
+            });
+        }
+    });
+}
+
 #[test]
 fn what_threads_settle_and_cancel_is_theirs_alone() {
     in_both_stores(|limiter, _| {

@@ -132,8 +132,8 @@ pub(crate) struct Accepted(Mutex<Numbers>);
 struct Numbers {
     /// The earliest first.
     waiting: BinaryHeap<Reverse<(Timestamp, i64)>>,
-    /// What the transaction that is under way, or the last one, has struck out.
-    taken: Few<(Timestamp, i64)>,
+    /// What the transaction that is under way has struck out.
+    taken: Vec<(Timestamp, i64)>,
 }
 
 /// How many bookings that were used are forgotten with each new one, at most.
@@ -148,21 +148,27 @@ impl Accepted {
     pub(super) fn take_used(&self, now: Timestamp) -> Few<i64> {
         let mut numbers = self.lock();
         let Numbers { waiting, taken } = &mut *numbers;
-        taken.clear();
-        while taken.len() < MOST_USED
+        let mut used = Few::new();
+        while used.len() < MOST_USED
             && let Some(next) = waiting.peek_mut()
             && next.0.0 <= now
         {
-            taken.push(PeekMut::pop(next).0);
+            let Reverse((at, number)) = PeekMut::pop(next);
+            taken.push((at, number));
+            used.push(number);
         }
-        taken.iter().map(|(_, number)| *number).collect()
+        used
     }
 
-    /// Says that the transaction has failed which was to strike them out.
-    pub(super) fn put_back(&self) {
+    /// Says whether the transaction was committed that was to strike them out.
+    pub(super) fn ended(&self, is_committed: bool) {
         let mut numbers = self.lock();
         let Numbers { waiting, taken } = &mut *numbers;
-        waiting.extend(taken.drain(..).map(Reverse));
+        if is_committed {
+            taken.clear();
+        } else {
+            waiting.extend(taken.drain(..).map(Reverse));
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Numbers> {

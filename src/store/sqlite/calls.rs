@@ -250,6 +250,7 @@ impl SqliteStore {
                 },
             };
             let result = self.transact_led(session, Access::Write, deadline, |transaction| {
+                lead.take(transaction);
                 lead.act_for_others(transaction, session)
             });
             match result {
@@ -274,6 +275,7 @@ impl SqliteStore {
         act: &A,
     ) -> Result<A::Answer, Error> {
         let result = self.transact_led(session, Access::Write, deadline, |transaction| {
+            lead.take(transaction);
             let answer = tried(act, transaction, session)?;
             lead.act_for_others(transaction, session)?;
             Ok(answer)
@@ -342,9 +344,7 @@ impl SqliteStore {
                     });
                     if access == Access::Write {
                         session.crowd.leave();
-                        if result.is_err() {
-                            session.accepted.put_back();
-                        }
+                        session.accepted.ended(is_committed);
                         session.checkpoints.ended();
                     }
                     is_stuck = link.stuck;

@@ -242,31 +242,36 @@ pub(super) struct Lead<'d> {
 }
 
 impl Lead<'_> {
-    /// Does what all slips ask for that are there, and those that come meanwhile. To be called once the write lock is
-    /// held: from then on it does not take long.
-    pub(super) fn act_for_others(
-        &mut self,
-        transaction: &mut Transaction<'_>,
-        session: &Session,
-    ) -> Result<(), Error> {
-        loop {
-            let done = self.taken.len();
-            self.take();
-            if self.taken.len() == done {
-                return Ok(());
-            }
-            for slip in &self.taken[done..] {
-                slip.act(transaction, session)?;
-            }
-        }
-    }
-
-    fn take(&mut self) {
+    /// Takes the slips that are there. To be called once the write lock is held: from then on it does not take long.
+    ///
+    /// The present is read after that: nobody is to be decided as of an instant before it came.
+    pub(super) fn take(&mut self, transaction: &mut Transaction<'_>) {
         let mut queue = self.desk.lock();
         let room = MOST_TOGETHER.saturating_sub(self.taken.len());
         let joining = queue.waiting.iter().take_while(|slip| slip.joins());
         let count = joining.take(room).count();
         self.taken.extend(queue.waiting.drain(..count));
+        drop(queue);
+        if count > 0 {
+            transaction.read_clock();
+        }
+    }
+
+    /// Does what the slips that it has taken ask for, and those that come meanwhile.
+    pub(super) fn act_for_others(
+        &mut self,
+        transaction: &mut Transaction<'_>,
+        session: &Session,
+    ) -> Result<(), Error> {
+        let mut done = 0;
+        while done < self.taken.len() {
+            for slip in &self.taken[done..] {
+                slip.act(transaction, session)?;
+            }
+            done = self.taken.len();
+            self.take(transaction);
+        }
+        Ok(())
     }
 
     /// Whether it has taken anybody's slip.

@@ -209,6 +209,18 @@ impl<'l> Transaction<'l> {
         self.present.now
     }
 
+    /// Goes on to the present.
+    pub(super) fn read_clock(&mut self) {
+        let reading = Reading::of(self.clock);
+        let mut present = self.stored.timeline.present(reading);
+        present.now = present.now.max(self.present.now);
+        if self.present.change == Change::Fixed {
+            present.change = Change::Fixed;
+        }
+        self.reading = reading;
+        self.present = present;
+    }
+
     /// The instant that has been reached meanwhile.
     pub(super) fn reached(&self) -> Timestamp {
         self.present.timeline.present(Reading::of(self.clock)).now
