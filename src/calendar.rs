@@ -5,6 +5,8 @@
 mod bucket;
 mod window;
 
+use std::collections::BTreeMap;
+
 use self::bucket::Tank;
 pub(crate) use self::bucket::{Full, Poured, corrected, farthest, poured_now, poured_until};
 use self::window::{Span, Window};
@@ -72,6 +74,36 @@ pub(crate) trait Ledgers {
 
     /// What to add to an instant to know where it lies in a calendar.
     fn wall_shift_ns(&self) -> i64;
+
+    /// Of which windows is known whether they keep to their capacities; nothing where nobody remembers that.
+    fn kept(&mut self) -> Option<&mut Kept> {
+        None
+    }
+}
+
+/// The windows, by limit and reach, of which was looked whether they keep to their capacities from now on, and what was
+/// found. As long as the definitions stay the same, whatever is charged or taken back leaves it so.
+#[derive(Debug, Default)]
+pub(crate) struct Kept(BTreeMap<(LimitId, i64), bool>);
+
+impl Kept {
+    /// How many windows are remembered at most.
+    const MOST: usize = 1_024;
+
+    fn get(&self, limit: LimitId, reach_ns: i64) -> Option<bool> {
+        self.0.get(&(limit, reach_ns)).copied()
+    }
+
+    fn insert(&mut self, limit: LimitId, reach_ns: i64, is_kept: bool) {
+        if self.0.len() >= Self::MOST {
+            self.0.clear();
+        }
+        self.0.insert((limit, reach_ns), is_kept);
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
 }
 
 /// An amount asked of one limit, at most its smallest capacity or its slots.
@@ -128,9 +160,10 @@ impl Gauge {
         ledgers: &mut L,
         at: Timestamp,
         amount: i64,
+        skips_from: Option<Timestamp>,
     ) -> Result<Fit, L::Error> {
         match self {
-            Self::Window(window) => window.fit(ledgers, at, amount),
+            Self::Window(window) => window.fit(ledgers, at, amount, skips_from),
             Self::Tank(tank) => tank.fit(ledgers, at, amount),
         }
     }
@@ -163,11 +196,15 @@ fn gauges<'l>(
     windows.chain(tank)
 }
 
+/// How often what is in the way is looked at one by one, before a look is taken at how far all is full.
+const MOVES_BETWEEN_SKIPS: u64 = 4;
+
 /// Finds the earliest instant at or after `now` at which all lines fit, bookings included.
 ///
 /// A charge at `t` counts in the windows that end in `[t, t + w)`. While one of those is over, `t`
 /// moves to where enough of that window's charges have left; every instant skipped would be over too, so
-/// that the first `t` at which no window is over is the earliest. Buckets and calendars move it in the same way.
+/// that the first `t` at which no window is over is the earliest. Buckets and calendars move it in the same way. Where
+/// many windows in a row are full, `t` moves past all of them at once.
 pub(crate) fn earliest<L: Ledgers>(
     ledgers: &mut L,
     lines: &[Line<'_>],
@@ -193,8 +230,9 @@ pub(crate) fn earliest<L: Ledgers>(
                     line: position,
                     obstacle,
                 };
-                loop {
-                    match gauge.fit(ledgers, at, line.amount)? {
+                for moves in 1_u64.. {
+                    let skips_from = (moves % MOVES_BETWEEN_SKIPS == 0).then_some(now);
+                    match gauge.fit(ledgers, at, line.amount, skips_from)? {
                         Fit::Now => break,
                         Fit::NotBefore(later) => at = later,
                         Fit::Never => return Ok(Earliest::Beyond { blocker: found }),
@@ -279,3 +317,6 @@ pub(crate) fn expired_until(
         .map(|rate| Span::of(limit, rate, wall_shift_ns));
     spans.map(|span| span.expired_until(now)).min()
 }
+
+#[cfg(test)]
+mod tests;

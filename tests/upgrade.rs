@@ -2,42 +2,58 @@
 
 mod support;
 
+use std::path::Path;
+
 use quotalite::{Limit, Limiter, MINUTE, OnConflict, SECOND};
 use rusqlite::Connection;
 use support::scratch;
 
-const FORMER: [&str; 3] = [
+const FORMER: [&str; 5] = [
     include_str!("../migrations/0001_ledger.sql"),
     include_str!("../migrations/0002_permits.sql"),
     include_str!("../migrations/0003_shared.sql"),
+    include_str!("../migrations/0004_kinds.sql"),
+    include_str!("../migrations/0005_views.sql"),
 ];
 
-#[test]
-fn what_an_earlier_version_has_defined_and_charged_goes_on() {
-    let scratch = scratch();
-    let now_ns = {
-        let other = tempfile::tempdir().unwrap();
-        let limiter = Limiter::open(other.path().join("other.db")).unwrap();
-        limiter.now().unwrap().as_nanos()
-    };
-    let connection = Connection::open(scratch.file()).unwrap();
+/// A file of the schema that so many migrations make.
+fn former(path: &Path, version: usize) -> Connection {
+    let connection = Connection::open(path).unwrap();
     connection
         .execute_batch(
             "PRAGMA page_size = 1024; PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL",
         )
         .unwrap();
-    for migration in FORMER {
+    for migration in &FORMER[..version] {
         connection.execute_batch(migration).unwrap();
     }
     connection
         .execute_batch(&format!(
-            "PRAGMA application_id = {};
-             PRAGMA user_version = 3;
-             INSERT INTO limit_definition (limit_id, key, unit, pad_ns) VALUES (7, 'tokens', 'tokens', 5000000);
+            "PRAGMA application_id = {}; PRAGMA user_version = {version}",
+            0x7174_6C74
+        ))
+        .unwrap();
+    connection
+}
+
+/// An instant that the crate takes for the present.
+fn now_ns() -> i64 {
+    let other = tempfile::tempdir().unwrap();
+    let limiter = Limiter::open(other.path().join("other.db")).unwrap();
+    limiter.now().unwrap().as_nanos()
+}
+
+#[test]
+fn what_an_earlier_version_has_defined_and_charged_goes_on() {
+    let scratch = scratch();
+    let now_ns = now_ns();
+    let connection = former(&scratch.file(), 3);
+    connection
+        .execute_batch(&format!(
+            "INSERT INTO limit_definition (limit_id, key, unit, pad_ns) VALUES (7, 'tokens', 'tokens', 5000000);
              INSERT INTO rate (limit_id, window_ns, capacity) VALUES (7, 60000000000, 100);
              INSERT INTO limit_definition (limit_id, key, pad_ns, slots) VALUES (9, 'slots', 0, 2);
              INSERT INTO charge (limit_id, at_ns, seq, amount, total) VALUES (7, {}, 0, 30, 30)",
-            0x7174_6C74,
             now_ns - 1_000_000_000,
         ))
         .unwrap();
@@ -70,4 +86,48 @@ fn what_an_earlier_version_has_defined_and_charged_goes_on() {
     assert!(limiter.usage("tokens").unwrap().is_decreasing());
     let rows: i64 = scratch.sqlite("SELECT count(*) FROM status");
     assert_eq!(rows, 4);
+}
+
+/// A version that kept corrections on one level, from the place of each on.
+#[test]
+fn corrections_of_an_earlier_version_still_hold() {
+    let scratch = scratch();
+    let connection = former(&scratch.file(), 5);
+    let start_ns = now_ns() - 1_000_000_000;
+    // Each row was charged 10 and corrected to 4; every third one begins a block.
+    connection
+        .execute_batch(&format!(
+            "INSERT INTO limit_definition (limit_id, key, pad_ns) VALUES (7, 'tokens', 0);
+             INSERT INTO rate (limit_id, window_ns, capacity) VALUES (7, 60000000000, 1000000);
+             WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 1000)
+             INSERT INTO charge (limit_id, at_ns, seq, amount, total)
+             SELECT 7, {start_ns} + n, 0, 4, 4 * n + 6 * (n - n % 3) FROM number;
+             INSERT INTO total_shift (limit_id, at_ns, seq, shift)
+             SELECT limit_id, at_ns, 0, (-6 * (at_ns - {start_ns})) & 4611686018427387903
+             FROM charge WHERE (at_ns - {start_ns}) % 3 = 0;"
+        ))
+        .unwrap();
+    let totals = "SELECT group_concat(step, ' ') FROM (
+        SELECT DISTINCT (total - lag(total) OVER (ORDER BY at_ns, seq)) & 4611686018427387903 AS step FROM ledger
+    )";
+    let read = |sql: &str| -> String { connection.query_row(sql, [], |row| row.get(0)).unwrap() };
+    assert_eq!(read(totals), "4");
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    assert_eq!(read(totals), "4");
+    assert_eq!(
+        limiter.usage("tokens").unwrap().available(),
+        1_000_000 - 4_000
+    );
+    let permit = limiter
+        .try_acquire(("tokens", 10))
+        .unwrap()
+        .granted()
+        .unwrap();
+    permit.settle([("tokens", 4)]).unwrap();
+    assert_eq!(
+        limiter.usage("tokens").unwrap().available(),
+        1_000_000 - 4_004
+    );
+    assert_eq!(read(totals), "4");
+    assert_eq!(read("SELECT CAST(max(level) AS TEXT) FROM correction"), "2");
 }

@@ -1,15 +1,30 @@
 //! Windows: those that roll along, and those that go from one boundary of a calendar to the next.
 
-use super::{Charge, Fit, Ledgers, LimitId, Use};
+use super::{Charge, Fit, Ledgers, LimitId, Total, Use};
 use crate::clock::Timestamp;
 use crate::limit::{self, Limit, Quota, Rate, nanos};
+use crate::settlement::Overage;
 
 /// One rate of one limit, its window lengthened by the pad.
 pub(super) struct Window {
     limit: LimitId,
     capacity: i64,
     span: Span,
+    /// Whether what was used beyond the capacity is charged all the same.
+    can_be_exceeded: bool,
 }
+
+/// A window that would hold too much.
+struct Over {
+    ends_at: Timestamp,
+    /// Its first charge and the last one up to its end.
+    first: Charge,
+    last: Charge,
+    excess: i64,
+}
+
+/// As many windows have to be passed over at once for it to be worth while.
+const FEWEST_SKIPPED: i64 = 4;
 
 const DAY_NS: i64 = 86_400 * 1_000_000_000;
 
@@ -117,6 +132,7 @@ impl Window {
             limit: id,
             capacity: rate.capacity_units(),
             span: Span::of(limit, rate, wall_shift_ns),
+            can_be_exceeded: limit.overage() == Overage::Charge,
         }
     }
 
@@ -162,14 +178,26 @@ impl Window {
         Ok(Some(self.capacity - self.peak(ledgers, at, now)?))
     }
 
+    /// Whether an amount fits at `at`. If not, a search that began at `skips_from` passes over all that is full at once.
     pub(super) fn fit<L: Ledgers>(
         &self,
         ledgers: &mut L,
         at: Timestamp,
         amount: i64,
+        skips_from: Option<Timestamp>,
     ) -> Result<Fit, L::Error> {
-        let Some(release) = self.over_until(ledgers, at, amount)? else {
+        let Some(over) = self.last_over(ledgers, at, amount)? else {
             return Ok(Fit::Now);
+        };
+        let further = match skips_from {
+            Some(now) => self.over_further(ledgers, &over, amount, now)?,
+            None => None,
+        };
+        let over = further.unwrap_or(over);
+        let release = match self.span {
+            Span::Rolling { .. } => self.leaver(ledgers, &over)?,
+            // All that leave with it leave at once.
+            Span::Calendar { .. } => over.first.at,
         };
         Ok(self.span.leaves(release).map_or(Fit::Never, Fit::NotBefore))
     }
@@ -196,53 +224,143 @@ impl Window {
         Ok(most)
     }
 
-    /// If `amount` charged at `at` would be over in some window: the instant of the charge that has to
-    /// leave before it can fit.
-    fn over_until<L: Ledgers>(
+    /// The last window that would be over if `amount` was charged at `at`.
+    fn last_over<L: Ledgers>(
         &self,
         ledgers: &mut L,
         at: Timestamp,
         amount: i64,
-    ) -> Result<Option<Timestamp>, L::Error> {
+    ) -> Result<Option<Over>, L::Error> {
         // Bookings may lie in (at, at + reach); they are looked at from the end, for the last one that
         // is over moves `at` furthest.
         let mut last = ledgers.last_at(self.limit, self.end(at))?;
         while let Some(charge) = last {
             let ends_at = charge.at.max(at);
-            if let Some(first) = ledgers.first_after(self.limit, self.start(ends_at))? {
-                let excess = sum_between(Some(&first), &charge) + amount - self.capacity;
-                if excess > 0 {
-                    return match self.span {
-                        Span::Rolling { .. } => {
-                            self.leaver(ledgers, &first, &charge, excess).map(Some)
-                        }
-                        // All that leave with it leave at once.
-                        Span::Calendar { .. } => Ok(Some(first.at)),
-                    };
-                }
-            }
-            if ends_at == at {
-                return Ok(None);
+            let over = self.over(ledgers, ends_at, charge, amount)?;
+            if over.is_some() || ends_at == at {
+                return Ok(over);
             }
             last = ledgers.last_at(self.limit, charge.at.saturating_minus_ns(1))?;
         }
         Ok(None)
     }
 
-    /// The earliest instant by which the charges from `first` on sum up to `excess`; the charges up to
-    /// `last` do.
+    /// The window that ends at `ends_at`, up to which `last` is the last charge, if `amount` more would be too much for it.
+    fn over<L: Ledgers>(
+        &self,
+        ledgers: &mut L,
+        ends_at: Timestamp,
+        last: Charge,
+        amount: i64,
+    ) -> Result<Option<Over>, L::Error> {
+        let first = ledgers.first_after(self.limit, self.start(ends_at))?;
+        Ok(first.and_then(|first| {
+            let excess = sum_between(Some(&first), &last) + amount - self.capacity;
+            (excess > 0).then_some(Over {
+                ends_at,
+                first,
+                last,
+                excess,
+            })
+        }))
+    }
+
+    /// The last window of a row that begins after `over`, each of which begins where the one before ends, such that
+    /// `amount` more would be too much for all of them. Whatever is charged up to its end counts in one of them.
+    ///
+    /// None holds more than the capacity. So if less than `amount` is missing in all of them together, less
+    /// than that is missing in each: two totals tell.
+    fn over_further<L: Ledgers>(
+        &self,
+        ledgers: &mut L,
+        over: &Over,
+        amount: i64,
+        now: Timestamp,
+    ) -> Result<Option<Over>, L::Error> {
+        let Span::Rolling { reach_ns } = self.span else {
+            return Ok(None);
+        };
+        let is_kept = match ledgers.kept() {
+            Some(kept) if !self.can_be_exceeded => kept.get(self.limit, reach_ns),
+            _ => Some(false),
+        };
+        if is_kept == Some(false) {
+            return Ok(None);
+        }
+        let end_of_time = Timestamp::from_nanos(i64::MAX);
+        let Some(very_last) = ledgers.last_at(self.limit, end_of_time)? else {
+            return Ok(None);
+        };
+        let line_ns = very_last
+            .at
+            .as_nanos()
+            .saturating_sub(over.ends_at.as_nanos());
+        // No more than have a sum below the modulus of the totals.
+        let most = (line_ns / reach_ns).min(Total::MASK / self.capacity);
+        let mut end_if_over = |windows: i64| -> Result<Option<(Timestamp, Charge)>, L::Error> {
+            let end = over.ends_at.saturating_plus_ns(windows * reach_ns);
+            let last = ledgers.last_at(self.limit, end)?.unwrap_or(over.last);
+            let missing = windows * self.capacity - last.total.since(over.last.total);
+            Ok((missing < amount).then_some((end, last)))
+        };
+        let (mut found, mut low, mut high) = (None, 0, most + 1);
+        // Mostly a line is full to its end, or but for its last window.
+        let mut windows = most;
+        while high - low > 1 {
+            match end_if_over(windows)? {
+                None => high = windows,
+                end => (found, low) = (end, windows),
+            }
+            windows = match low {
+                _ if high == most => most - 1,
+                0 => 1,
+                low => low.midpoint(high).min(low * 2),
+            };
+        }
+        let Some((end, last)) = found.filter(|_| low >= FEWEST_SKIPPED) else {
+            return Ok(None);
+        };
+        if is_kept.is_none() {
+            let is_kept = self.is_kept(ledgers, now)?;
+            if let Some(kept) = ledgers.kept() {
+                kept.insert(self.limit, reach_ns, is_kept);
+            }
+            if !is_kept {
+                return Ok(None);
+            }
+        }
+        self.over(ledgers, end, last, amount)
+    }
+
+    /// Whether no window that ends at `now` or later holds more than the capacity.
+    fn is_kept<L: Ledgers>(&self, ledgers: &mut L, now: Timestamp) -> Result<bool, L::Error> {
+        let mut ends_at = now;
+        loop {
+            if let Some(last) = ledgers.last_at(self.limit, ends_at)?
+                && self.over(ledgers, ends_at, last, 0)?.is_some()
+            {
+                return Ok(false);
+            }
+            match ledgers.first_after(self.limit, ends_at)? {
+                Some(next) => ends_at = next.at,
+                None => return Ok(true),
+            }
+        }
+    }
+
+    /// The earliest instant by which the first charges of a window sum up to what it has too much.
     ///
     /// Mostly that is the first or one of the next few. Else the ledger is bisected by time, where
     /// every other guess interpolates, as charges tend to come at an even pace.
-    fn leaver<L: Ledgers>(
-        &self,
-        ledgers: &mut L,
-        first: &Charge,
-        last: &Charge,
-        excess: i64,
-    ) -> Result<Timestamp, L::Error> {
+    fn leaver<L: Ledgers>(&self, ledgers: &mut L, over: &Over) -> Result<Timestamp, L::Error> {
+        let Over {
+            first,
+            last,
+            excess,
+            ..
+        } = *over;
         let base = first.before();
-        let mut low = *first;
+        let mut low = first;
         let mut high = last.at;
         let mut high_sum = last.total.since(base);
         let mut step: u32 = 0;

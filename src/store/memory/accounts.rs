@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 
 use crate::calendar::{
-    Charge, Full, Ledgers, LimitId, Line, Poured, Total, corrected, expired_until, poured_now,
-    poured_until,
+    Charge, Full, Kept, Ledgers, LimitId, Line, Poured, Total, corrected, expired_until,
+    poured_now, poured_until,
 };
 use crate::clock::Timestamp;
 use crate::decision::Books;
@@ -32,6 +32,8 @@ pub(super) struct Accounts {
     pub(super) slots: HashMap<LimitId, BTreeMap<PermitNumber, Held>>,
     /// What was poured out of each bucket.
     pub(super) buckets: HashMap<LimitId, Poured>,
+    /// Which windows keep to their capacities, by the definitions that are in force.
+    pub(super) kept: Kept,
     pub(super) now: Timestamp,
     pub(super) wall_shift_ns: i64,
 }
@@ -58,6 +60,7 @@ impl Accounts {
             ledgers: HashMap::new(),
             slots: HashMap::new(),
             buckets: HashMap::new(),
+            kept: Kept::default(),
             now,
             wall_shift_ns: 0,
         }
@@ -255,5 +258,9 @@ impl Ledgers for Accounts {
 
     fn wall_shift_ns(&self) -> i64 {
         self.wall_shift_ns
+    }
+
+    fn kept(&mut self) -> Option<&mut Kept> {
+        Some(&mut self.kept)
     }
 }

@@ -270,6 +270,7 @@ impl State {
     }
 
     fn put(&mut self, id: LimitId, limit: &Limit, action: Action) {
+        self.ledgers.kept.clear();
         let now = self.ledgers.now;
         let Ok(usage) = Usage::read(&mut self.ledgers, id, limit, now);
         self.limits.put(Known {
@@ -296,6 +297,7 @@ impl State {
                 file: PLACE.into(),
             });
         }
+        self.ledgers.kept.clear();
         self.limits.defined.remove(key);
         self.limits.patterns.retain(|other| other.id != known.id);
         for id in ledgers {

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use rusqlite::{CachedStatement, Row as SqlRow};
 
 use super::transaction::Transaction;
-use crate::calendar::{Charge, Full, Ledgers, LimitId, Line, Total, corrected, poured_now};
+use crate::calendar::{Charge, Full, Kept, Ledgers, LimitId, Line, Total, corrected, poured_now};
 use crate::clock::Timestamp;
 use crate::error::Error;
 use crate::limit::Bucket;
@@ -60,6 +60,10 @@ impl Ledgers for Transaction<'_> {
 
     fn wall_shift_ns(&self) -> i64 {
         self.timeline().calendar_shift_ns
+    }
+
+    fn kept(&mut self) -> Option<&mut Kept> {
+        Some(&mut self.link.memo.kept)
     }
 }
 

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::shifts::Position;
-use crate::calendar::{Charge, LimitId, Poured};
+use crate::calendar::{Charge, Kept, LimitId, Poured};
 use crate::clock::{Timeline, Timestamp};
 use crate::definition::Known;
 use crate::limit::LimitError;
@@ -50,6 +50,8 @@ pub(super) struct Memo {
     pub(super) any_shifts: Option<bool>,
     /// The keys of all limits that are defined by themselves, if there are few; holds as long.
     pub(super) plain_keys: Option<BTreeSet<Box<str>>>,
+    /// Which windows keep to their capacities; holds as long.
+    pub(super) kept: Kept,
     ledgers: BTreeMap<LimitId, LedgerMemo>,
 }
 
@@ -128,6 +130,7 @@ impl Memo {
         self.shifted.clear();
         self.any_shifts = None;
         self.plain_keys = None;
+        self.kept.clear();
     }
 
     /// Forgets everything.

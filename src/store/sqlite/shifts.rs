@@ -458,7 +458,7 @@ mod tests {
         fn totals_stay_sums_wherever_a_ledger_is_corrected(
             count in 40_usize..160,
             corrections in prop::collection::vec((any::<prop::sample::Index>(), 0_u64..HUGE), 1..120),
-            gone in 0_usize..60,
+            gone in 0_u64..60,
         ) {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("limits.db");
@@ -483,7 +483,7 @@ mod tests {
             }
             prop_assert_eq!(wrong_rows(&path), Vec::<String>::new());
             // The first ones leave the window; rows are kept for a second longer.
-            clock.advance(Duration::from_secs(2) - Duration::from_millis(gone as u64));
+            clock.advance(Duration::from_millis(2_000 - gone));
             for _ in 0..130 {
                 let permit = other.acquire("k").unwrap();
                 clock.advance(Duration::from_micros(100));
@@ -496,8 +496,8 @@ mod tests {
     /// So that a ledger of these uses up what a limit can have.
     const HUGE: u64 = MAX_CAPACITY / 160;
 
-    /// The rows whose total is not what stands before and their amount, and the shifts that nothing is left for or
-    /// that lack a lower level, as the tables and views show them.
+    /// The rows whose total is not that of the row before and their amount, as the views show them, and the places that
+    /// lack the level below.
     fn wrong_rows(path: &Path) -> Vec<String> {
         let raw = rusqlite::Connection::open(path).unwrap();
         let mut wrong = raw
@@ -534,6 +534,11 @@ mod tests {
             )
             .unwrap()
         };
+        let top_level = || -> i64 {
+            let raw = rusqlite::Connection::open(&path).unwrap();
+            raw.query_row("SELECT max(level) FROM correction", [], |row| row.get(0))
+                .unwrap()
+        };
         let permits: Vec<Permit> = (0..100)
             .map(|_| {
                 clock.advance(Duration::from_millis(1));
@@ -550,6 +555,7 @@ mod tests {
             permit.settle([("k", 4)]).unwrap();
         }
         assert!(shifts() <= 2 * 100 / 3, "{}", shifts());
+        assert_eq!(top_level(), i64::from(super::LEVELS) - 1);
         assert_eq!(limiter.usage("k").unwrap().available(), 10_000 - 400);
         clock.advance(Duration::from_secs(60));
         for _ in 0..400 {
