@@ -5,12 +5,25 @@ use std::time::Duration;
 use crate::clock::Timestamp;
 use crate::error::{Error, RequestError};
 use crate::request::{Ask, MAX_ID_BYTES, MAX_TAKES};
+use crate::store::Handed;
 
 /// A checked request and how long its caller is ready to wait.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan<'a> {
     ask: Ask<'a>,
     pub(crate) patience: Patience,
+    /// What its caller wants beyond it, to hand it out from memory.
+    pub(crate) block: Option<BlockAsk<'a>>,
+}
+
+/// A block that is to be taken if it fits now, together with what is asked for at once, which is part of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BlockAsk<'a> {
+    /// How much at most.
+    pub(crate) size: u64,
+    pub(crate) lifetime_ns: i64,
+    /// The one before it, which ends with this request, whatever comes of it.
+    pub(crate) former: Option<Handed<'a>>,
 }
 
 /// Whether a request may be admitted later than now.
@@ -79,7 +92,19 @@ impl<'a> Plan<'a> {
                 .into());
             }
         }
-        Ok(Self { ask, patience })
+        Ok(Self {
+            ask,
+            patience,
+            block: None,
+        })
+    }
+
+    /// The same for a caller that hands out from memory.
+    pub(crate) const fn of_block(self, block: BlockAsk<'a>) -> Self {
+        Self {
+            block: Some(block),
+            ..self
+        }
     }
 
     pub(crate) const fn id(&self) -> Option<&'a str> {

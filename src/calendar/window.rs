@@ -134,17 +134,20 @@ impl Window {
         now: Timestamp,
     ) -> Result<Use, L::Error> {
         let first = ledgers.first_after(self.limit, self.start(now))?;
-        let used = match ledgers.last_at(self.limit, now)? {
+        let charged = match ledgers.last_at(self.limit, now)? {
             Some(last) => sum_between(first.as_ref(), &last),
             None => 0,
         };
-        let most = self.peak(ledgers, now, now)?;
+        let open = ledgers.open_blocks(self.limit)?;
+        let used = charged.saturating_add(open.amount_after(now));
+        let most = self.peak(ledgers, now, self.end(now))?;
+        let next = first.filter(|_| charged > 0).map(|first| first.at);
         Ok(Use {
             used,
             available: (self.capacity - most).max(0),
-            next_release: first
-                .filter(|_| used > 0)
-                .and_then(|first| self.span.leaves(first.at)),
+            next_release: next
+                .or(open.first_after(now))
+                .and_then(|next| self.span.leaves(next)),
             is_over: used.max(most) > self.capacity,
         })
     }
@@ -159,7 +162,18 @@ impl Window {
         if self.end(at) < now {
             return Ok(None);
         }
-        Ok(Some(self.capacity - self.peak(ledgers, at, now)?))
+        let most = self.peak(ledgers, at.max(now), self.end(at))?;
+        Ok(Some(self.capacity - most))
+    }
+
+    /// How much can be used anywhere from `now` until `until`; less than zero if a window is over already.
+    pub(super) fn room_until<L: Ledgers>(
+        &self,
+        ledgers: &mut L,
+        now: Timestamp,
+        until: Timestamp,
+    ) -> Result<i64, L::Error> {
+        Ok(self.capacity - self.peak(ledgers, now, self.end(until))?)
     }
 
     pub(super) fn fit<L: Ledgers>(
@@ -174,20 +188,21 @@ impl Window {
         Ok(self.span.leaves(release).map_or(Fit::Never, Fit::NotBefore))
     }
 
-    /// The most that any window holds which a charge at `at` counts in and which ends at `from` or later.
+    /// The most that any window holds which ends at `from` or later, and at `end` or earlier.
     fn peak<L: Ledgers>(
         &self,
         ledgers: &mut L,
-        at: Timestamp,
         from: Timestamp,
+        end: Timestamp,
     ) -> Result<i64, L::Error> {
-        let from = from.max(at);
-        let mut most = 0;
-        let mut last = ledgers.last_at(self.limit, self.end(at))?;
+        let open = ledgers.open_blocks(self.limit)?;
+        let mut most = open.amount_after(from);
+        let mut last = ledgers.last_at(self.limit, end)?;
         while let Some(charge) = last {
             let ends_at = charge.at.max(from);
             let first = ledgers.first_after(self.limit, self.start(ends_at))?;
-            most = most.max(sum_between(first.as_ref(), &charge));
+            let charged = sum_between(first.as_ref(), &charge);
+            most = most.max(charged.saturating_add(open.amount_after(ends_at)));
             if ends_at == from {
                 break;
             }
@@ -204,29 +219,37 @@ impl Window {
         at: Timestamp,
         amount: i64,
     ) -> Result<Option<Timestamp>, L::Error> {
+        let open = ledgers.open_blocks(self.limit)?;
         // Bookings may lie in (at, at + reach); they are looked at from the end, for the last one that
         // is over moves `at` furthest.
         let mut last = ledgers.last_at(self.limit, self.end(at))?;
         while let Some(charge) = last {
             let ends_at = charge.at.max(at);
-            if let Some(first) = ledgers.first_after(self.limit, self.start(ends_at))? {
-                let excess = sum_between(Some(&first), &charge) + amount - self.capacity;
-                if excess > 0 {
-                    return match self.span {
-                        Span::Rolling { .. } => {
-                            self.leaver(ledgers, &first, &charge, excess).map(Some)
-                        }
-                        // All that leave with it leave at once.
-                        Span::Calendar { .. } => Ok(Some(first.at)),
-                    };
-                }
+            let first = ledgers.first_after(self.limit, self.start(ends_at))?;
+            let charged = sum_between(first.as_ref(), &charge);
+            let excess = charged
+                .saturating_add(open.amount_after(ends_at))
+                .saturating_add(amount - self.capacity);
+            if excess > 0 {
+                return match (first.filter(|_| charged > 0), self.span) {
+                    (Some(first), Span::Rolling { .. }) if charged >= excess => {
+                        self.leaver(ledgers, &first, &charge, excess).map(Some)
+                    }
+                    // All that leave with it leave at once.
+                    (Some(first), Span::Calendar { .. }) => Ok(Some(first.at)),
+                    // Blocks leave after all that is charged up to here.
+                    (_, Span::Rolling { .. }) => Ok(open.reaches(ends_at, excess - charged)),
+                    (None, Span::Calendar { .. }) => Ok(open.first_after(ends_at)),
+                };
             }
             if ends_at == at {
                 return Ok(None);
             }
             last = ledgers.last_at(self.limit, charge.at.saturating_minus_ns(1))?;
         }
-        Ok(None)
+        // Nothing is charged up to here.
+        let excess = open.amount_after(at).saturating_add(amount - self.capacity);
+        Ok(open.reaches(at, excess).filter(|_| excess > 0))
     }
 
     /// The earliest instant by which the charges from `first` on sum up to `excess`; the charges up to
@@ -306,3 +329,6 @@ fn interpolate(low: (Timestamp, i64), high: (Timestamp, i64), wanted: i64) -> Ti
     i64::try_from(i128::from(low.0.as_nanos()) + along)
         .map_or_else(|_| midpoint(low.0, high.0), Timestamp::from_nanos)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! The store in a SQLite file, shared by processes.
 
 mod acquire;
+mod blocks;
 mod bookings;
 mod buckets;
 mod calls;
@@ -53,7 +54,8 @@ use self::session::{LONGEST_OPEN, Opening, Session};
 use self::transaction::{Access, Transaction};
 use self::wakes::{SHORTEST_POLL, looks_again};
 use super::{
-    Change, Claim, Holder, Outcome, Pending, Queued, Registered, Store, Which, denial, lines,
+    Change, Claim, Handed, Holder, Outcome, Pending, Queued, Registered, Store, Which, denial,
+    lines,
 };
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{Peek, Verdict};
@@ -195,7 +197,8 @@ impl Store for SqliteStore {
         let waited = waited.filter(|queued| queued.session == session.number);
         let ticket = waited.map(|queued| queued.ticket);
         let is_now = plan.patience == Patience::Now;
-        let may_glance = session.was_refused() && !session.put_off.any();
+        let ends_block = plan.block.is_some_and(|block| block.former.is_some());
+        let may_glance = session.was_refused() && !session.put_off.any() && !ends_block;
         if is_now && plan.id().is_none() && may_glance {
             let look = |transaction: &mut Transaction<'_>| glance(transaction, plan);
             if let Some(outcome) = self.transact(&session, Access::Look, deadline, look)? {
@@ -387,6 +390,18 @@ impl Store for SqliteStore {
         }
         let session = self.session_of(claim)?;
         self.let_go(&session, Dropped::Booking(claim.clone()))
+    }
+
+    fn end_block(&self, handed: Handed<'_>) -> Result<(), Error> {
+        let Handed { block, used } = handed;
+        if block.pid != std::process::id() {
+            return Ok(());
+        }
+        let session = self.session(self.busy_deadline())?;
+        if block.session != session.number {
+            return Ok(());
+        }
+        self.let_go(&session, Dropped::Block(block.clone(), used))
     }
 
     fn connect(&self) -> Result<TableConnection, Error> {

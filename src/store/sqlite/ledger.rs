@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use rusqlite::{CachedStatement, Row as SqlRow};
 
 use super::transaction::Transaction;
-use crate::calendar::{Charge, Full, Ledgers, LimitId, Line, Total, corrected, poured_now};
+use crate::calendar::{
+    Charge, Full, Ledgers, LimitId, Line, OpenBlocks, Total, corrected, poured_now,
+};
 use crate::clock::Timestamp;
 use crate::error::Error;
 use crate::limit::Bucket;
@@ -55,6 +57,10 @@ impl Ledgers for Transaction<'_> {
         Ok(next)
     }
 
+    fn open_blocks(&mut self, limit: LimitId) -> Result<OpenBlocks, Error> {
+        self.read_open_blocks(limit)
+    }
+
     fn full_at(&mut self, limit: LimitId) -> Result<Option<Full>, Error> {
         self.bucket_full_at(limit)
     }
@@ -92,6 +98,21 @@ impl Transaction<'_> {
             self.link.memo.remember_run(limit, beginning, all, true);
         }
         Ok(last)
+    }
+
+    /// Whether anything is booked after an instant, which is now or later: what lies ahead and is no block.
+    pub(super) fn is_booked_after(&mut self, limit: LimitId, at: Timestamp) -> Result<bool, Error> {
+        let Some(last) = self.very_last(limit)?.filter(|last| last.at > at) else {
+            return Ok(false);
+        };
+        let before = match self.last_at(limit, at)? {
+            Some(before) => before.total,
+            None => self
+                .first_after(limit, at)?
+                .map_or(last.before(), |first| first.before()),
+        };
+        let in_blocks = self.read_open_blocks(limit)?.amount_after(at);
+        Ok(last.total.since(before) > in_blocks)
     }
 
     fn seek(&mut self, sql: &str, limit: LimitId, at: Timestamp) -> Result<Option<Charge>, Error> {
@@ -160,7 +181,12 @@ impl Transaction<'_> {
     }
 
     /// Adds a charge and returns its position in its instant.
-    fn charge(&mut self, limit: LimitId, at: Timestamp, amount: i64) -> Result<i64, Error> {
+    pub(super) fn charge(
+        &mut self,
+        limit: LimitId,
+        at: Timestamp,
+        amount: i64,
+    ) -> Result<i64, Error> {
         let very_last = self.very_last(limit)?;
         let previous = self.last_at(limit, at)?;
         let (seq, before) = match previous {
@@ -293,7 +319,7 @@ impl Transaction<'_> {
         claim.rows.iter().map(stands).collect()
     }
 
-    fn find_charged(
+    pub(super) fn find_charged(
         &self,
         limit: LimitId,
         at: Timestamp,

@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use crate::calendar::{Charge, LimitId, Poured};
+use crate::calendar::{Charge, LimitId, OpenBlocks, Poured};
 use crate::clock::{Timeline, Timestamp};
 use crate::definition::Known;
 use crate::limit::LimitError;
@@ -33,6 +33,8 @@ pub(super) struct Memo {
     pub(super) clock: Option<ClockRow>,
     /// Whether the line is empty, if that is known.
     pub(super) nobody_waits: Option<bool>,
+    /// Whether no limit has blocks, if that is known.
+    pub(super) nobody_has_blocks: Option<bool>,
     /// Holds for as long as `clock.definitions` stays the same, whoever writes.
     limits: BTreeMap<Arc<str>, Arc<Known>>,
     /// The same by id, as far as they were asked for by it.
@@ -66,6 +68,8 @@ struct LedgerMemo {
     /// The very last charge; `Some(None)` if the ledger is empty.
     last: Option<Option<Charge>>,
     runs: Vec<Run>,
+    /// The blocks that were open when they were read, if they were.
+    blocks: Option<OpenBlocks>,
 }
 
 /// The charges that follow an instant, without a gap: what a window that begins there finds first, and
@@ -113,6 +117,7 @@ impl Memo {
     pub(super) fn forget_ledgers(&mut self) {
         self.version = None;
         self.nobody_waits = None;
+        self.nobody_has_blocks = None;
         self.ledgers.clear();
         self.keys.clear();
     }
@@ -161,6 +166,20 @@ impl Memo {
 
     pub(super) fn remember_poured(&mut self, limit: LimitId, poured: Option<Poured>) {
         self.ledger(limit).poured = Some(poured);
+    }
+
+    pub(super) fn blocks(&self, limit: LimitId) -> Option<&OpenBlocks> {
+        self.ledgers.get(&limit)?.blocks.as_ref()
+    }
+
+    pub(super) fn remember_blocks(&mut self, limit: LimitId, blocks: OpenBlocks) {
+        self.ledger(limit).blocks = Some(blocks);
+    }
+
+    pub(super) fn forget_blocks(&mut self, limit: LimitId) {
+        if let Some(ledger) = self.ledgers.get_mut(&limit) {
+            ledger.blocks = None;
+        }
     }
 
     pub(super) fn has_shifts(&self, limit: LimitId) -> Option<bool> {

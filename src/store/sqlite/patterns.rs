@@ -250,6 +250,7 @@ const FORGET_REMOVED: &str = "DELETE FROM removed_ledger WHERE is_empty AND limi
 const GIVE_BACK_SLOTS: &str = "DELETE FROM slot WHERE limit_id = ?1";
 const FORGET_DEBT: &str = "DELETE FROM debt WHERE limit_id = ?1";
 const FORGET_BUCKET: &str = "DELETE FROM bucket WHERE limit_id = ?1";
+const FORGET_BLOCKS: &str = "DELETE FROM block WHERE limit_id = ?1";
 const FORGET_SHIFTS: &str = "DELETE FROM total_shift WHERE limit_id = ?1";
 // As many as a sweep of a limit that is in use.
 const EMPTY: &str = "DELETE FROM charge
@@ -303,7 +304,13 @@ impl Transaction<'_> {
         if deleted == 256 {
             return Ok(false);
         }
-        for sql in [GIVE_BACK_SLOTS, FORGET_DEBT, FORGET_BUCKET, FORGET_SHIFTS] {
+        for sql in [
+            GIVE_BACK_SLOTS,
+            FORGET_DEBT,
+            FORGET_BUCKET,
+            FORGET_BLOCKS,
+            FORGET_SHIFTS,
+        ] {
             self.execute_for(sql, id)?;
         }
         self.link.memo.shifts_are_gone(id);

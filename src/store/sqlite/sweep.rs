@@ -77,6 +77,7 @@ impl Transaction<'_> {
         if self.sweep_bucket(id, limit)? {
             return Ok(());
         }
+        self.sweep_blocks(id)?;
         match expired_until(limit, self.now(), self.wall_shift_ns()) {
             Some(expired) => self.delete_until(id, expired.saturating_minus_ns(HIGH_STEP_NS)),
             None => Ok(()),
