@@ -1,7 +1,8 @@
 //! Random histories, compared step by step with a model that is too simple to be wrong.
 //!
 //! `cargo test` plays some hundreds of them; `QUOTALITE_HISTORIES=20000` says how many per test, and
-//! `QUOTALITE_TOPICS=bq` that they are about buckets and quotas, and not about changes and patterns.
+//! `QUOTALITE_TOPICS=bq` that they are about buckets and quotas, and not about changes, patterns and what is handed out
+//! from memory (`h`).
 
 mod support;
 
@@ -135,6 +136,7 @@ const BUCKETS: Topics = Topics {
     changes: false,
     patterns: false,
     quotas: false,
+    handles: false,
 };
 
 #[test]
@@ -185,6 +187,16 @@ fn histories_notice_a_limiter_that_goes_by_the_wall_clock() {
 #[test]
 fn histories_notice_a_limiter_that_charges_twice_under_one_id() {
     assert_twist_noticed(Twist::ChargesTwice);
+}
+
+#[test]
+fn histories_notice_a_limiter_that_counts_blocks_from_their_end() {
+    assert_twist_noticed(Twist::BlocksCountFromTheirEnd);
+}
+
+#[test]
+fn histories_notice_a_limiter_that_counts_blocks_from_their_start() {
+    assert_twist_noticed(Twist::BlocksCountFromTheirStart);
 }
 
 #[test]

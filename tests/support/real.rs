@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use quotalite::{
-    Booking, BootId, Clock, DAY, Decision, Definition, Denial, Error, Handle, Limit, Limiter,
-    ManualClock, Obstacle, OnConflict, Peek, Permit, PermitId, Request, RequestError, Settled,
-    Timestamp,
+    Blocks, Booking, BootId, Clock, DAY, Decision, Definition, Denial, Error, Handle, Limit,
+    Limiter, ManualClock, Obstacle, OnConflict, Peek, Permit, PermitId, Request, RequestError,
+    Settled, Timestamp,
 };
 
 use crate::subject::{
@@ -23,6 +23,7 @@ pub struct Real {
     limiters: Vec<Option<Limiter>>,
     bookings: BTreeMap<usize, Booking>,
     permits: BTreeMap<usize, Permit>,
+    handles: BTreeMap<usize, Blocks>,
     twist: Twist,
     /// The ids that were asked for.
     asked: BTreeSet<String>,
@@ -39,6 +40,10 @@ pub enum Twist {
     ChargesTwice,
     /// A step of the wall clock moves the windows.
     GoesByTheWall,
+    /// Blocks count from their end on, as if they were booked.
+    BlocksCountFromTheirEnd,
+    /// Blocks count for a window from when they were taken, as if they were used at once.
+    BlocksCountFromTheirStart,
 }
 
 /// Takes the wall clock for the time since the boot.
@@ -77,6 +82,7 @@ impl Real {
             clock,
             bookings: BTreeMap::new(),
             permits: BTreeMap::new(),
+            handles: BTreeMap::new(),
             twist: Twist::Nothing,
             asked: BTreeSet::new(),
             has_begun: false,
@@ -91,6 +97,7 @@ impl Real {
             limiters: (0..slots).map(|_| None).collect(),
             bookings: BTreeMap::new(),
             permits: BTreeMap::new(),
+            handles: BTreeMap::new(),
             twist: Twist::Nothing,
             asked: BTreeSet::new(),
             has_begun: false,
@@ -98,10 +105,16 @@ impl Real {
     }
 
     pub fn twisted(twist: Twist) -> Self {
-        let mut twisted = Self {
+        let is_in_the_file = matches!(
             twist,
-            ..Self::in_memory()
+            Twist::BlocksCountFromTheirEnd | Twist::BlocksCountFromTheirStart
+        );
+        let straight = if is_in_the_file {
+            Self::on_file(1)
+        } else {
+            Self::in_memory()
         };
+        let mut twisted = Self { twist, ..straight };
         if twist == Twist::GoesByTheWall {
             let clock = WallClock(twisted.clock.clone());
             twisted.limiters = vec![Some(Limiter::in_memory_with(clock))];
@@ -140,7 +153,7 @@ impl Subject for Real {
         match removed {
             Ok(limit) => Removed::Done(limit),
             Err(Error::InUse { by, .. }) => {
-                Removed::InUse(by.slots > 0, by.permits > 0, by.bookings > 0)
+                Removed::InUse(by.slots > 0, by.permits > 0, by.bookings + by.blocks > 0)
             }
             Err(Error::UnknownLimit { .. }) => Removed::Unknown,
             Err(error) => Removed::Failed(error.to_string()),
@@ -271,6 +284,53 @@ impl Subject for Real {
         cancelled.into_iter().map(closing).collect()
     }
 
+    fn open_handle(
+        &mut self,
+        slot: usize,
+        handle: usize,
+        key: &str,
+        size: u64,
+        lifetime: Duration,
+    ) -> Result<(), Answer> {
+        let blocks = self.limiter(slot).blocks(key, size).map_err(answer)?;
+        self.handles.insert(handle, blocks.lifetime(lifetime));
+        Ok(())
+    }
+
+    fn hand_out(&mut self, handle: usize, amount: u64) -> Result<(), Answer> {
+        let handed = match self.handles[&handle].try_acquire_many(amount) {
+            Ok(Decision::Granted(())) => Ok(()),
+            Ok(Decision::Denied(denial)) => Err(denied(&denial)),
+            Err(error) => Err(answer(error)),
+        };
+        if let Some(bent) = match self.twist {
+            Twist::BlocksCountFromTheirEnd => Some("DELETE FROM block"),
+            // A little later than what was charged before, so that its total is the last one.
+            Twist::BlocksCountFromTheirStart => Some(
+                "UPDATE charge SET at_ns = coalesce(
+                     (SELECT max(at_ns) + 1 FROM charge AS other
+                      WHERE other.limit_id = charge.limit_id AND other.at_ns < charge.at_ns), at_ns)
+                 WHERE (limit_id, at_ns, seq) IN (SELECT limit_id, at_ns, seq FROM block);
+                 DELETE FROM block",
+            ),
+            _ => None,
+        } {
+            let connection = open_raw(&self.file.as_ref().expect("on a file").file());
+            connection.execute_batch(bent).unwrap();
+        }
+        handed
+    }
+
+    fn end_block(&mut self, handle: usize, by_dropping: bool) {
+        if by_dropping {
+            self.handles.remove(&handle).expect("the handle is held");
+        } else {
+            self.handles[&handle]
+                .give_back()
+                .expect("the file is there");
+        }
+    }
+
     fn advance(&mut self, duration: Duration) {
         self.clock.advance(duration);
     }
@@ -386,24 +446,23 @@ impl Subject for Real {
         Some(entries)
     }
 
-    /// Drops them, and then the file is as if nobody had.
     fn die(&mut self, claims: &[usize]) {
         const TABLES: [&str; 5] = ["booking", "permit", "permit_charge", "ended_permit", "slot"];
-        let connection = open_raw(&self.file.as_ref().expect("on a file").file());
-        for table in TABLES {
-            let keep = format!("CREATE TEMP TABLE kept_{table} AS SELECT * FROM main.{table}");
-            connection.execute_batch(&keep).unwrap();
-        }
-        for claim in claims {
-            drop(self.permits.remove(claim));
-            drop(self.bookings.remove(claim).map(Booking::accept));
-        }
-        for table in TABLES {
-            let bring_back = format!(
-                "DELETE FROM main.{table}; INSERT INTO main.{table} SELECT * FROM kept_{table}"
-            );
-            connection.execute_batch(&bring_back).unwrap();
-        }
+        self.as_if_nobody_had(&TABLES, |real| {
+            for claim in claims {
+                drop(real.permits.remove(claim));
+                drop(real.bookings.remove(claim).map(Booking::accept));
+            }
+        });
+    }
+
+    fn die_handing_out(&mut self, handles: &[usize]) {
+        const TABLES: [&str; 3] = ["charge", "block", "total_shift"];
+        self.as_if_nobody_had(&TABLES, |real| {
+            for handle in handles {
+                drop(real.handles.remove(handle));
+            }
+        });
     }
 
     fn is_durable(&self) -> bool {
@@ -452,6 +511,22 @@ impl Subject for Real {
 }
 
 impl Real {
+    /// Drops something, and then the file is as if nobody had.
+    fn as_if_nobody_had(&mut self, tables: &[&str], drop: impl FnOnce(&mut Self)) {
+        let connection = open_raw(&self.file.as_ref().expect("on a file").file());
+        for table in tables {
+            let keep = format!("CREATE TEMP TABLE kept_{table} AS SELECT * FROM main.{table}");
+            connection.execute_batch(&keep).unwrap();
+        }
+        drop(self);
+        for table in tables {
+            let bring_back = format!(
+                "DELETE FROM main.{table}; INSERT INTO main.{table} SELECT * FROM kept_{table}"
+            );
+            connection.execute_batch(&bring_back).unwrap();
+        }
+    }
+
     fn request(&mut self, (takes, id): &Asked) -> Request {
         let is_new = id.as_ref().is_none_or(|id| self.asked.insert(id.clone()));
         let forgets_it = self.twist == Twist::ChargesTwice && !is_new;
@@ -553,6 +628,7 @@ fn answer(error: Error) -> Answer {
         Error::UnknownLimit { key, .. } => Answer::Unknown { key },
         Error::IdTaken { id, stored, .. } => Answer::IdTaken { id, stored },
         Error::Request(RequestError::NotBookable { key }) => Answer::NotBookable { key },
+        Error::Request(RequestError::NotInBlocks { key, .. }) => Answer::NotInBlocks { key },
         error => Answer::Failed(error.to_string()),
     }
 }
