@@ -50,7 +50,9 @@ fn ratios(_: &mut Criterion) {
         let [lifetime, window] = [lifetime_ms, window_ms].map(Duration::from_millis);
         let name = format!("blocks of 100 for {lifetime:?}, window of {window:?}");
         let [greedy, steady] = [20_000, 11].map(|burst| usable(lifetime, window, burst));
-        let bound = window_ms as f64 / (window_ms + lifetime_ms) as f64;
+        // All that handles can hold unused, and what was used a window and a lifetime ago.
+        let free = 1.0 - f64::from(HANDLES * SIZE) / f64::from(CAPACITY);
+        let bound = free * window.div_duration_f64(window + lifetime);
         println!(
             "{name:<44} {greedy:>10.1} % {steady:>10.1} % {:>6.1} %",
             bound * 100.0
@@ -66,23 +68,31 @@ fn hand_out(blocks: &Blocks) {
     assert!(blocks.try_acquire().unwrap().is_granted());
 }
 
+const HANDLES: u32 = 4;
+const SIZE: u32 = 100;
+const CAPACITY: u32 = 10_000;
+
 /// How much of a capacity four handles in turns get, in per cent, if they ask for a burst of so many each thousandth of a window.
 fn usable(lifetime: Duration, window: Duration, burst: u32) -> f64 {
-    const CAPACITY: u64 = 10_000;
     const WINDOWS: u32 = 20;
     let clock = ManualClock::new();
     let limiter = Limiter::in_memory_with(clock.clone());
     limiter
-        .define(Limit::new("key").rate(CAPACITY, window))
+        .define(Limit::new("key").rate(CAPACITY.into(), window))
         .unwrap();
-    let blocks = || limiter.blocks("key", 100).unwrap().lifetime(lifetime);
-    let handles = [(); 4].map(|()| blocks());
-    let mut granted = 0_u64;
+    let blocks = || {
+        limiter
+            .blocks("key", SIZE.into())
+            .unwrap()
+            .lifetime(lifetime)
+    };
+    let handles: Vec<Blocks> = (0..HANDLES).map(|_| blocks()).collect();
+    let mut granted = 0_u32;
     for _ in 0..WINDOWS * 1_000 {
         let mut denied = 0;
         for handle in handles.iter().cycle().take(burst as usize) {
             let is_granted = handle.try_acquire().unwrap().is_granted();
-            granted += u64::from(is_granted);
+            granted += u32::from(is_granted);
             denied = if is_granted { 0 } else { denied + 1 };
             if denied == handles.len() {
                 break;
@@ -90,7 +100,7 @@ fn usable(lifetime: Duration, window: Duration, burst: u32) -> f64 {
         }
         clock.advance(window / 1_000);
     }
-    granted as f64 * 100.0 / (CAPACITY * u64::from(WINDOWS)) as f64
+    f64::from(granted) * 100.0 / f64::from(CAPACITY * WINDOWS)
 }
 
 criterion_group!(benches, ratios);

@@ -90,6 +90,9 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
     /// tried again with the next change.
     fn give_back(&self, claim: &Claim) -> Result<(), Error>;
 
+    /// Whether what was taken in a session may still be handed out: not if the file has moved since.
+    fn is_in(&self, session: u64) -> bool;
+
     /// Gives back what was not used of a block. What fails is tried again with the next change.
     fn end_block(&self, handed: Handed<'_>) -> Result<(), Error>;
 

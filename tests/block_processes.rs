@@ -29,7 +29,6 @@ fn child() {
     play(&[
         ("hand out", hand_out),
         ("ask for each", ask_for_each),
-        ("strike out blocks", strike_out_blocks),
         ("fork", fork_with_a_block),
         ("fork in a call", fork_while_a_thread_calls),
     ]);
@@ -206,30 +205,6 @@ fn processes_that_hand_out_at_full_speed_and_are_killed_exceed_no_window() {
         "ok",
         "of the file"
     );
-}
-
-/// Lets blocks count from their end on only, as if they were booked.
-fn strike_out_blocks() {
-    let raw = support::open_raw(&path("FILE"));
-    let deadline = Instant::now() + Duration::from_millis(number("MS"));
-    while Instant::now() < deadline {
-        raw.execute_batch("DELETE FROM block").unwrap();
-        thread::sleep(MS / 4);
-    }
-}
-
-#[test]
-fn the_audit_of_calls_notices_blocks_that_count_from_their_end() {
-    let (scratch, _limiter) = define();
-    let diaries = [(); 4].map(|()| scratch.path().join(format!("{:x}", fastrand::u64(..))));
-    let roles = ["hand out", "hand out", "ask for each", "strike out blocks"];
-    let start = |(role, diary): (&str, &PathBuf)| start(&scratch, role, diary, 1_500);
-    let processes: Vec<Process> = roles.into_iter().zip(&diaries).map(start).collect();
-    processes.into_iter().for_each(Process::wait_well);
-    let (capacity, window) = RATES[0];
-    let fullest = fullest(&read(&diaries), window);
-    println!("{fullest} of {capacity} calls in {window:?}");
-    assert!(fullest as u64 > capacity, "{fullest} calls in {window:?}");
 }
 
 #[expect(

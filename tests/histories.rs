@@ -36,6 +36,8 @@ mod real;
 mod shapes;
 #[path = "support/subject.rs"]
 mod subject;
+#[path = "support/told.rs"]
+mod told;
 #[path = "support/witness.rs"]
 mod witness;
 

@@ -25,6 +25,19 @@ impl FromIterator<OpenBlock> for OpenBlocks {
 }
 
 impl OpenBlocks {
+    /// Takes in a block, and lets go of those that have ended by now.
+    pub(crate) fn insert(&mut self, block: OpenBlock, now: Timestamp) {
+        self.0.retain(|open| open.until > now);
+        let before = self.0.partition_point(|open| open.until <= block.until);
+        self.0.insert(before, block);
+    }
+
+    pub(crate) fn remove(&mut self, block: OpenBlock) {
+        if let Some(position) = self.0.iter().position(|open| *open == block) {
+            self.0.remove(position);
+        }
+    }
+
     /// Those that end after an instant.
     fn after(&self, at: Timestamp) -> &[OpenBlock] {
         let ended = self.0.partition_point(|block| block.until <= at);

@@ -1,6 +1,7 @@
 //! A store in memory: the same decisions for one process, and for tests.
 
 mod accounts;
+mod blocks;
 mod limits;
 mod permits;
 
@@ -15,13 +16,13 @@ use self::accounts::Accounts;
 use self::limits::Limits;
 use self::permits::{EndedPermit, OpenPermit, Resumed};
 use super::{
-    Block, Change, Claim, Few, Handed, Holder, Outcome, Pending, PermitNumber, Queued, Registered,
-    Row, SlotTake, Store, TableConnection, TicketId, Which, booked_for_later, check_bookable,
-    denial, expiry, latest, lines,
+    Change, Claim, Few, Handed, Holder, Outcome, Pending, PermitNumber, Queued, Registered, Row,
+    SlotTake, Store, TableConnection, TicketId, Which, booked_for_later, check_bookable, denial,
+    expiry, latest, lines,
 };
 use crate::calendar::{LimitId, Line};
 use crate::clock::{Clock, Reading, Timeline, Timestamp};
-use crate::decision::{Peek, Refusal, Verdict, block_size, decide};
+use crate::decision::{Peek, Refusal, Verdict, decide};
 use crate::definition::{Definition, Known, LimitChange, OnConflict};
 use crate::error::{Error, RequestError};
 use crate::limit::{Limit, MAX_CAPACITY};
@@ -113,15 +114,6 @@ impl MemoryStore {
         (state, reading, present.now)
     }
 
-    /// Ends a block, unless it was inherited through `fork`.
-    fn end(&self, state: &mut State, handed: Handed<'_>) {
-        if handed.block.pid == std::process::id() {
-            let used = handed.used.cast_signed();
-            state.ledgers.end_block(handed.block, used);
-            self.changed(state);
-        }
-    }
-
     /// Decides one request and charges it, or lets it wait in line.
     fn attempt(
         &self,
@@ -134,7 +126,8 @@ impl MemoryStore {
         let mut lines = lines(plan, &known, Path::new(PLACE))?;
         let latest = latest(plan.patience, now, reading);
         if let Some(former) = plan.block.and_then(|block| block.former) {
-            self.end(state, former);
+            state.end_block(former);
+            self.changed(state);
         }
         let mut resumed = None;
         if let Some(id) = plan.id() {
@@ -382,9 +375,14 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    fn is_in(&self, _session: u64) -> bool {
+        true
+    }
+
     fn end_block(&self, handed: Handed<'_>) -> Result<(), Error> {
         let (mut state, _, _) = self.enter();
-        self.end(&mut state, handed);
+        state.end_block(handed);
+        self.changed(&mut state);
         Ok(())
     }
 
@@ -560,55 +558,6 @@ impl State {
             block: None,
             is_resumed: false,
             registered,
-        }
-    }
-
-    /// The block that is to be taken in the place of what a request asks for: how large, and until when. None where
-    /// others stand in line, who would have to wait for what nobody may need.
-    fn block_now(
-        &mut self,
-        plan: &Plan<'_>,
-        lines: &[Line<'_>],
-        now: Timestamp,
-    ) -> Option<(i64, Timestamp)> {
-        let (Some(ask), [line], true) = (plan.block, lines, self.tickets.is_empty()) else {
-            return None;
-        };
-        let until = now.saturating_plus_ns(ask.lifetime_ns);
-        let Ok(size) = block_size(&mut self.ledgers, line, ask.size, now, until);
-        size.map(|size| (size, until))
-    }
-
-    /// Takes a block, of which what was asked for is part.
-    fn charge_block(
-        &mut self,
-        lines: &[Line<'_>],
-        (amount, until): (i64, Timestamp),
-        now: Timestamp,
-    ) -> Claim {
-        let line = &lines[0];
-        let seq = self.ledgers.take_block(line.id, amount, until);
-        self.ledgers.sweep(line.id, line.limit);
-        self.sweep_keys();
-        Claim {
-            at: now,
-            wake_at: self.timeline.elapsed_at(now),
-            session: 0,
-            pid: std::process::id(),
-            rows: Few::new(),
-            booking: None,
-            accepted: None,
-            block: Some(Box::new(Block {
-                limit: line.id,
-                until,
-                seq,
-                amount: amount.unsigned_abs(),
-                readings: self.timeline.elapsed_at(now)..self.timeline.elapsed_at(until),
-                session: 0,
-                pid: std::process::id(),
-            })),
-            is_resumed: false,
-            registered: None,
         }
     }
 }

@@ -34,7 +34,7 @@ mod wake_page;
 mod wakes;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -92,6 +92,8 @@ pub(crate) struct SqliteStore {
     /// What was last added to the time since boot to give an instant.
     offset_ns: AtomicI64,
     state: Mutex<State>,
+    /// Of the session in there; 0 if there is none.
+    session_number: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -129,6 +131,7 @@ impl SqliteStore {
                 session: Some(Arc::clone(&session)),
                 left: Vec::new(),
             }),
+            session_number: AtomicU64::new(session.number),
         };
         // The first transaction in a file, and the first one of a boot, ties its instants to the clock.
         let look = |transaction: &mut Transaction<'_>| Ok(transaction.clock_has_to_be_fixed());
@@ -390,6 +393,10 @@ impl Store for SqliteStore {
         }
         let session = self.session_of(claim)?;
         self.let_go(&session, Dropped::Booking(claim.clone()))
+    }
+
+    fn is_in(&self, session: u64) -> bool {
+        self.session_number.load(Ordering::Relaxed) == session
     }
 
     fn end_block(&self, handed: Handed<'_>) -> Result<(), Error> {

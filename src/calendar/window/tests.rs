@@ -140,7 +140,7 @@ proptest! {
 
         let line = Line { id: LEDGER, pattern: None, limit: &limit, amount };
         let Ok(found) = earliest(&mut ledgers, &[line], now);
-        let first = (NOW..).find(|first| scene.room(*first, *first) >= amount).unwrap();
+        let first = (NOW..NOW + 1_000).find(|first| scene.room(*first, *first) >= amount).unwrap();
         let told = match found {
             Earliest::Now => now,
             Earliest::Later { at, .. } => at,

@@ -77,7 +77,10 @@ impl Transaction<'_> {
             .prepare_cached(INSERT)
             .and_then(|mut s| s.execute((line.id.0, until.as_nanos(), seq)))
             .map_err(|error| self.sqlite(error))?;
-        self.link.memo.forget_blocks(line.id);
+        let now = self.now();
+        if let Some(blocks) = self.link.memo.blocks_mut(line.id) {
+            blocks.insert(OpenBlock { until, amount }, now);
+        }
         self.link.memo.nobody_has_blocks = Some(false);
         let timeline = self.timeline();
         Ok(Block {
@@ -85,7 +88,7 @@ impl Transaction<'_> {
             until,
             seq,
             amount: amount.unsigned_abs(),
-            readings: timeline.elapsed_at(self.now())..timeline.elapsed_at(until),
+            readings: timeline.elapsed_at(now)..timeline.elapsed_at(until),
             session: session.number,
             pid: session.pid,
         })
@@ -115,8 +118,11 @@ impl Transaction<'_> {
         let Some(charge) = self.find_charged(block.limit, block.until, block.seq)? else {
             return Ok(());
         };
-        let now = self.now();
-        if block.until <= now {
+        let (now, until, amount) = (self.now(), charge.at, charge.amount);
+        if let Some(blocks) = self.link.memo.blocks_mut(block.limit) {
+            blocks.remove(OpenBlock { until, amount });
+        }
+        if until <= now {
             return self.amend(charge, used);
         }
         self.take_back(vec![charge])?;

@@ -46,6 +46,7 @@ impl SqliteStore {
             left.close();
         }
         state.session = Some(Arc::clone(&session));
+        self.session_number.store(session.number, Ordering::Relaxed);
         Ok(session)
     }
 
@@ -72,6 +73,7 @@ impl SqliteStore {
         let open = state.session.as_ref();
         if open.is_some_and(|open| open.number == session.number) {
             let left = state.session.take();
+            self.session_number.store(0, Ordering::Relaxed);
             state.left.extend(left);
         }
     }

@@ -277,12 +277,18 @@ impl Transaction<'_> {
         for charge in charges {
             self.wrote();
             self.freed(charge.limit);
-            self.link.memo.changed(charge.limit);
+            let last = self.very_last(charge.limit)?;
+            let is_last = last.is_some_and(|last| (last.at, last.seq) == (charge.at, charge.seq));
             self.link
                 .connection
                 .prepare_cached(DELETE)
                 .and_then(|mut s| s.execute((charge.limit.0, charge.at.as_nanos(), charge.seq)))
                 .map_err(|error| self.sqlite(error))?;
+            if is_last {
+                self.link.memo.removed_last(charge.limit);
+                continue;
+            }
+            self.link.memo.changed(charge.limit);
             let position = (charge.at, charge.seq);
             self.correct_totals(charge.limit, position, charge.amount)?;
         }

@@ -52,6 +52,8 @@ pub(super) struct Memo {
     /// The keys of all limits that are defined by themselves, if there are few; holds as long.
     pub(super) plain_keys: Option<BTreeSet<Box<str>>>,
     ledgers: BTreeMap<LimitId, LedgerMemo>,
+    /// The blocks that are open, of limits that were asked for them.
+    blocks: BTreeMap<LimitId, OpenBlocks>,
 }
 
 /// The row of the table `clock`.
@@ -68,8 +70,6 @@ struct LedgerMemo {
     /// The very last charge; `Some(None)` if the ledger is empty.
     last: Option<Option<Charge>>,
     runs: Vec<Run>,
-    /// The blocks that were open when they were read, if they were.
-    blocks: Option<OpenBlocks>,
 }
 
 /// The charges that follow an instant, without a gap: what a window that begins there finds first, and
@@ -119,6 +119,7 @@ impl Memo {
         self.nobody_waits = None;
         self.nobody_has_blocks = None;
         self.ledgers.clear();
+        self.blocks.clear();
         self.keys.clear();
     }
 
@@ -169,17 +170,22 @@ impl Memo {
     }
 
     pub(super) fn blocks(&self, limit: LimitId) -> Option<&OpenBlocks> {
-        self.ledgers.get(&limit)?.blocks.as_ref()
+        self.blocks.get(&limit)
+    }
+
+    pub(super) fn blocks_mut(&mut self, limit: LimitId) -> Option<&mut OpenBlocks> {
+        self.blocks.get_mut(&limit)
     }
 
     pub(super) fn remember_blocks(&mut self, limit: LimitId, blocks: OpenBlocks) {
-        self.ledger(limit).blocks = Some(blocks);
+        if self.blocks.len() >= MOST {
+            self.blocks.clear();
+        }
+        self.blocks.insert(limit, blocks);
     }
 
     pub(super) fn forget_blocks(&mut self, limit: LimitId) {
-        if let Some(ledger) = self.ledgers.get_mut(&limit) {
-            ledger.blocks = None;
-        }
+        self.blocks.remove(&limit);
     }
 
     pub(super) fn has_shifts(&self, limit: LimitId) -> Option<bool> {
@@ -287,6 +293,20 @@ impl Memo {
         }
     }
 
+    /// Lets go of the very last charge, which this connection has removed.
+    pub(super) fn removed_last(&mut self, limit: LimitId) {
+        let ledger = self.ledger(limit);
+        let removed = ledger.last.take().flatten();
+        for run in &mut ledger.runs {
+            if run.charges.back() == removed.as_ref() {
+                run.charges.pop_back();
+            }
+            if run.complete && !run.charges.is_empty() {
+                ledger.last = Some(run.charges.back().copied());
+            }
+        }
+    }
+
     /// A ledger was changed somewhere else than at its end.
     pub(super) fn changed(&mut self, limit: LimitId) {
         self.ledgers.remove(&limit);
@@ -366,6 +386,23 @@ mod tests {
         }
         assert_eq!(memo.first_after(LEDGER, at(5)), Some(Some(charge(6))));
         assert_eq!(memo.first_after(LEDGER, at(99)), None);
+    }
+
+    #[test]
+    fn what_is_removed_from_the_end_was_never_there() {
+        let mut memo = Memo::default();
+        remember(&mut memo, 10, &[20, 30], true);
+        remember(&mut memo, 5, &[20], false);
+        memo.remember_very_last(LEDGER, Some(charge(30)));
+        memo.removed_last(LEDGER);
+        assert_eq!(memo.very_last(LEDGER), Some(Some(charge(20))));
+        assert_eq!(memo.first_after(LEDGER, at(20)), Some(None));
+        memo.appended(LEDGER, charge(25));
+        assert_eq!(memo.first_after(LEDGER, at(20)), Some(Some(charge(25))));
+        memo.removed_last(LEDGER);
+        memo.removed_last(LEDGER);
+        // What comes before is not remembered.
+        assert_eq!(memo.very_last(LEDGER), None);
     }
 
     #[test]

@@ -300,6 +300,7 @@ impl Transaction<'_> {
     fn empty_ledger(&mut self, id: LimitId) -> Result<bool, Error> {
         self.wrote();
         self.link.memo.changed(id);
+        self.link.memo.forget_blocks(id);
         let deleted = self.execute_for(EMPTY, id)?;
         if deleted == 256 {
             return Ok(false);
