@@ -2,11 +2,13 @@
 //!
 //! Nothing here does I/O or reads a clock; a store hands in its ledgers through [`Ledgers`].
 
+mod block;
 mod bucket;
 mod window;
 
 use std::collections::BTreeMap;
 
+pub(crate) use self::block::{OpenBlock, OpenBlocks};
 use self::bucket::Tank;
 pub(crate) use self::bucket::{Full, Poured, corrected, farthest, poured_now, poured_until};
 use self::window::{Span, Window};
@@ -58,7 +60,7 @@ impl Charge {
     }
 }
 
-/// What the calendar reads of the ledgers of a store. Each call is one seek at most.
+/// What the calendar reads of the ledgers of a store. Each call is one seek at most, where no block is open.
 pub(crate) trait Ledgers {
     type Error;
 
@@ -68,6 +70,9 @@ pub(crate) trait Ledgers {
     /// The first charge after an instant.
     fn first_after(&mut self, limit: LimitId, at: Timestamp)
     -> Result<Option<Charge>, Self::Error>;
+
+    /// The blocks of a limit that are open.
+    fn open_blocks(&mut self, limit: LimitId) -> Result<OpenBlocks, Self::Error>;
 
     /// When a bucket is full again, by what was poured out of it and is no longer in its ledger. Nothing if it is full.
     fn full_at(&mut self, limit: LimitId) -> Result<Option<Full>, Self::Error>;
@@ -301,6 +306,24 @@ pub(crate) fn room<L: Ledgers>(
         if let Some(free) = window.room(ledgers, at, now)? {
             room = Some(room.map_or(free, |room| room.min(free)));
         }
+    }
+    Ok(room)
+}
+
+/// How much of a limit of rates can be used anywhere between now and a later instant, though nobody knows when: so
+/// that no window is over which ends from now on, up to those that the last of it has left.
+pub(crate) fn room_until<L: Ledgers>(
+    ledgers: &mut L,
+    id: LimitId,
+    limit: &Limit,
+    now: Timestamp,
+    until: Timestamp,
+) -> Result<i64, L::Error> {
+    let wall_shift_ns = ledgers.wall_shift_ns();
+    let mut room = i64::MAX;
+    for rate in limit.rates() {
+        let window = Window::new(id, limit, rate, wall_shift_ns);
+        room = room.min(window.room_until(ledgers, now, until)?);
     }
     Ok(room)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::calendar::{self, Blocker, Earliest, Ledgers, LimitId, Line};
 use crate::clock::Timestamp;
-use crate::limit::Obstacle;
+use crate::limit::{MAX_CAPACITY, Obstacle};
 use crate::permit::Permit;
 
 /// Whether a request was admitted.
@@ -218,6 +218,23 @@ pub(crate) fn decide<B: Books>(
         Earliest::Later { at, blocker } => Verdict::Refuse(Refusal::Until { at, blocker }),
         Earliest::Beyond { blocker } => Verdict::Refuse(Refusal::Beyond { blocker }),
     })
+}
+
+/// How large a block can be that is taken now and ends at `until`, if its caller gains by it: no more than what it asks
+/// for at once is charged at once.
+pub(crate) fn block_size<L: Ledgers>(
+    ledgers: &mut L,
+    line: &Line<'_>,
+    size: u64,
+    now: Timestamp,
+    until: Timestamp,
+) -> Result<Option<i64>, L::Error> {
+    let size = size.min(MAX_CAPACITY).cast_signed();
+    if size <= line.amount || until <= now {
+        return Ok(None);
+    }
+    let room = calendar::room_until(ledgers, line.id, line.limit, now, until)?;
+    Ok(Some(room.min(size)).filter(|size| *size > line.amount))
 }
 
 impl Denial {

@@ -49,15 +49,21 @@ pub struct Use {
     pub slots: u64,
     /// How many open permits that have an id have charged it.
     pub permits: u64,
-    /// How many charges lie ahead.
+    /// How many charges are booked ahead.
     pub bookings: u64,
+    /// How many blocks are open.
+    pub blocks: u64,
     /// How many callers wait in line for it.
     pub waiting: u64,
 }
 
 impl Use {
     pub(crate) const fn any(&self) -> bool {
-        self.slots > 0 || self.permits > 0 || self.bookings > 0 || self.waiting > 0
+        self.slots > 0
+            || self.permits > 0
+            || self.bookings > 0
+            || self.blocks > 0
+            || self.waiting > 0
     }
 }
 
@@ -67,6 +73,7 @@ impl fmt::Display for Use {
             (self.slots, "holding slots"),
             (self.permits, "open permits"),
             (self.bookings, "bookings"),
+            (self.blocks, "open blocks"),
             (self.waiting, "in line"),
         ];
         let mut used = parts.iter().filter(|(count, _)| *count > 0);

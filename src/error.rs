@@ -237,6 +237,14 @@ pub enum RequestError {
         /// The key of the limit.
         key: String,
     },
+    /// It asks for blocks of a limit that has no rates.
+    #[error("`{key}` is {kind}; only rates and quotas are handed out in blocks")]
+    NotInBlocks {
+        /// The key of the limit.
+        key: String,
+        /// What it is.
+        kind: &'static str,
+    },
     /// Its id is empty, too long, or holds a control character.
     #[error(
         "an id has 1 to {MAX_ID_BYTES} bytes and no control characters, this one has {bytes} bytes"

@@ -38,6 +38,7 @@
     feature = "file",
     doc = "- [`LimitsFile`], [`Limiter::apply`]: definitions that an operator writes in a TOML file."
 )]
+//! - [`Limiter::blocks`], [`Blocks`]: hot keys, handed out from memory.
 //! - [`Decision`], [`Denial`], [`Permit`], [`Booking`], [`Peek`], [`Usage`]: the answers.
 //! - [`Permit::settle`], [`Permit::cancel`], [`Permit::detach`]: what becomes of a permit; [`Settled`] tells, and
 //!   [`Overage`] says what a limit does about too low an estimate. [`PermitId`], [`Request::id`]: permits that other
@@ -74,6 +75,7 @@
 #![warn(unreachable_pub)]
 
 mod batch;
+mod blocks;
 mod calendar;
 mod clock;
 mod decision;
@@ -93,6 +95,7 @@ mod store;
 mod usage;
 
 pub use batch::Handle;
+pub use blocks::Blocks;
 pub use clock::{BootId, Clock, ManualClock, SystemClock, Timestamp};
 pub use decision::{Decision, Denial, Peek};
 pub use definition::{Action, Definition, LimitChange, OnConflict, Use};

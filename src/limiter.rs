@@ -12,6 +12,7 @@ use std::time::Duration;
 pub use self::builder::Builder;
 use self::builder::system_clock;
 use crate::batch::{Handle, change_all, check_length};
+use crate::blocks::Blocks;
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{Decision, Denial, Peek};
 use crate::error::{Error, RequestError};
@@ -19,7 +20,7 @@ use crate::permit::{Booking, Permit, clamped_ns, tell_settled};
 use crate::plan::{Latest, Patience, Plan};
 use crate::request::Ask;
 use crate::settlement::{Settled, Used};
-use crate::store::{Change, MemoryStore, Outcome, Queued, Store, Which};
+use crate::store::{Change, MemoryStore, Outcome, Queued, Store, Which, check_blocks};
 use crate::usage::Usage;
 
 /// Shares limits through one file. Clones share everything; so do limiters of any process that opened
@@ -417,6 +418,42 @@ impl Limiter {
             .map(|handle| (handle.into(), None))
             .collect();
         change_all(&*self.store, &changes)
+    }
+
+    /// Hands out one limit of rates or quotas from memory, in blocks of at most `size`: for keys that are asked for more
+    /// often than a file can be written to. See [`Blocks`] for what that costs.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use quotalite::{Limit, Limiter};
+    ///
+    /// let limiter = Limiter::in_memory()?;
+    /// limiter.define(Limit::new("hot").per_second(100_000))?;
+    /// // 1 000 at a time, each for 10 ms: at most a hundredth of the capacity is lost.
+    /// let hot = limiter.blocks("hot", 1_000)?.lifetime(Duration::from_millis(10));
+    /// std::thread::scope(|scope| {
+    ///     for _ in 0..4 {
+    ///         scope.spawn(|| hot.try_acquire().is_ok_and(|decision| decision.is_granted()));
+    ///     }
+    /// });
+    /// drop(hot); // gives back what nobody asked for
+    /// assert_eq!(limiter.usage("hot")?.available(), 100_000 - 4);
+    /// # Ok::<(), quotalite::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`RequestError::ZeroAmount`] for blocks of nothing, [`RequestError::NotInBlocks`] for slots and buckets,
+    /// [`Error::UnknownLimit`], and whatever can happen to the file.
+    ///
+    /// [`RequestError::ZeroAmount`]: crate::RequestError::ZeroAmount
+    /// [`RequestError::NotInBlocks`]: crate::RequestError::NotInBlocks
+    pub fn blocks(&self, key: &str, size: u64) -> Result<Blocks, Error> {
+        if size == 0 {
+            let key = key.to_owned();
+            return Err(RequestError::ZeroAmount { key }.into());
+        }
+        check_blocks(&self.store.limit(key)?)?;
+        Ok(Blocks::new(Arc::clone(&self.store), key, size))
     }
 
     /// Says whether a request would be admitted now, and if not, when. Consumes nothing. An

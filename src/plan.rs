@@ -5,12 +5,25 @@ use std::time::Duration;
 use crate::clock::Timestamp;
 use crate::error::{Error, RequestError};
 use crate::request::{Ask, MAX_ID_BYTES, MAX_TAKES, Request};
+use crate::store::{Block, Handed};
 
 /// A checked request and how long its caller is ready to wait.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan<'a> {
     ask: Ask<'a>,
     pub(crate) patience: Patience,
+    /// What its caller wants beyond it, to hand it out from memory.
+    pub(crate) block: Option<BlockAsk<'a>>,
+}
+
+/// A block that is to be taken if it fits now, together with what is asked for at once, which is part of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BlockAsk<'a> {
+    /// How much at most.
+    pub(crate) size: u64,
+    pub(crate) lifetime_ns: i64,
+    /// The one before it, which ends with this request, whatever comes of it.
+    pub(crate) former: Option<Handed<'a>>,
 }
 
 /// Whether a request may be admitted later than now.
@@ -57,6 +70,33 @@ pub(crate) enum Latest {
 pub(crate) struct OwnedPlan {
     request: Request,
     patience: Patience,
+    block: Option<OwnedBlockAsk>,
+}
+
+#[derive(Clone, Debug)]
+struct OwnedBlockAsk {
+    size: u64,
+    lifetime_ns: i64,
+    former: Option<(Block, u64)>,
+}
+
+impl OwnedBlockAsk {
+    fn of(ask: &BlockAsk<'_>) -> Self {
+        Self {
+            size: ask.size,
+            lifetime_ns: ask.lifetime_ns,
+            former: ask.former.map(|former| (former.block.clone(), former.used)),
+        }
+    }
+
+    fn as_ask(&self) -> BlockAsk<'_> {
+        let former = self.former.as_ref();
+        BlockAsk {
+            size: self.size,
+            lifetime_ns: self.lifetime_ns,
+            former: former.map(|(block, used)| Handed { block, used: *used }),
+        }
+    }
 }
 
 impl OwnedPlan {
@@ -64,6 +104,7 @@ impl OwnedPlan {
         Plan {
             ask: (&self.request).into(),
             patience: self.patience,
+            block: self.block.as_ref().map(OwnedBlockAsk::as_ask),
         }
     }
 }
@@ -95,7 +136,19 @@ impl<'a> Plan<'a> {
                 .into());
             }
         }
-        Ok(Self { ask, patience })
+        Ok(Self {
+            ask,
+            patience,
+            block: None,
+        })
+    }
+
+    /// The same for a caller that hands out from memory.
+    pub(crate) const fn of_block(self, block: BlockAsk<'a>) -> Self {
+        Self {
+            block: Some(block),
+            ..self
+        }
     }
 
     pub(crate) fn to_request(self) -> Request {
@@ -106,6 +159,7 @@ impl<'a> Plan<'a> {
         OwnedPlan {
             request: self.to_request(),
             patience: self.patience,
+            block: self.block.as_ref().map(OwnedBlockAsk::of),
         }
     }
 

@@ -1,5 +1,4 @@
-//! Which process this is. The C library asks the kernel each time, and a call of this crate needs to know it several
-//! times, because a child that was forked must not go on with what is its parent's.
+//! Which process this is, without asking the kernel each time.
 
 #[cfg(target_os = "linux")]
 pub(crate) use linux::id;
@@ -10,61 +9,79 @@ pub(crate) use std::process::id;
 mod linux {
     #![expect(
         unsafe_code,
-        reason = "memory that the kernel clears in a forked child has to be asked for"
+        reason = "only a page of its own can be wiped when the process forks"
     )]
 
-    use std::io;
-    use std::ptr::null_mut;
-    use std::sync::OnceLock;
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::process;
+    use std::ptr;
+    use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
     use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
-    /// The id of this process.
+    const BYTES: usize = 4_096;
+
+    /// Where the id is kept, once there is such a page.
+    static KEPT: AtomicPtr<AtomicU32> = AtomicPtr::new(ptr::null_mut());
+
+    /// The id of this process. The kernel is asked once: asking it takes several times as long as all else that is
+    /// done to hand out from a block.
     pub(crate) fn id() -> u32 {
-        static REMEMBERED: OnceLock<Option<&'static AtomicU32>> = OnceLock::new();
-        let Some(remembered) = REMEMBERED.get_or_init(|| word_cleared_by_fork().ok()) else {
-            return std::process::id();
+        let mut page = KEPT.load(Ordering::Acquire);
+        if page.is_null() {
+            page = keep();
+        }
+        // SAFETY: null, or a page that stays mapped for ever, and is valid as atomics whatever it holds.
+        let Some(kept) = (unsafe { page.as_ref() }) else {
+            return process::id();
         };
-        match remembered.load(Ordering::Relaxed) {
+        match kept.load(Ordering::Relaxed) {
+            // In a child that was forked, the page is wiped.
             0 => {
-                let id = std::process::id();
-                remembered.store(id, Ordering::Relaxed);
-                id
+                let pid = process::id();
+                kept.store(pid, Ordering::Relaxed);
+                pid
             }
-            id => id,
+            pid => pid,
         }
     }
 
-    /// A word that is zero, and zero again in each child that is forked: see `MADV_WIPEONFORK` in `madvise(2)`.
-    fn word_cleared_by_fork() -> io::Result<&'static AtomicU32> {
-        const BYTES: usize = 4_096;
-        // SAFETY: a new mapping of memory that nothing else uses; the kernel chooses where.
-        let page = unsafe {
+    /// Maps the page; null if this kernel cannot wipe it (before 4.14).
+    fn keep() -> *mut AtomicU32 {
+        // SAFETY: a new mapping; the kernel chooses where.
+        let mapped = unsafe {
             mmap_anonymous(
-                null_mut(),
+                ptr::null_mut(),
                 BYTES,
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::PRIVATE,
             )
-        }?;
-        // SAFETY: all of the mapping above, to which there are no references yet.
-        if let Err(error) = unsafe { madvise(page, BYTES, Advice::LinuxWipeOnFork) } {
-            // SAFETY: as above.
-            let _ = unsafe { munmap(page, BYTES) };
-            return Err(error.into());
+        };
+        let Ok(page) = mapped else {
+            return ptr::null_mut();
+        };
+        // SAFETY: of this mapping alone, which nothing stands in yet.
+        let wiped = unsafe { madvise(page, BYTES, Advice::LinuxWipeOnFork) };
+        let kept = wiped.is_ok()
+            && KEPT
+                .compare_exchange(
+                    ptr::null_mut(),
+                    page.cast(),
+                    Ordering::AcqRel,
+                    Ordering::Acquire,
+                )
+                .is_ok();
+        if !kept {
+            // SAFETY: this mapping, which nobody has seen.
+            let _: Result<(), _> = unsafe { munmap(page, BYTES) };
         }
-        // SAFETY: the mapping stays for as long as the process, is aligned to a page, and whatever it holds is valid
-        // for an atomic.
-        Ok(unsafe { &*page.cast::<AtomicU32>() })
+        KEPT.load(Ordering::Acquire)
     }
+}
 
-    #[cfg(test)]
-    mod tests {
-        #[test]
-        fn it_is_the_id_that_the_kernel_tells() {
-            assert_eq!(super::id(), std::process::id());
-            assert_eq!(super::id(), std::process::id());
-        }
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn it_is_the_one_that_the_kernel_says() {
+        assert_eq!([super::id(), super::id()], [std::process::id(); 2]);
     }
 }

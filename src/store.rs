@@ -5,6 +5,7 @@ mod memory;
 mod sqlite;
 
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::decision::{Denial, Peek, Refusal};
 use crate::definition::{Definition, Known, LimitChange, OnConflict};
 use crate::error::{Error, RequestError};
-use crate::limit::Limit;
+use crate::limit::{Kind, Limit};
 use crate::line::is_of_slots;
 use crate::plan::{Latest, Patience, Plan, print_takes};
 use crate::settlement::{End, Settled, Used};
@@ -88,6 +89,12 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
     /// Takes back what `acquire` booked, unless somebody else who asked under the same id relies on it. What fails is
     /// tried again with the next change.
     fn give_back(&self, claim: &Claim) -> Result<(), Error>;
+
+    /// Whether what was taken in a session may still be handed out: not if the file has moved since.
+    fn is_in(&self, session: u64) -> bool;
+
+    /// Gives back what was not used of a block. What fails is tried again with the next change.
+    fn end_block(&self, handed: Handed<'_>) -> Result<(), Error>;
 
     /// A connection of the caller's own to the file.
     fn connect(&self) -> Result<TableConnection, Error>;
@@ -186,10 +193,32 @@ pub(crate) struct Claim {
     pub(crate) booking: Option<BookingId>,
     /// Where to say that the booking is used.
     pub(crate) accepted: Option<Arc<Accepted>>,
+    /// The block that was taken in the place of `rows`.
+    pub(crate) block: Option<Box<Block>>,
     /// Whether it was granted to an earlier request.
     pub(crate) is_resumed: bool,
     /// What the file knows of the permit, if it holds slots or has an id.
     pub(crate) registered: Option<Box<Registered>>,
+}
+
+/// A block, as it is known to whoever hands it out. It is charged at its end, and counts until then, too.
+#[derive(Clone, Debug)]
+pub(crate) struct Block {
+    pub(crate) limit: LimitId,
+    pub(crate) until: Timestamp,
+    pub(crate) seq: i64,
+    pub(crate) amount: u64,
+    /// The readings of the clock from which it may be handed out, and before which it has to be.
+    pub(crate) readings: Range<Duration>,
+    pub(crate) session: u64,
+    pub(crate) pid: u32,
+}
+
+/// A block, and what was used of it up to now.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Handed<'a> {
+    pub(crate) block: &'a Block,
+    pub(crate) used: u64,
 }
 
 /// A permit as its file knows it.
@@ -352,6 +381,9 @@ pub(crate) fn lines<'k>(
 ) -> Result<Few<Line<'k>>, Error> {
     let mut lines = Few::with_capacity(known.len());
     for ((_, amount), known) in plan.takes().zip(known) {
+        if plan.block.is_some() {
+            check_blocks(&known.limit)?;
+        }
         let tightest = known.limit.tightest();
         if amount > tightest.capacity() {
             return Err(Error::NeverFits {
@@ -369,6 +401,17 @@ pub(crate) fn lines<'k>(
         });
     }
     Ok(lines)
+}
+
+/// Refuses to hand out from memory what is no rate: nobody would know until when it counts.
+pub(crate) fn check_blocks(limit: &Limit) -> Result<(), RequestError> {
+    match limit.kind() {
+        Kind::Rates(_) => Ok(()),
+        kind => Err(RequestError::NotInBlocks {
+            key: limit.key().to_owned(),
+            kind: kind.as_str(),
+        }),
+    }
 }
 
 /// Refuses to book slots ahead.

@@ -1,7 +1,8 @@
 //! Random histories, compared step by step with a model that is too simple to be wrong.
 //!
 //! `cargo test` plays some hundreds of them; `QUOTALITE_HISTORIES=20000` says how many per test, and
-//! `QUOTALITE_TOPICS=bq` that they are about buckets and quotas, and not about changes and patterns.
+//! `QUOTALITE_TOPICS=bq` that they are about buckets and quotas, and not about changes, patterns and what is handed out
+//! from memory (`h`).
 
 mod support;
 
@@ -35,6 +36,8 @@ mod real;
 mod shapes;
 #[path = "support/subject.rs"]
 mod subject;
+#[path = "support/told.rs"]
+mod told;
 #[path = "support/witness.rs"]
 mod witness;
 
@@ -135,6 +138,7 @@ const BUCKETS: Topics = Topics {
     changes: false,
     patterns: false,
     quotas: false,
+    handles: false,
 };
 
 #[test]
@@ -185,6 +189,16 @@ fn histories_notice_a_limiter_that_goes_by_the_wall_clock() {
 #[test]
 fn histories_notice_a_limiter_that_charges_twice_under_one_id() {
     assert_twist_noticed(Twist::ChargesTwice);
+}
+
+#[test]
+fn histories_notice_a_limiter_that_counts_blocks_from_their_end() {
+    assert_twist_noticed(Twist::BlocksCountFromTheirEnd);
+}
+
+#[test]
+fn histories_notice_a_limiter_that_counts_blocks_from_their_start() {
+    assert_twist_noticed(Twist::BlocksCountFromTheirStart);
 }
 
 #[test]

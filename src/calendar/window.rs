@@ -1,6 +1,6 @@
 //! Windows: those that roll along, and those that go from one boundary of a calendar to the next.
 
-use super::{Charge, Fit, Ledgers, LimitId, Total, Use};
+use super::{Charge, Fit, Ledgers, LimitId, OpenBlocks, Total, Use};
 use crate::clock::Timestamp;
 use crate::limit::{self, Limit, Quota, Rate, nanos};
 use crate::settlement::Overage;
@@ -17,9 +17,11 @@ pub(super) struct Window {
 /// A window that would hold too much.
 struct Over {
     ends_at: Timestamp,
-    /// Its first charge and the last one up to its end.
-    first: Charge,
-    last: Charge,
+    /// Its first charge and the last one up to its end, and what is charged in it.
+    first: Option<Charge>,
+    last: Option<Charge>,
+    charged: i64,
+    /// How much more it would hold than its capacity, open blocks included.
     excess: i64,
 }
 
@@ -150,17 +152,20 @@ impl Window {
         now: Timestamp,
     ) -> Result<Use, L::Error> {
         let first = ledgers.first_after(self.limit, self.start(now))?;
-        let used = match ledgers.last_at(self.limit, now)? {
+        let charged = match ledgers.last_at(self.limit, now)? {
             Some(last) => sum_between(first.as_ref(), &last),
             None => 0,
         };
-        let most = self.peak(ledgers, now, now)?;
+        let open = ledgers.open_blocks(self.limit)?;
+        let used = charged.saturating_add(open.amount_after(now));
+        let most = self.peak(ledgers, now, self.end(now))?;
+        let next = first.filter(|_| charged > 0).map(|first| first.at);
         Ok(Use {
             used,
             available: (self.capacity - most).max(0),
-            next_release: first
-                .filter(|_| used > 0)
-                .and_then(|first| self.span.leaves(first.at)),
+            next_release: next
+                .or(open.first_after(now))
+                .and_then(|next| self.span.leaves(next)),
             is_over: used.max(most) > self.capacity,
         })
     }
@@ -175,7 +180,18 @@ impl Window {
         if self.end(at) < now {
             return Ok(None);
         }
-        Ok(Some(self.capacity - self.peak(ledgers, at, now)?))
+        let most = self.peak(ledgers, at.max(now), self.end(at))?;
+        Ok(Some(self.capacity - most))
+    }
+
+    /// How much can be used anywhere from `now` until `until`; less than zero if a window is over already.
+    pub(super) fn room_until<L: Ledgers>(
+        &self,
+        ledgers: &mut L,
+        now: Timestamp,
+        until: Timestamp,
+    ) -> Result<i64, L::Error> {
+        Ok(self.capacity - self.peak(ledgers, now, self.end(until))?)
     }
 
     /// Whether an amount fits at `at`. If not, a search that began at `skips_from` passes over all that is full at once.
@@ -186,36 +202,55 @@ impl Window {
         amount: i64,
         skips_from: Option<Timestamp>,
     ) -> Result<Fit, L::Error> {
-        let Some(over) = self.last_over(ledgers, at, amount)? else {
+        let open = ledgers.open_blocks(self.limit)?;
+        let Some(over) = self.last_over(ledgers, &open, at, amount)? else {
             return Ok(Fit::Now);
         };
         let further = match skips_from {
-            Some(now) => self.over_further(ledgers, &over, amount, now)?,
-            None => None,
+            Some(now) if open.is_empty() => self.over_further(ledgers, &over, amount, now)?,
+            _ => None,
         };
-        let over = further.unwrap_or(over);
-        let release = match self.span {
-            Span::Rolling { .. } => self.leaver(ledgers, &over)?,
-            // All that leave with it leave at once.
-            Span::Calendar { .. } => over.first.at,
-        };
-        Ok(self.span.leaves(release).map_or(Fit::Never, Fit::NotBefore))
+        let release = self.release(ledgers, &open, &further.unwrap_or(over))?;
+        Ok(release
+            .and_then(|release| self.span.leaves(release))
+            .map_or(Fit::Never, Fit::NotBefore))
     }
 
-    /// The most that any window holds which a charge at `at` counts in and which ends at `from` or later.
+    /// The instant of what has to leave a window before there is room in it.
+    fn release<L: Ledgers>(
+        &self,
+        ledgers: &mut L,
+        open: &OpenBlocks,
+        over: &Over,
+    ) -> Result<Option<Timestamp>, L::Error> {
+        let charged = over.first.zip(over.last).filter(|_| over.charged > 0);
+        Ok(match (charged, self.span) {
+            (Some((first, last)), Span::Rolling { .. }) if over.charged >= over.excess => {
+                Some(self.leaver(ledgers, &first, &last, over.excess)?)
+            }
+            // All that leave with it leave at once.
+            (Some((first, _)), Span::Calendar { .. }) => Some(first.at),
+            // Blocks leave after all that is charged up to here.
+            (_, Span::Rolling { .. }) => open.reaches(over.ends_at, over.excess - over.charged),
+            (None, Span::Calendar { .. }) => open.first_after(over.ends_at),
+        })
+    }
+
+    /// The most that any window holds which ends at `from` or later, and at `end` or earlier.
     fn peak<L: Ledgers>(
         &self,
         ledgers: &mut L,
-        at: Timestamp,
         from: Timestamp,
+        end: Timestamp,
     ) -> Result<i64, L::Error> {
-        let from = from.max(at);
-        let mut most = 0;
-        let mut last = ledgers.last_at(self.limit, self.end(at))?;
+        let open = ledgers.open_blocks(self.limit)?;
+        let mut most = open.amount_after(from);
+        let mut last = ledgers.last_at(self.limit, end)?;
         while let Some(charge) = last {
             let ends_at = charge.at.max(from);
             let first = ledgers.first_after(self.limit, self.start(ends_at))?;
-            most = most.max(sum_between(first.as_ref(), &charge));
+            let charged = sum_between(first.as_ref(), &charge);
+            most = most.max(charged.saturating_add(open.amount_after(ends_at)));
             if ends_at == from {
                 break;
             }
@@ -228,40 +263,46 @@ impl Window {
     fn last_over<L: Ledgers>(
         &self,
         ledgers: &mut L,
+        open: &OpenBlocks,
         at: Timestamp,
         amount: i64,
     ) -> Result<Option<Over>, L::Error> {
         // Bookings may lie in (at, at + reach); they are looked at from the end, for the last one that
         // is over moves `at` furthest.
         let mut last = ledgers.last_at(self.limit, self.end(at))?;
-        while let Some(charge) = last {
-            let ends_at = charge.at.max(at);
-            let over = self.over(ledgers, ends_at, charge, amount)?;
-            if over.is_some() || ends_at == at {
+        loop {
+            let ends_at = last.map_or(at, |charge| charge.at.max(at));
+            let over = self.over(ledgers, open, ends_at, last, amount)?;
+            let Some(charge) = last.filter(|_| over.is_none() && ends_at != at) else {
                 return Ok(over);
-            }
+            };
             last = ledgers.last_at(self.limit, charge.at.saturating_minus_ns(1))?;
         }
-        Ok(None)
     }
 
     /// The window that ends at `ends_at`, up to which `last` is the last charge, if `amount` more would be too much for it.
     fn over<L: Ledgers>(
         &self,
         ledgers: &mut L,
+        open: &OpenBlocks,
         ends_at: Timestamp,
-        last: Charge,
+        last: Option<Charge>,
         amount: i64,
     ) -> Result<Option<Over>, L::Error> {
-        let first = ledgers.first_after(self.limit, self.start(ends_at))?;
-        Ok(first.and_then(|first| {
-            let excess = sum_between(Some(&first), &last) + amount - self.capacity;
-            (excess > 0).then_some(Over {
-                ends_at,
-                first,
-                last,
-                excess,
-            })
+        let first = match last {
+            Some(_) => ledgers.first_after(self.limit, self.start(ends_at))?,
+            None => None,
+        };
+        let charged = last.map_or(0, |last| sum_between(first.as_ref(), &last));
+        let excess = charged
+            .saturating_add(open.amount_after(ends_at))
+            .saturating_add(amount - self.capacity);
+        Ok((excess > 0).then_some(Over {
+            ends_at,
+            first,
+            last,
+            charged,
+            excess,
         }))
     }
 
@@ -291,6 +332,9 @@ impl Window {
         let Some(very_last) = ledgers.last_at(self.limit, end_of_time)? else {
             return Ok(None);
         };
+        let Some(over_last) = over.last else {
+            return Ok(None);
+        };
         let line_ns = very_last
             .at
             .as_nanos()
@@ -299,8 +343,8 @@ impl Window {
         let most = (line_ns / reach_ns).min(Total::MASK / self.capacity);
         let mut end_if_over = |windows: i64| -> Result<Option<(Timestamp, Charge)>, L::Error> {
             let end = over.ends_at.saturating_plus_ns(windows * reach_ns);
-            let last = ledgers.last_at(self.limit, end)?.unwrap_or(over.last);
-            let missing = windows * self.capacity - last.total.since(over.last.total);
+            let last = ledgers.last_at(self.limit, end)?.unwrap_or(over_last);
+            let missing = windows * self.capacity - last.total.since(over_last.total);
             Ok((missing < amount).then_some((end, last)))
         };
         let (mut found, mut low, mut high) = (None, 0, most + 1);
@@ -329,16 +373,16 @@ impl Window {
                 return Ok(None);
             }
         }
-        self.over(ledgers, end, last, amount)
+        self.over(ledgers, &OpenBlocks::default(), end, Some(last), amount)
     }
 
     /// Whether no window that ends at `now` or later holds more than the capacity.
     fn is_kept<L: Ledgers>(&self, ledgers: &mut L, now: Timestamp) -> Result<bool, L::Error> {
         let mut ends_at = now;
         loop {
-            if let Some(last) = ledgers.last_at(self.limit, ends_at)?
-                && self.over(ledgers, ends_at, last, 0)?.is_some()
-            {
+            let last = ledgers.last_at(self.limit, ends_at)?;
+            let over = self.over(ledgers, &OpenBlocks::default(), ends_at, last, 0)?;
+            if over.is_some() {
                 return Ok(false);
             }
             match ledgers.first_after(self.limit, ends_at)? {
@@ -348,19 +392,20 @@ impl Window {
         }
     }
 
-    /// The earliest instant by which the first charges of a window sum up to what it has too much.
+    /// The earliest instant by which the charges from `first` on sum up to `excess`; the charges up to
+    /// `last` do.
     ///
     /// Mostly that is the first or one of the next few. Else the ledger is bisected by time, where
     /// every other guess interpolates, as charges tend to come at an even pace.
-    fn leaver<L: Ledgers>(&self, ledgers: &mut L, over: &Over) -> Result<Timestamp, L::Error> {
-        let Over {
-            first,
-            last,
-            excess,
-            ..
-        } = *over;
+    fn leaver<L: Ledgers>(
+        &self,
+        ledgers: &mut L,
+        first: &Charge,
+        last: &Charge,
+        excess: i64,
+    ) -> Result<Timestamp, L::Error> {
         let base = first.before();
-        let mut low = first;
+        let mut low = *first;
         let mut high = last.at;
         let mut high_sum = last.total.since(base);
         let mut step: u32 = 0;
@@ -424,3 +469,6 @@ fn interpolate(low: (Timestamp, i64), high: (Timestamp, i64), wanted: i64) -> Ti
     i64::try_from(i128::from(low.0.as_nanos()) + along)
         .map_or_else(|_| midpoint(low.0, high.0), Timestamp::from_nanos)
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@
 use smallvec::SmallVec;
 
 use super::{Waiter, is_of_slots, rates_admit, who_can_go};
-use crate::calendar::{Charge, Full, Ledgers, LimitId, Line, Total};
+use crate::calendar::{Charge, Full, Ledgers, LimitId, Line, OpenBlocks, Total};
 use crate::clock::Timestamp;
 use crate::decision::{Books, Verdict, decide};
 use crate::store::Few;
@@ -137,6 +137,10 @@ impl<B: Ledgers> Ledgers for Places<'_, B> {
             }
             _ => Ok(charged.map(|charge| self.raised(limit, charge))),
         }
+    }
+
+    fn open_blocks(&mut self, limit: LimitId) -> Result<OpenBlocks, B::Error> {
+        self.books.open_blocks(limit)
     }
 
     fn full_at(&mut self, limit: LimitId) -> Result<Option<Full>, B::Error> {

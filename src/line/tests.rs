@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::places::Places;
 use super::*;
-use crate::calendar::{Charge, Full, Ledgers, Total};
+use crate::calendar::{Charge, Full, Ledgers, OpenBlocks, Total};
 use crate::limit::{Limit, SECOND, Window, nanos};
 
 const NOW_MS: i64 = 1_000_000;
@@ -95,6 +95,10 @@ impl Ledgers for Tiny {
     fn first_after(&mut self, limit: LimitId, at: Timestamp) -> Result<Option<Charge>, Infallible> {
         let mut charges = self.charges_of(limit).into_iter();
         Ok(charges.find(|charge| charge.at > at))
+    }
+
+    fn open_blocks(&mut self, _limit: LimitId) -> Result<OpenBlocks, Infallible> {
+        Ok(OpenBlocks::default())
     }
 
     fn full_at(&mut self, _limit: LimitId) -> Result<Option<Full>, Infallible> {

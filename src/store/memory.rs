@@ -1,6 +1,7 @@
 //! A store in memory: the same decisions for one process, and for tests.
 
 mod accounts;
+mod blocks;
 mod limits;
 mod permits;
 
@@ -15,9 +16,9 @@ use self::accounts::Accounts;
 use self::limits::Limits;
 use self::permits::{EndedPermit, OpenPermit, Resumed};
 use super::{
-    Change, Claim, Few, Holder, Outcome, Pending, PermitNumber, Queued, Registered, Row, SlotTake,
-    Store, TableConnection, TicketId, Which, booked_for_later, check_bookable, denial, expiry,
-    latest, lines,
+    Change, Claim, Few, Handed, Holder, Outcome, Pending, PermitNumber, Queued, Registered, Row,
+    SlotTake, Store, TableConnection, TicketId, Which, booked_for_later, check_bookable, denial,
+    expiry, latest, lines,
 };
 use crate::calendar::{LimitId, Line};
 use crate::clock::{Clock, Reading, Timeline, Timestamp};
@@ -124,6 +125,10 @@ impl MemoryStore {
         let known = state.all_known(plan)?;
         let mut lines = lines(plan, &known, Path::new(PLACE))?;
         let latest = latest(plan.patience, now, reading.elapsed());
+        if let Some(former) = plan.block.and_then(|block| block.former) {
+            state.end_block(former);
+            self.changed(state);
+        }
         let mut resumed = None;
         if let Some(id) = plan.id() {
             match state.resume(plan, id)? {
@@ -158,7 +163,10 @@ impl MemoryStore {
                 state.open_ledgers(&mut lines);
                 let claim = match resumed {
                     Some(number) => state.retake(number, &lines, now),
-                    None => state.charge(plan, &lines, at, now),
+                    None => match state.block_now(plan, &lines, now) {
+                        Some(block) => state.charge_block(&lines, block, now),
+                        None => state.charge(plan, &lines, at, now),
+                    },
                 };
                 return Ok(Outcome::Admitted { claim, now });
             }
@@ -367,6 +375,17 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    fn is_in(&self, _session: u64) -> bool {
+        true
+    }
+
+    fn end_block(&self, handed: Handed<'_>) -> Result<(), Error> {
+        let (mut state, _, _) = self.enter();
+        state.end_block(handed);
+        self.changed(&mut state);
+        Ok(())
+    }
+
     fn connect(&self) -> Result<TableConnection, Error> {
         Err(RequestError::NoFile.into())
     }
@@ -536,6 +555,7 @@ impl State {
             rows,
             booking: None,
             accepted: None,
+            block: None,
             is_resumed: false,
             registered,
         }

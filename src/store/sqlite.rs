@@ -2,6 +2,7 @@
 
 mod acquire;
 mod acts;
+mod blocks;
 mod bookings;
 mod buckets;
 mod calls;
@@ -38,7 +39,7 @@ mod transaction;
 mod wakes;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicI64;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -60,7 +61,8 @@ use self::session::{LONGEST_OPEN, Opening, Session};
 use self::transaction::{Access, Transaction};
 use self::wakes::{SHORTEST_POLL, looks_again};
 use super::{
-    Change, Claim, Holder, Outcome, Pending, Queued, Registered, Store, Which, denial, lines,
+    Change, Claim, Handed, Holder, Outcome, Pending, Queued, Registered, Store, Which, denial,
+    lines,
 };
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{Peek, Verdict};
@@ -97,6 +99,8 @@ pub(crate) struct SqliteStore {
     /// What was last added to the time since boot to give an instant.
     offset_ns: AtomicI64,
     state: RwLock<State>,
+    /// Of the session in there; 0 if there is none.
+    session_number: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -134,6 +138,7 @@ impl SqliteStore {
                 session: Some(Arc::clone(&session)),
                 left: Vec::new(),
             }),
+            session_number: AtomicU64::new(session.number),
         };
         // The first transaction in a file, and the first one of a boot, ties its instants to the clock.
         let look = |transaction: &mut Transaction<'_>| Ok(transaction.clock_has_to_be_fixed());
@@ -196,7 +201,8 @@ impl Store for SqliteStore {
     }
 
     fn acquire(&self, plan: &Plan<'_>, waited: Option<&Queued>) -> Result<Outcome, Error> {
-        let may_be_known = plan.id().is_none() && waited.is_none();
+        let ends_block = plan.block.is_some_and(|block| block.former.is_some());
+        let may_be_known = plan.id().is_none() && waited.is_none() && !ends_block;
         let hint = if may_be_known {
             self.hint(plan)
         } else {
@@ -397,6 +403,22 @@ impl Store for SqliteStore {
         }
         let session = self.session_of(claim)?;
         self.let_go(&session, Dropped::Booking(claim.clone()))
+    }
+
+    fn is_in(&self, session: u64) -> bool {
+        self.session_number.load(Ordering::Relaxed) == session
+    }
+
+    fn end_block(&self, handed: Handed<'_>) -> Result<(), Error> {
+        let Handed { block, used } = handed;
+        if block.pid != crate::process::id() {
+            return Ok(());
+        }
+        let session = self.session(self.busy_deadline())?;
+        if block.session != session.number {
+            return Ok(());
+        }
+        self.let_go(&session, Dropped::Block(block.clone(), used))
     }
 
     fn connect(&self) -> Result<TableConnection, Error> {

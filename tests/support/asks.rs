@@ -123,6 +123,26 @@ pub fn pace() -> impl Strategy<Value = Pace> {
     ]
 }
 
+impl Amount {
+    /// How much it is of a limit.
+    pub fn of(self, limit: Option<&Limit>) -> u64 {
+        let rates = limit.map(Limit::rates).unwrap_or_default();
+        let capacities = rates.iter().map(Rate::capacity);
+        let burst = limit.and_then(Limit::bucket).map(|bucket| bucket.burst());
+        let slots = limit.and_then(Limit::slot_count);
+        let most = capacities.chain(burst).chain(slots).min();
+        let most = most.unwrap_or(1);
+        match self {
+            // Units of a huge limit are huge.
+            Self::Units(units) if most > 1 << 40 => most / 3 * units,
+            Self::Units(units) => units.min(most),
+            Self::Share(sixteenths) => (most / 16 * sixteenths).max(1),
+            Self::Whole => most,
+            Self::TooMuch => most + 1,
+        }
+    }
+}
+
 impl Ask {
     /// What it asks for, in units of the limits that there are.
     pub fn takes(&self, model: &Model) -> Takes {
@@ -135,21 +155,7 @@ impl Ask {
                 Some(position) if *line != 15 => defined[position],
                 _ => KEYS[3],
             };
-            let limit = model.limit(key);
-            let rates = limit.map(Limit::rates).unwrap_or_default();
-            let capacities = rates.iter().map(Rate::capacity);
-            let burst = limit.and_then(Limit::bucket).map(|bucket| bucket.burst());
-            let slots = limit.and_then(Limit::slot_count);
-            let most = capacities.chain(burst).chain(slots).min();
-            let most = most.unwrap_or(1);
-            let amount = match *amount {
-                // Units of a huge limit are huge.
-                Amount::Units(units) if most > 1 << 40 => most / 3 * units,
-                Amount::Units(units) => units.min(most),
-                Amount::Share(sixteenths) => (most / 16 * sixteenths).max(1),
-                Amount::Whole => most,
-                Amount::TooMuch => most + 1,
-            };
+            let amount = amount.of(model.limit(key));
             if takes.iter().all(|(taken, _)| taken != key) {
                 takes.push((key.to_owned(), amount));
             }

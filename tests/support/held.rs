@@ -252,6 +252,7 @@ impl Player<'_> {
                 let bookings = pick_all(&mut self.bookings, opening);
                 let permits = pick_all(&mut self.permits, opening);
                 self.let_go_all(&bookings, &permits, fate);
+                self.let_go_handles(Some(opening), fate);
             }
         }
         self.subject.close(slot);
@@ -264,6 +265,7 @@ impl Player<'_> {
         let bookings = std::mem::take(&mut self.bookings);
         let permits = std::mem::take(&mut self.permits);
         self.let_go_all(&bookings, &permits, fate);
+        self.let_go_handles(None, fate);
         for slot in 0..self.slots.len() {
             self.close(slot, fate);
         }
@@ -287,10 +289,14 @@ impl Player<'_> {
         }
     }
 
-    fn bury_if_nothing_is_left(&mut self, opening: usize) {
+    pub(super) fn bury_if_nothing_is_left(&mut self, opening: usize) {
         let is_open = self.slots.contains(&Some(opening));
         let mut held = self.bookings.iter().chain(&self.permits);
-        if !is_open && held.all(|held| held.opening != opening) {
+        let mut handles = self.handles.iter();
+        if !is_open
+            && held.all(|held| held.opening != opening)
+            && handles.all(|handle| handle.opening != opening)
+        {
             self.model.alive.remove(&opening);
         }
     }

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use quotalite::{OnConflict, Overage};
 
-use crate::asks::{Ask, Pace, Patience, Spent, ask, pace, patience, spent};
+use crate::asks::{Amount, Ask, Pace, Patience, Spent, ask, pace, patience, spent};
 use crate::shapes::{Pool, Shape, Turn, overage, pool, shape, turn};
 
 pub const KEYS: [&str; 4] = ["a", "b", "c", "d"];
@@ -65,6 +65,8 @@ pub struct Topics {
     pub patterns: bool,
     /// Never without the feature `calendar`.
     pub quotas: bool,
+    /// What is handed out from memory.
+    pub handles: bool,
 }
 
 /// A permit that is held, or one that is known by its id.
@@ -79,6 +81,13 @@ pub enum Target {
 pub struct Under {
     pub id: usize,
     pub repeats: bool,
+}
+
+/// How large a block is to be, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Block {
+    pub size: Amount,
+    pub lifetime_ns: i64,
 }
 
 /// How far the wall clock is from the truth when a machine boots.
@@ -258,6 +267,17 @@ pub enum Op {
         name: usize,
         is_forced: bool,
     },
+    /// From what somebody has taken, or from a new one.
+    HandOut {
+        slot: usize,
+        handle: Option<usize>,
+        ask: Ask,
+        block: Block,
+    },
+    EndBlock {
+        handle: usize,
+        by_dropping: bool,
+    },
 }
 
 impl Op {
@@ -266,6 +286,7 @@ impl Op {
         match self {
             Self::DefineName { .. } => topics.patterns,
             Self::Update { .. } | Self::Remove { .. } => topics.changes,
+            Self::HandOut { .. } | Self::EndBlock { .. } => topics.handles,
             _ => true,
         }
     }
@@ -288,6 +309,8 @@ impl Op {
                 | Self::TryAll { .. }
                 | Self::SettleAll { .. }
                 | Self::CancelAll { .. }
+                | Self::HandOut { .. }
+                | Self::EndBlock { .. }
         )
     }
 }
@@ -454,8 +477,38 @@ fn named_op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// What is handed out from memory.
+fn handing_out() -> impl Strategy<Value = Op> {
+    let size = prop_oneof![
+        2 => (1_u64..=2).prop_map(Amount::Units),
+        4 => (1_u64..=16).prop_map(Amount::Share),
+        1 => Just(Amount::TooMuch),
+    ];
+    // Beside windows of 1 ms to 5 s.
+    let lifetime_ns = select(vec![
+        0,
+        1,
+        300_000,
+        1_000_000,
+        4_000_000,
+        40_000_000,
+        300_000_000,
+        6_000_000_000,
+    ]);
+    let block = (size, lifetime_ns).prop_map(|(size, lifetime_ns)| Block { size, lifetime_ns });
+    let handle = prop::option::weighted(0.8, 0_usize..4);
+    prop_oneof![
+        8 => (0_usize..6, handle, ask(), block).prop_map(
+            |(slot, handle, ask, block)| Op::HandOut { slot, handle, ask, block }
+        ),
+        1 => (0_usize..4, any::<bool>()).prop_map(
+            |(handle, by_dropping)| Op::EndBlock { handle, by_dropping }
+        ),
+    ]
+}
+
 fn op() -> impl Strategy<Value = Op> {
-    prop_oneof![12 => plain_op(), 6 => named_op(), 1 => changing_op()]
+    prop_oneof![12 => plain_op(), 6 => named_op(), 1 => changing_op(), 6 => handing_out()]
 }
 
 fn plain_op() -> impl Strategy<Value = Op> {
@@ -503,14 +556,15 @@ fn topics(told: Option<String>) -> impl Strategy<Value = Topics> {
     let has_calendar = cfg!(feature = "calendar");
     let often = || prop::bool::weighted(0.5);
     let seldom = || prop::bool::weighted(0.35);
-    (often(), often(), seldom(), seldom()).prop_map(move |drawn| {
-        let (buckets, changes, patterns, quotas) = drawn;
+    (often(), often(), seldom(), seldom(), often()).prop_map(move |drawn| {
+        let (buckets, changes, patterns, quotas, handles) = drawn;
         let is_told = |letter: char| told.as_ref().map(|told| told.contains(letter));
         Topics {
             buckets: is_told('b').unwrap_or(buckets),
             changes: is_told('c').unwrap_or(changes),
             patterns: is_told('p').unwrap_or(patterns),
             quotas: has_calendar && is_told('q').unwrap_or(quotas),
+            handles: is_told('h').unwrap_or(handles),
         }
     })
 }
@@ -519,7 +573,7 @@ fn topics(told: Option<String>) -> impl Strategy<Value = Topics> {
 pub fn history(told: Option<String>) -> impl Strategy<Value = History> {
     let shapes = prop::collection::vec(shape(), 1..=4);
     let pools = prop::collection::vec(pool(), 0..=2);
-    let ops = prop::collection::vec(op(), 1..=120);
+    let ops = prop::collection::vec(op(), 1..=150);
     let about = (topics(told), start_ns());
     (2_usize..=3, shapes, pools, ops, about).prop_map(|(slots, shapes, pools, ops, about)| {
         let (topics, start_ns) = about;

@@ -27,6 +27,8 @@ pub struct Charge {
     pub growth: Option<Growth>,
     /// How much had been done to its limit before.
     pub order: usize,
+    /// From when on it counts, if that is not `at_ns`: of a block, which somebody hands out until then.
+    pub since_ns: Option<i64>,
 }
 
 /// By how much a charge has grown, and when.
@@ -40,6 +42,10 @@ pub struct Growth {
 }
 
 impl Charge {
+    pub fn since_ns(&self) -> i64 {
+        self.since_ns.unwrap_or(self.at_ns)
+    }
+
     /// What the law counts of it in a window that ends at an instant: nobody could know then what was
     /// added later, and what was charged though it did not fit is over by intention.
     fn lawful(&self, end_ns: i64) -> Sum {
@@ -99,7 +105,56 @@ impl Line {
             claim,
             growth: None,
             order: self.order,
+            since_ns: None,
         });
+    }
+
+    /// Puts a block in the place of what a request was just charged, if it can be larger: how much, and until when.
+    pub fn become_block(
+        &mut self,
+        claim: usize,
+        size: u64,
+        lifetime_ns: i64,
+        now_ns: i64,
+    ) -> Option<(u64, i64)> {
+        let until_ns = now_ns + lifetime_ns;
+        let position = self
+            .charges
+            .iter()
+            .position(|charge| charge.claim == claim)?;
+        let charge = self.charges.remove(position);
+        let free = |rate: &Rate| {
+            let end_ns = self.leaves_ns(rate, until_ns);
+            Sum::from(rate.capacity()) - self.fullest_between(now_ns, end_ns, rate)
+        };
+        let room = self.limit.rates().iter().map(free).min()?.min(size.into());
+        if until_ns == now_ns || room <= charge.amount.into() {
+            self.charges.insert(position, charge);
+            return None;
+        }
+        let amount = u64::try_from(room).expect("it is more than was asked for");
+        self.charges.push(Charge {
+            at_ns: until_ns,
+            amount,
+            since_ns: Some(now_ns),
+            ..charge
+        });
+        Some((amount, until_ns))
+    }
+
+    /// What was used of a block is charged at its end, or now if that is earlier.
+    pub fn end_block(&mut self, claim: usize, used: u64, now_ns: i64) {
+        let of_it = |charge: &Charge| charge.claim == claim;
+        let Some(position) = self.charges.iter().position(of_it) else {
+            return;
+        };
+        let charge = &mut self.charges[position];
+        charge.amount = used;
+        if charge.at_ns > now_ns {
+            charge.at_ns = now_ns;
+            charge.since_ns = None;
+        }
+        self.charges.retain(|charge| charge.amount > 0);
     }
 
     /// From now on another definition counts.
@@ -154,7 +209,7 @@ impl Line {
     /// The charges that count at an instant in the window of a rate.
     fn inside<'l>(&'l self, instant_ns: i64, rate: &'l Rate) -> impl Iterator<Item = &'l Charge> {
         self.charges.iter().filter(move |charge| {
-            charge.at_ns <= instant_ns && instant_ns < self.leaves_ns(rate, charge.at_ns)
+            charge.since_ns() <= instant_ns && instant_ns < self.leaves_ns(rate, charge.at_ns)
         })
     }
 
@@ -218,8 +273,9 @@ impl Line {
             || self.tank().is_some_and(|tank| tank.is_over(now_ns))
     }
 
-    pub fn has_charges_after(&self, now_ns: i64) -> bool {
-        self.charges.iter().any(|charge| charge.at_ns > now_ns)
+    pub fn has_bookings_after(&self, now_ns: i64) -> bool {
+        let mut charges = self.charges.iter();
+        charges.any(|charge| charge.at_ns > now_ns && charge.since_ns.is_none())
     }
 
     pub fn charge_of(&self, claim: usize) -> Option<&Charge> {
@@ -321,7 +377,8 @@ impl Line {
         }
         for rate in self.limit.rates() {
             let growths = self.charges.iter().filter_map(|charge| charge.growth);
-            let charges = self.charges.iter().map(|charge| charge.at_ns);
+            let charges = self.charges.iter();
+            let charges = charges.flat_map(|charge| [charge.at_ns, charge.since_ns()]);
             for end_ns in charges.chain(growths.map(|growth| growth.at_ns)) {
                 let inside = self.inside(end_ns, rate);
                 let used: Sum = inside.map(|charge| charge.lawful(end_ns)).sum();

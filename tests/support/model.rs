@@ -223,7 +223,7 @@ impl Model {
             entry: None,
         };
         let mut lines = takes.iter().filter_map(|(key, _)| self.lines.get(key));
-        let stands_behind = lines.any(|line| line.has_charges_after(self.now_ns));
+        let stands_behind = lines.any(|line| line.has_bookings_after(self.now_ns));
         matches!(verdict, Verdict::Taken { .. }) || (*verdict != now && stands_behind)
     }
 
@@ -388,7 +388,7 @@ impl Model {
             .min()
     }
 
-    fn is_wrong(&self, takes: &Takes) -> bool {
+    pub fn is_wrong(&self, takes: &Takes) -> bool {
         takes.iter().any(|(key, amount)| {
             self.limit(key).is_none_or(|limit| {
                 let mut rates = limit.rates().iter();

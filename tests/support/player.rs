@@ -2,6 +2,8 @@
 
 #[path = "changing.rs"]
 mod changing;
+#[path = "handles.rs"]
+mod handles;
 #[path = "held.rs"]
 mod held;
 #[path = "named.rs"]
@@ -13,6 +15,7 @@ use std::time::Duration;
 
 use quotalite::{DAY, Limit, MAX_CAPACITY, OnConflict};
 
+use self::handles::Handle;
 use self::held::{Held, pick};
 use crate::asks::Patience;
 use crate::history::{Fate, History, Op, POOLS, SEEN, Wall, all_keys};
@@ -36,6 +39,8 @@ struct Player<'a> {
     claims: usize,
     bookings: Vec<Held>,
     permits: Vec<Held>,
+    handles: Vec<Handle>,
+    handles_made: usize,
     /// By id: what was last asked for under it.
     asked: BTreeMap<String, Takes>,
     /// The ids that permits were given.
@@ -76,6 +81,8 @@ pub fn play(subject: &mut dyn Subject, slots: usize, history: &History) -> Check
         claims: 0,
         bookings: Vec::new(),
         permits: Vec::new(),
+        handles: Vec::new(),
+        handles_made: 0,
         asked: BTreeMap::new(),
         given_ids: Vec::new(),
         last_fence: 0,
@@ -181,6 +188,19 @@ impl Player<'_> {
             | Op::ChangeOverage { .. }
             | Op::Update { .. }
             | Op::Remove { .. } => self.step_changing(op),
+            Op::HandOut {
+                slot,
+                handle,
+                ask,
+                block,
+            } => self.hand_out(*slot, *handle, ask, *block),
+            Op::EndBlock {
+                handle,
+                by_dropping,
+            } => {
+                self.end_block(*handle, *by_dropping);
+                Ok(())
+            }
             op => self.step_named(op),
         }
     }
@@ -386,7 +406,7 @@ impl Player<'_> {
                 let goes_ahead = charge
                     .booked_by
                     .is_none_or(|opening| self.model.alive.contains(&opening));
-                if comes && goes_ahead {
+                if comes && goes_ahead && charge.since_ns.is_none() {
                     let at_ns = self.witness.now_ns + charge.at_ns - self.model.now_ns;
                     // All windows that hold it end after it has grown.
                     let growth = charge.growth.map(|growth| Growth { at_ns, ..growth });
@@ -453,16 +473,7 @@ impl Player<'_> {
             line.is_some_and(|line| line.tank().is_none())
         };
         for (key, amount) in takes.iter().filter(of_rates) {
-            let charge = Charge {
-                at_ns: self.witness.now_ns,
-                amount: *amount,
-                booked_by: None,
-                accepted: false,
-                claim,
-                growth: None,
-                order: 0,
-            };
-            self.witness.saw(key, charge);
+            self.witness.saw_now(key, *amount, claim);
         }
         self.witness.check(&self.model)
     }

@@ -4,16 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use quotalite::{
-    Booking, BootId, Clock, DAY, Decision, Definition, Denial, Error, Handle, Limit, Limiter,
-    ManualClock, Obstacle, OnConflict, Peek, Permit, PermitId, Request, RequestError, Settled,
-    Timestamp,
+    Blocks, Booking, BootId, Clock, DAY, Decision, Definition, Error, Handle, Limit, Limiter,
+    ManualClock, OnConflict, Peek, Permit, Request, Timestamp,
 };
 
 use crate::subject::{
-    Answer, Asked, BucketStanding, Closing, Defined, FileEntry, RateStanding, Refused, Removed,
-    Row, Settling, Standing, Subject, Takes, Wait, Which, ns,
+    Answer, Asked, BucketStanding, Closing, Defined, FileEntry, RateStanding, Removed, Row,
+    Standing, Subject, Takes, Wait, Which, ns,
 };
 use crate::support::{Scratch, open_raw, scratch};
+use crate::told::{answer, closing, denied, id_of, not_defined, request};
 
 /// Limiters of this crate.
 #[derive(Debug)]
@@ -23,6 +23,7 @@ pub struct Real {
     limiters: Vec<Option<Limiter>>,
     bookings: BTreeMap<usize, Booking>,
     permits: BTreeMap<usize, Permit>,
+    handles: BTreeMap<usize, Blocks>,
     twist: Twist,
     /// The ids that were asked for.
     asked: BTreeSet<String>,
@@ -39,6 +40,10 @@ pub enum Twist {
     ChargesTwice,
     /// A step of the wall clock moves the windows.
     GoesByTheWall,
+    /// Blocks count from their end on, as if they were booked.
+    BlocksCountFromTheirEnd,
+    /// Blocks count for a window from when they were taken, as if they were used at once.
+    BlocksCountFromTheirStart,
 }
 
 /// Takes the wall clock for the time since the boot.
@@ -77,6 +82,7 @@ impl Real {
             clock,
             bookings: BTreeMap::new(),
             permits: BTreeMap::new(),
+            handles: BTreeMap::new(),
             twist: Twist::Nothing,
             asked: BTreeSet::new(),
             has_begun: false,
@@ -91,6 +97,7 @@ impl Real {
             limiters: (0..slots).map(|_| None).collect(),
             bookings: BTreeMap::new(),
             permits: BTreeMap::new(),
+            handles: BTreeMap::new(),
             twist: Twist::Nothing,
             asked: BTreeSet::new(),
             has_begun: false,
@@ -98,10 +105,16 @@ impl Real {
     }
 
     pub fn twisted(twist: Twist) -> Self {
-        let mut twisted = Self {
+        let is_in_the_file = matches!(
             twist,
-            ..Self::in_memory()
+            Twist::BlocksCountFromTheirEnd | Twist::BlocksCountFromTheirStart
+        );
+        let straight = if is_in_the_file {
+            Self::on_file(1)
+        } else {
+            Self::in_memory()
         };
+        let mut twisted = Self { twist, ..straight };
         if twist == Twist::GoesByTheWall {
             let clock = WallClock(twisted.clock.clone());
             twisted.limiters = vec![Some(Limiter::in_memory_with(clock))];
@@ -140,7 +153,7 @@ impl Subject for Real {
         match removed {
             Ok(limit) => Removed::Done(limit),
             Err(Error::InUse { by, .. }) => {
-                Removed::InUse(by.slots > 0, by.permits > 0, by.bookings > 0)
+                Removed::InUse(by.slots > 0, by.permits > 0, by.bookings + by.blocks > 0)
             }
             Err(Error::UnknownLimit { .. }) => Removed::Unknown,
             Err(error) => Removed::Failed(error.to_string()),
@@ -271,6 +284,53 @@ impl Subject for Real {
         cancelled.into_iter().map(closing).collect()
     }
 
+    fn open_handle(
+        &mut self,
+        slot: usize,
+        handle: usize,
+        key: &str,
+        size: u64,
+        lifetime: Duration,
+    ) -> Result<(), Answer> {
+        let blocks = self.limiter(slot).blocks(key, size).map_err(answer)?;
+        self.handles.insert(handle, blocks.lifetime(lifetime));
+        Ok(())
+    }
+
+    fn hand_out(&mut self, handle: usize, amount: u64) -> Result<(), Answer> {
+        let handed = match self.handles[&handle].try_acquire_many(amount) {
+            Ok(Decision::Granted(())) => Ok(()),
+            Ok(Decision::Denied(denial)) => Err(denied(&denial)),
+            Err(error) => Err(answer(error)),
+        };
+        if let Some(bent) = match self.twist {
+            Twist::BlocksCountFromTheirEnd => Some("DELETE FROM block"),
+            // A little later than what was charged before, so that its total is the last one.
+            Twist::BlocksCountFromTheirStart => Some(
+                "UPDATE charge SET at_ns = coalesce(
+                     (SELECT max(at_ns) + 1 FROM charge AS other
+                      WHERE other.limit_id = charge.limit_id AND other.at_ns < charge.at_ns), at_ns)
+                 WHERE (limit_id, at_ns, seq) IN (SELECT limit_id, at_ns, seq FROM block);
+                 DELETE FROM block",
+            ),
+            _ => None,
+        } {
+            let connection = open_raw(&self.file.as_ref().expect("on a file").file());
+            connection.execute_batch(bent).unwrap();
+        }
+        handed
+    }
+
+    fn end_block(&mut self, handle: usize, by_dropping: bool) {
+        if by_dropping {
+            self.handles.remove(&handle).expect("the handle is held");
+        } else {
+            self.handles[&handle]
+                .give_back()
+                .expect("the file is there");
+        }
+    }
+
     fn advance(&mut self, duration: Duration) {
         self.clock.advance(duration);
     }
@@ -386,24 +446,23 @@ impl Subject for Real {
         Some(entries)
     }
 
-    /// Drops them, and then the file is as if nobody had.
     fn die(&mut self, claims: &[usize]) {
         const TABLES: [&str; 5] = ["booking", "permit", "permit_charge", "ended_permit", "slot"];
-        let connection = open_raw(&self.file.as_ref().expect("on a file").file());
-        for table in TABLES {
-            let keep = format!("CREATE TEMP TABLE kept_{table} AS SELECT * FROM main.{table}");
-            connection.execute_batch(&keep).unwrap();
-        }
-        for claim in claims {
-            drop(self.permits.remove(claim));
-            drop(self.bookings.remove(claim).map(Booking::accept));
-        }
-        for table in TABLES {
-            let bring_back = format!(
-                "DELETE FROM main.{table}; INSERT INTO main.{table} SELECT * FROM kept_{table}"
-            );
-            connection.execute_batch(&bring_back).unwrap();
-        }
+        self.as_if_nobody_had(&TABLES, |real| {
+            for claim in claims {
+                drop(real.permits.remove(claim));
+                drop(real.bookings.remove(claim).map(Booking::accept));
+            }
+        });
+    }
+
+    fn die_handing_out(&mut self, handles: &[usize]) {
+        const TABLES: [&str; 3] = ["charge", "block", "total_shift"];
+        self.as_if_nobody_had(&TABLES, |real| {
+            for handle in handles {
+                drop(real.handles.remove(handle));
+            }
+        });
     }
 
     fn is_durable(&self) -> bool {
@@ -452,6 +511,22 @@ impl Subject for Real {
 }
 
 impl Real {
+    /// Drops something, and then the file is as if nobody had.
+    fn as_if_nobody_had(&mut self, tables: &[&str], drop: impl FnOnce(&mut Self)) {
+        let connection = open_raw(&self.file.as_ref().expect("on a file").file());
+        for table in tables {
+            let keep = format!("CREATE TEMP TABLE kept_{table} AS SELECT * FROM main.{table}");
+            connection.execute_batch(&keep).unwrap();
+        }
+        drop(self);
+        for table in tables {
+            let bring_back = format!(
+                "DELETE FROM main.{table}; INSERT INTO main.{table} SELECT * FROM kept_{table}"
+            );
+            connection.execute_batch(&bring_back).unwrap();
+        }
+    }
+
     fn request(&mut self, (takes, id): &Asked) -> Request {
         let is_new = id.as_ref().is_none_or(|id| self.asked.insert(id.clone()));
         let forgets_it = self.twist == Twist::ChargesTwice && !is_new;
@@ -482,106 +557,5 @@ impl Real {
             Which::Claim(claim) => (&self.permits[claim]).into(),
             Which::Id(id) => id.as_str().into(),
         }
-    }
-}
-
-fn request(takes: &Takes, id: Option<&str>) -> Request {
-    let request = match id {
-        Some(id) => Request::new().id(id),
-        None => Request::new(),
-    };
-    takes.iter().fold(request, |request, (key, amount)| {
-        request.take(key.as_str(), *amount)
-    })
-}
-
-fn not_defined(error: Error) -> Defined {
-    match error {
-        Error::Conflict { stored, given, .. } => Defined::Conflict {
-            stored: *stored,
-            given: *given,
-        },
-        Error::OtherKind { .. } => Defined::OtherKind,
-        Error::UnknownLimit { .. } => Defined::Unknown,
-        error => Defined::Failed(error.to_string()),
-    }
-}
-
-fn denied(denial: &Denial) -> Answer {
-    match denial.obstacle() {
-        Obstacle::Slots(count) => match denial.retry_at() {
-            None => Answer::Taken {
-                key: denial.key().to_owned(),
-                count,
-                amount: denial.amount(),
-                now_ns: denial.now().as_nanos(),
-            },
-            Some(at) => Answer::Failed(format!("slots come back at {at:?}")),
-        },
-        _ => Answer::Refused(refused(denial)),
-    }
-}
-
-fn refused(denial: &Denial) -> Refused {
-    Refused {
-        key: denial.key().to_owned(),
-        obstacle: denial.obstacle(),
-        amount: denial.amount(),
-        now_ns: denial.now().as_nanos(),
-        retry_at_ns: denial.retry_at().expect("a rate").as_nanos(),
-    }
-}
-
-fn answer(error: Error) -> Answer {
-    match error {
-        Error::TooLate {
-            denial, deadline, ..
-        } => Answer::TooLate {
-            refused: refused(&denial),
-            deadline_ns: deadline.as_nanos(),
-        },
-        Error::NeverFits {
-            key,
-            amount,
-            obstacle,
-            ..
-        } => Answer::NeverFits {
-            key,
-            amount,
-            obstacle,
-        },
-        Error::UnknownLimit { key, .. } => Answer::Unknown { key },
-        Error::IdTaken { id, stored, .. } => Answer::IdTaken { id, stored },
-        Error::Request(RequestError::NotBookable { key }) => Answer::NotBookable { key },
-        error => Answer::Failed(error.to_string()),
-    }
-}
-
-fn closing(settled: Result<Settled, Error>) -> Closing {
-    let settlement = match settled {
-        Ok(Settled::Now(settlement)) => settlement,
-        Ok(Settled::Before) => return Closing::Before,
-        Ok(Settled::Expired) => return Closing::Expired,
-        Ok(Settled::Unknown) => return Closing::Unknown,
-        other => return Closing::Failed(format!("{other:?}")),
-    };
-    let settling = settlement.amounts().iter().map(|amount| Settling {
-        key: amount.key().to_owned(),
-        estimated: amount.estimated(),
-        used: amount.used(),
-        charged: amount.charged(),
-        debt: amount.debt(),
-    });
-    let mut settled: Vec<Settling> = settling.collect();
-    settled.sort_by(|a, b| a.key.cmp(&b.key));
-    Closing::Now(settled)
-}
-
-/// None of a permit that has ended.
-fn id_of(given: Result<PermitId, Error>) -> Option<String> {
-    match given {
-        Ok(id) => Some(id.to_string()),
-        Err(Error::Request(RequestError::Ended)) => None,
-        Err(error) => panic!("{error}"),
     }
 }

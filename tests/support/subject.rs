@@ -42,6 +42,9 @@ pub enum Answer {
         id: String,
         stored: String,
     },
+    NotInBlocks {
+        key: String,
+    },
     Refused(Refused),
     TooLate {
         refused: Refused,
@@ -233,6 +236,24 @@ pub trait Subject {
         unreachable!("it has no batches")
     }
 
+    /// Only those that hand out from memory are asked these. The handle goes by its number.
+    fn open_handle(
+        &mut self,
+        _slot: usize,
+        _handle: usize,
+        _key: &str,
+        _size: u64,
+        _lifetime: Duration,
+    ) -> Result<(), Answer> {
+        unreachable!("it has no blocks")
+    }
+    fn hand_out(&mut self, _handle: usize, _amount: u64) -> Result<(), Answer> {
+        unreachable!("it has no blocks")
+    }
+    fn end_block(&mut self, _handle: usize, _by_dropping: bool) {
+        unreachable!("it has no blocks")
+    }
+
     /// `None` if the subject cannot say; so with the rest of the questions.
     fn peek(&mut self, _slot: usize, _takes: &Takes) -> Option<Answer> {
         None
@@ -258,6 +279,8 @@ pub trait Subject {
 
     /// Forgets bookings and permits as a process does that is killed.
     fn die(&mut self, _claims: &[usize]) {}
+    /// Forgets what is handed out, in the same way.
+    fn die_handing_out(&mut self, _handles: &[usize]) {}
 
     /// Whether limiters can be closed and opened, and boots ended.
     fn is_durable(&self) -> bool {

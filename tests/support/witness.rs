@@ -19,6 +19,21 @@ impl Witness {
         }
     }
 
+    /// Somebody was let through at once.
+    pub fn saw_now(&mut self, key: &str, amount: u64, claim: usize) {
+        let charge = Charge {
+            at_ns: self.now_ns,
+            amount,
+            booked_by: None,
+            accepted: false,
+            claim,
+            growth: None,
+            order: 0,
+            since_ns: None,
+        };
+        self.saw(key, charge);
+    }
+
     pub fn forget(&mut self, claim: usize) {
         self.seen.retain(|(_, charge)| charge.claim != claim);
     }

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use proptest::prelude::*;
 
-use super::super::{Charge, Total};
+use super::super::{Charge, OpenBlocks, Total};
 use super::*;
 use crate::limit::{Limit, MAX_CAPACITY, MAX_WINDOW, MIN_WINDOW, nanos};
 
@@ -57,6 +57,10 @@ impl Ledgers for Book {
     fn first_after(&mut self, _: LimitId, at: Timestamp) -> Result<Option<Charge>, Infallible> {
         let after = self.rows.partition_point(|row| row.at <= at);
         Ok(self.rows.get(after).copied())
+    }
+
+    fn open_blocks(&mut self, _: LimitId) -> Result<OpenBlocks, Infallible> {
+        Ok(OpenBlocks::default())
     }
 
     fn full_at(&mut self, _: LimitId) -> Result<Option<Full>, Infallible> {

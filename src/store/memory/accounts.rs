@@ -1,16 +1,16 @@
 //! What is charged and what is held, in memory.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 
 use crate::calendar::{
-    Charge, Full, Kept, Ledgers, LimitId, Line, Poured, Total, corrected, expired_until,
-    poured_now, poured_until,
+    Charge, Full, Kept, Ledgers, LimitId, Line, OpenBlock, OpenBlocks, Poured, Total, corrected,
+    expired_until, poured_now, poured_until,
 };
 use crate::clock::Timestamp;
 use crate::decision::Books;
 use crate::limit::{Bucket, Limit};
-use crate::store::PermitNumber;
+use crate::store::{Block, PermitNumber};
 
 /// How many expired charges one acquisition removes from each ledger that it charges.
 const SWEEP: usize = 64;
@@ -34,6 +34,8 @@ pub(super) struct Accounts {
     pub(super) buckets: HashMap<LimitId, Poured>,
     /// Which windows keep to their capacities, by the definitions that are in force.
     pub(super) kept: Kept,
+    /// The charges that are blocks, some of which have ended.
+    pub(super) blocks: HashMap<LimitId, BTreeSet<(Timestamp, i64)>>,
     pub(super) now: Timestamp,
     pub(super) wall_shift_ns: i64,
 }
@@ -61,6 +63,7 @@ impl Accounts {
             slots: HashMap::new(),
             buckets: HashMap::new(),
             kept: Kept::default(),
+            blocks: HashMap::new(),
             now,
             wall_shift_ns: 0,
         }
@@ -127,6 +130,40 @@ impl Accounts {
         self.ledgers.remove(&limit);
         self.slots.remove(&limit);
         self.buckets.remove(&limit);
+        self.blocks.remove(&limit);
+    }
+
+    /// Takes a block of a limit that has room for it, and returns its position in its end.
+    pub(super) fn take_block(&mut self, limit: LimitId, amount: i64, until: Timestamp) -> i64 {
+        let seq = self.charge(limit, until, amount);
+        let blocks = self.blocks.entry(limit).or_default();
+        *blocks = blocks.split_off(&(self.now, i64::MAX));
+        blocks.insert((until, seq));
+        seq
+    }
+
+    /// Ends a block: what was used of it is charged now, or at its end if that has come.
+    pub(super) fn end_block(&mut self, block: &Block, used: i64) {
+        let (limit, until, seq) = (block.limit, block.until, block.seq);
+        if self.amount(limit, until, seq).is_none() {
+            return;
+        }
+        if until <= self.now {
+            return self.amend(limit, until, seq, used);
+        }
+        self.amend(limit, until, seq, 0);
+        if let Some(blocks) = self.blocks.get_mut(&limit) {
+            blocks.remove(&(until, seq));
+        }
+        if used > 0 {
+            self.charge(limit, self.now, used);
+        }
+    }
+
+    /// How many blocks of a limit are open.
+    pub(super) fn open_block_count(&self, limit: LimitId) -> usize {
+        let blocks = self.blocks.get(&limit).into_iter().flatten();
+        blocks.filter(|(until, _)| *until > self.now).count()
     }
 
     /// Adds a charge and returns its position in the instant.
@@ -250,6 +287,18 @@ impl Ledgers for Accounts {
             .ledger(limit)
             .and_then(|ledger| ledger.range((at.saturating_plus_ns(1), 0)..).next())
             .map(charge_of))
+    }
+
+    fn open_blocks(&mut self, limit: LimitId) -> Result<OpenBlocks, Infallible> {
+        let blocks = self.blocks.get(&limit).into_iter().flatten();
+        let open = blocks.filter_map(|(until, seq)| {
+            let amount = self.amount(limit, *until, *seq)?;
+            Some(OpenBlock {
+                until: *until,
+                amount,
+            })
+        });
+        Ok(open.collect())
     }
 
     fn full_at(&mut self, limit: LimitId) -> Result<Option<Full>, Infallible> {

@@ -352,10 +352,13 @@ impl State {
             let mut takes = ticket.waiter.takes.iter();
             takes.any(|(known, _)| is_of_them(known.id))
         });
+        let blocks = ledgers.iter().map(|id| self.ledgers.open_block_count(*id));
+        let blocks = count(blocks.sum());
         Use {
             slots: count(held.filter(|held| held.counts(now)).count()),
             permits: count(permits.count()),
-            bookings: count(booked.count()),
+            bookings: count(booked.count()).saturating_sub(blocks),
+            blocks,
             waiting: count(waits.count()),
         }
     }

@@ -273,6 +273,7 @@ impl State {
             rows: permit.map(|permit| permit.rows.clone()).unwrap_or_default(),
             booking: None,
             accepted: None,
+            block: None,
             is_resumed: true,
             registered: Some(Box::new(Registered {
                 number,

@@ -1,12 +1,13 @@
 //! One attempt at an acquisition, inside a transaction that holds the write lock.
 
+use std::slice;
 use std::sync::Arc;
 
 use super::session::Session;
 use super::transaction::Transaction;
 use crate::calendar::Line;
 use crate::clock::Timestamp;
-use crate::decision::{Refusal, Verdict, decide};
+use crate::decision::{Refusal, Verdict, block_size, decide};
 use crate::error::Error;
 use crate::line::{Waiter, book_behind, decide_behind, is_of_slots, rates_admit};
 use crate::plan::{Patience, Plan};
@@ -42,6 +43,7 @@ pub(super) fn attempt(
     let known = transaction.all_known(plan)?;
     let mut lines = lines(plan, &known, &transaction.place.database)?;
     let latest = latest(plan.patience, now, transaction.reading.elapsed());
+    transaction.end_former(plan, session)?;
     let mut resumed = None;
     if let Some(id) = plan.id() {
         if owner.is_none() {
@@ -95,17 +97,16 @@ pub(super) fn attempt(
                 (Some(number), Some(id), Some(owner)) => {
                     retake(transaction, session, &lines, number, owner, id)?
                 }
-                _ => charge(transaction, session, plan, &lines, owner, at)?,
+                _ => match block_now(transaction, plan, &lines, &ahead)? {
+                    Some(size) => charge_block(transaction, session, &lines[0], size)?,
+                    None => charge(transaction, session, plan, &lines, owner, at)?,
+                },
             };
             Ok(Attempt::Done(Outcome::Admitted { claim, now }))
         }
         Verdict::Refuse(refusal) => {
-            if !plan.patience.books() && !transaction.nobody_waits()? {
-                // Time may have brought the turn of somebody ahead. If nobody told it, it could never be late,
-                // and one that is stopped would be waited for without end.
-                lines
-                    .iter()
-                    .for_each(|line| transaction.look_who_waits(line.id));
+            if !plan.patience.books() {
+                look_whose_turn_it_is(transaction, &lines)?;
             }
             let mut refusal = refusal;
             if plan.patience.waits() && latest > now && (has_slots || refusal.is_of_the_line()) {
@@ -143,6 +144,19 @@ pub(super) fn attempt(
             leave_with(transaction, ticket, Outcome::Refused { denial, deadline })
         }
     }
+}
+
+/// Time may have brought the turn of somebody ahead. If nobody told it, it could never be late, and one that is stopped
+/// would be waited for without end.
+fn look_whose_turn_it_is(
+    transaction: &mut Transaction<'_>,
+    lines: &[Line<'_>],
+) -> Result<(), Error> {
+    if !transaction.nobody_waits()? {
+        let ids = lines.iter().map(|line| line.id);
+        ids.for_each(|id| transaction.look_who_waits(id));
+    }
+    Ok(())
 }
 
 /// Leaves the line, if it stands there, and is told this.
@@ -247,10 +261,7 @@ fn may_come_back(
     }
     let now = transaction.now();
     for line in lines {
-        if transaction
-            .very_last(line.id)?
-            .is_some_and(|last| last.at > now)
-        {
+        if transaction.is_booked_after(line.id, now)? {
             return Ok(true);
         }
     }
@@ -304,13 +315,7 @@ fn charge(
             transaction.forget_booking(BookingId { number, ..booking })?;
         }
     }
-    // A transaction of the caller's own is none of ours to make longer.
-    if !transaction.is_part()
-        && let Some(turn) = session.sweep_turn()
-    {
-        let next = transaction.sweep(lines, turn)?;
-        session.swept(next);
-    }
+    sweep_in_passing(transaction, session, lines)?;
     Ok(Claim {
         at,
         wake_at: transaction.timeline().elapsed_at(at),
@@ -319,9 +324,66 @@ fn charge(
         rows,
         booking,
         accepted: booking.map(|_| Arc::clone(&session.accepted)),
+        block: None,
         is_resumed: false,
         registered,
     })
+}
+
+/// The block that is to be taken in the place of what a request asks for: how large, and until when. None where others
+/// stand in line, who would have to wait for what nobody may need.
+fn block_now(
+    transaction: &mut Transaction<'_>,
+    plan: &Plan<'_>,
+    lines: &[Line<'_>],
+    ahead: &[Waiter],
+) -> Result<Option<(i64, Timestamp)>, Error> {
+    let (Some(ask), [line], []) = (plan.block, lines, ahead) else {
+        return Ok(None);
+    };
+    let now = transaction.now();
+    let until = now.saturating_plus_ns(ask.lifetime_ns);
+    let size = block_size(transaction, line, ask.size, now, until)?;
+    Ok(size.map(|size| (size, until)))
+}
+
+/// Takes a block, of which what was asked for is part.
+fn charge_block(
+    transaction: &mut Transaction<'_>,
+    session: &Session,
+    line: &Line<'_>,
+    size: (i64, Timestamp),
+) -> Result<Claim, Error> {
+    let now = transaction.now();
+    let block = transaction.take_block(line, size, session)?;
+    sweep_in_passing(transaction, session, slice::from_ref(line))?;
+    Ok(Claim {
+        at: now,
+        wake_at: transaction.timeline().elapsed_at(now),
+        session: session.number,
+        pid: session.pid,
+        rows: Few::new(),
+        booking: None,
+        accepted: None,
+        block: Some(Box::new(block)),
+        is_resumed: false,
+        registered: None,
+    })
+}
+
+fn sweep_in_passing(
+    transaction: &mut Transaction<'_>,
+    session: &Session,
+    lines: &[Line<'_>],
+) -> Result<(), Error> {
+    // A transaction of the caller's own is none of ours to make longer.
+    if !transaction.is_part()
+        && let Some(turn) = session.sweep_turn()
+    {
+        let next = transaction.sweep(lines, turn)?;
+        session.swept(next);
+    }
+    Ok(())
 }
 
 /// What was found under the id of a request.

@@ -54,6 +54,7 @@ impl SqliteStore {
             left.close();
         }
         state.session = Some(Arc::clone(&session));
+        self.session_number.store(session.number, Ordering::Relaxed);
         Ok(session)
     }
 
@@ -98,6 +99,7 @@ impl SqliteStore {
         let open = state.session.as_ref();
         if open.is_some_and(|open| open.number == session.number) {
             let left = state.session.take();
+            self.session_number.store(0, Ordering::Relaxed);
             state.left.extend(left);
         }
     }

@@ -299,14 +299,16 @@ const USE: &str = "SELECT
     (SELECT count(*) FROM permit_charge JOIN permit USING (permit_id)
         WHERE limit_id = ?1 AND ended_ns IS NULL AND (expires_ns IS NULL OR expires_ns > ?2)),
     (SELECT count(*) FROM charge WHERE limit_id = ?1 AND at_ns > ?2),
-    (SELECT count(*) FROM ticket_take WHERE limit_id = ?1)";
+    (SELECT count(*) FROM ticket_take WHERE limit_id = ?1),
+    (SELECT count(*) FROM block WHERE limit_id = ?1 AND at_ns > ?2)";
 const PATTERN_USE: &str = "SELECT
     (SELECT count(*) FROM slot JOIN pattern_key USING (limit_id)
         WHERE pattern_id = ?1 AND (expires_ns IS NULL OR expires_ns > ?2)),
     (SELECT count(*) FROM permit JOIN permit_charge USING (permit_id) JOIN pattern_key USING (limit_id)
         WHERE pattern_id = ?1 AND ended_ns IS NULL AND (expires_ns IS NULL OR expires_ns > ?2)),
     (SELECT count(*) FROM pattern_key JOIN charge USING (limit_id) WHERE pattern_id = ?1 AND at_ns > ?2),
-    (SELECT count(*) FROM ticket_take JOIN pattern_key USING (limit_id) WHERE pattern_id = ?1)";
+    (SELECT count(*) FROM ticket_take JOIN pattern_key USING (limit_id) WHERE pattern_id = ?1),
+    (SELECT count(*) FROM block JOIN pattern_key USING (limit_id) WHERE pattern_id = ?1 AND at_ns > ?2)";
 
 const TICKETS: &str = "SELECT ticket_id FROM ticket_take WHERE limit_id = ?1";
 const PATTERN_TICKETS: &str = "SELECT DISTINCT ticket_id
@@ -340,10 +342,12 @@ impl Transaction<'_> {
             .prepare_cached(sql)
             .and_then(|mut s| {
                 s.query_row((known.id.0, self.now().as_nanos()), |row| {
+                    let blocks = count(row.get(4)?);
                     Ok(Use {
                         slots: count(row.get(0)?),
                         permits: count(row.get(1)?),
-                        bookings: count(row.get(2)?),
+                        bookings: count(row.get(2)?).saturating_sub(blocks),
+                        blocks,
                         waiting: count(row.get(3)?),
                     })
                 })

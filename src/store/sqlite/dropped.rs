@@ -1,4 +1,4 @@
-//! What is dropped: permits, bookings and places in line. What cannot be let go of at once, because the file is
+//! What is dropped: permits, bookings, blocks and places in line. What cannot be let go of at once, because the file is
 //! locked for too long or its disk is full, is let go of by the next transaction of this process that writes.
 //! Else it would be held for as long as the process lives.
 
@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::session::Session;
 use super::transaction::Transaction;
 use crate::error::Error;
-use crate::store::{Claim, TicketId};
+use crate::store::{Block, Claim, Handed, TicketId};
 
 #[derive(Clone, Debug)]
 pub(super) enum Dropped {
@@ -18,6 +18,8 @@ pub(super) enum Dropped {
     Provisional(Claim, i64),
     /// It is taken back, unless somebody else relies on it.
     Booking(Claim),
+    /// What was not used of it is taken back; with what was.
+    Block(Block, u64),
     Place(TicketId),
 }
 
@@ -34,6 +36,10 @@ impl Transaction<'_> {
                 (claim, false)
             }
             Dropped::Booking(claim) => (claim, true),
+            Dropped::Block(block, used) => {
+                let handed = Handed { block, used: *used };
+                return self.end_block(handed, session);
+            }
             Dropped::Place(ticket) => return self.leave_line(*ticket),
         };
         if let Some(registered) = &claim.registered {

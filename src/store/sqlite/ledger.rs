@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use rusqlite::{CachedStatement, Row as SqlRow};
 
 use super::transaction::Transaction;
-use crate::calendar::{Charge, Full, Kept, Ledgers, LimitId, Line, Total, corrected, poured_now};
+use crate::calendar::{
+    Charge, Full, Kept, Ledgers, LimitId, Line, OpenBlocks, Total, corrected, poured_now,
+};
 use crate::clock::Timestamp;
 use crate::error::Error;
 use crate::limit::Bucket;
@@ -54,6 +56,10 @@ impl Ledgers for Transaction<'_> {
         Ok(next)
     }
 
+    fn open_blocks(&mut self, limit: LimitId) -> Result<OpenBlocks, Error> {
+        self.read_open_blocks(limit)
+    }
+
     fn full_at(&mut self, limit: LimitId) -> Result<Option<Full>, Error> {
         self.bucket_full_at(limit)
     }
@@ -94,6 +100,21 @@ impl Transaction<'_> {
             self.link.memo.remember_run(limit, beginning, all, true);
         }
         Ok(last)
+    }
+
+    /// Whether anything is booked after an instant, which is now or later: what lies ahead and is no block.
+    pub(super) fn is_booked_after(&mut self, limit: LimitId, at: Timestamp) -> Result<bool, Error> {
+        let Some(last) = self.very_last(limit)?.filter(|last| last.at > at) else {
+            return Ok(false);
+        };
+        let before = match self.last_at(limit, at)? {
+            Some(before) => before.total,
+            None => self
+                .first_after(limit, at)?
+                .map_or(last.before(), |first| first.before()),
+        };
+        let in_blocks = self.read_open_blocks(limit)?.amount_after(at);
+        Ok(last.total.since(before) > in_blocks)
     }
 
     fn seek(&mut self, sql: &str, limit: LimitId, at: Timestamp) -> Result<Option<Charge>, Error> {
@@ -165,10 +186,17 @@ impl Transaction<'_> {
     ///
     /// What is charged at the present stands in one row for all who are charged in this transaction: each of them
     /// knows its own part.
-    fn charge(&mut self, limit: LimitId, at: Timestamp, amount: i64) -> Result<i64, Error> {
+    pub(super) fn charge(
+        &mut self,
+        limit: LimitId,
+        at: Timestamp,
+        amount: i64,
+    ) -> Result<i64, Error> {
         let is_booked = at > self.now();
         let mut unwritten = self.unwritten.iter_mut();
-        if !is_booked && let Some((_, row)) = unwritten.find(|(of, _)| *of == limit) {
+        if !is_booked
+            && let Some((_, row)) = unwritten.find(|(of, row)| (*of, row.at) == (limit, at))
+        {
             row.amount = row.amount.saturating_add(amount);
             row.total = row.total.plus(amount);
             let row = *row;
@@ -289,11 +317,18 @@ impl Transaction<'_> {
         for charge in charges {
             self.wrote();
             self.freed(charge.limit);
+            let last = self.very_last(charge.limit)?;
+            let is_last = last.is_some_and(|last| (last.at, last.seq) == (charge.at, charge.seq));
             self.link
                 .connection
                 .prepare_cached(DELETE)
                 .and_then(|mut s| s.execute((charge.limit.0, charge.at.as_nanos(), charge.seq)))
                 .map_err(|error| self.sqlite(error))?;
+            if is_last {
+                self.link.memo.removed_last(charge.limit);
+                continue;
+            }
+            self.link.memo.changed(charge.limit);
             let position = (charge.at, charge.seq);
             self.correct_totals(charge.limit, position, charge.amount)?;
         }
@@ -331,7 +366,7 @@ impl Transaction<'_> {
         claim.rows.iter().map(stands).collect()
     }
 
-    fn find_charged(
+    pub(super) fn find_charged(
         &self,
         limit: LimitId,
         at: Timestamp,

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::shifts::Position;
-use crate::calendar::{Charge, Kept, LimitId, Poured};
+use crate::calendar::{Charge, Kept, LimitId, OpenBlocks, Poured};
 use crate::clock::{Timeline, Timestamp};
 use crate::definition::Known;
 use crate::limit::LimitError;
@@ -34,6 +34,8 @@ pub(super) struct Memo {
     pub(super) clock: Option<ClockRow>,
     /// Whether the line is empty, if that is known.
     pub(super) nobody_waits: Option<bool>,
+    /// Whether no limit has blocks, if that is known.
+    pub(super) nobody_has_blocks: Option<bool>,
     /// Holds for as long as `clock.definitions` stays the same, whoever writes.
     limits: BTreeMap<Arc<str>, Arc<Known>>,
     /// The same by id, as far as they were asked for by it.
@@ -53,6 +55,8 @@ pub(super) struct Memo {
     /// Which windows keep to their capacities; holds as long.
     pub(super) kept: Kept,
     ledgers: BTreeMap<LimitId, LedgerMemo>,
+    /// The blocks that are open, of limits that were asked for them.
+    blocks: BTreeMap<LimitId, OpenBlocks>,
 }
 
 /// The row of the table `clock`.
@@ -118,7 +122,9 @@ impl Memo {
     pub(super) fn forget_ledgers(&mut self) {
         self.version = None;
         self.nobody_waits = None;
+        self.nobody_has_blocks = None;
         self.ledgers.clear();
+        self.blocks.clear();
         self.keys.clear();
     }
 
@@ -167,6 +173,25 @@ impl Memo {
 
     pub(super) fn remember_poured(&mut self, limit: LimitId, poured: Option<Poured>) {
         self.ledger(limit).poured = Some(poured);
+    }
+
+    pub(super) fn blocks(&self, limit: LimitId) -> Option<&OpenBlocks> {
+        self.blocks.get(&limit)
+    }
+
+    pub(super) fn blocks_mut(&mut self, limit: LimitId) -> Option<&mut OpenBlocks> {
+        self.blocks.get_mut(&limit)
+    }
+
+    pub(super) fn remember_blocks(&mut self, limit: LimitId, blocks: OpenBlocks) {
+        if self.blocks.len() >= MOST {
+            self.blocks.clear();
+        }
+        self.blocks.insert(limit, blocks);
+    }
+
+    pub(super) fn forget_blocks(&mut self, limit: LimitId) {
+        self.blocks.remove(&limit);
     }
 
     pub(super) fn has_shifts(&self, limit: LimitId) -> Option<bool> {
@@ -299,6 +324,20 @@ impl Memo {
         }
     }
 
+    /// Lets go of the very last charge, which this connection has removed.
+    pub(super) fn removed_last(&mut self, limit: LimitId) {
+        let ledger = self.ledger(limit);
+        let removed = ledger.last.take().flatten();
+        for run in &mut ledger.runs {
+            if run.charges.back() == removed.as_ref() {
+                run.charges.pop_back();
+            }
+            if run.complete && !run.charges.is_empty() {
+                ledger.last = Some(run.charges.back().copied());
+            }
+        }
+    }
+
     /// A ledger was changed somewhere else than at its end.
     pub(super) fn changed(&mut self, limit: LimitId) {
         self.ledgers.remove(&limit);
@@ -378,6 +417,23 @@ mod tests {
         }
         assert_eq!(memo.first_after(LEDGER, at(5)), Some(Some(charge(6))));
         assert_eq!(memo.first_after(LEDGER, at(99)), None);
+    }
+
+    #[test]
+    fn what_is_removed_from_the_end_was_never_there() {
+        let mut memo = Memo::default();
+        remember(&mut memo, 10, &[20, 30], true);
+        remember(&mut memo, 5, &[20], false);
+        memo.remember_very_last(LEDGER, Some(charge(30)));
+        memo.removed_last(LEDGER);
+        assert_eq!(memo.very_last(LEDGER), Some(Some(charge(20))));
+        assert_eq!(memo.first_after(LEDGER, at(20)), Some(None));
+        memo.appended(LEDGER, charge(25));
+        assert_eq!(memo.first_after(LEDGER, at(20)), Some(Some(charge(25))));
+        memo.removed_last(LEDGER);
+        memo.removed_last(LEDGER);
+        // What comes before is not remembered.
+        assert_eq!(memo.very_last(LEDGER), None);
     }
 
     #[test]

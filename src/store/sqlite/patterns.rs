@@ -250,6 +250,7 @@ const FORGET_REMOVED: &str = "DELETE FROM removed_ledger WHERE is_empty AND limi
 const GIVE_BACK_SLOTS: &str = "DELETE FROM slot WHERE limit_id = ?1";
 const FORGET_DEBT: &str = "DELETE FROM debt WHERE limit_id = ?1";
 const FORGET_BUCKET: &str = "DELETE FROM bucket WHERE limit_id = ?1";
+const FORGET_BLOCKS: &str = "DELETE FROM block WHERE limit_id = ?1";
 const FORGET_SHIFTS: &str = "DELETE FROM correction WHERE limit_id = ?1";
 // As many as a sweep of a limit that is in use.
 const EMPTY: &str = "DELETE FROM charge
@@ -299,12 +300,19 @@ impl Transaction<'_> {
     fn empty_ledger(&mut self, id: LimitId) -> Result<bool, Error> {
         self.wrote();
         self.link.memo.changed(id);
+        self.link.memo.forget_blocks(id);
         let deleted = self.execute_for(EMPTY, id)?;
         self.sweep_shifts(id)?;
         if deleted == 256 {
             return Ok(false);
         }
-        for sql in [GIVE_BACK_SLOTS, FORGET_DEBT, FORGET_BUCKET, FORGET_SHIFTS] {
+        for sql in [
+            GIVE_BACK_SLOTS,
+            FORGET_DEBT,
+            FORGET_BUCKET,
+            FORGET_BLOCKS,
+            FORGET_SHIFTS,
+        ] {
             self.execute_for(sql, id)?;
         }
         self.link.memo.shifts_are_gone(id);

@@ -260,6 +260,7 @@ impl Transaction<'_> {
             rows,
             booking: None,
             accepted: None,
+            block: None,
             is_resumed: true,
             registered: Some(Box::new(Registered {
                 number: found.number,

@@ -6,13 +6,14 @@ use super::place::Place;
 use crate::error::Error;
 
 /// Append-only: what has once been released is never edited.
-const MIGRATIONS: [&str; 6] = [
+const MIGRATIONS: [&str; 7] = [
     include_str!("../../../migrations/0001_ledger.sql"),
     include_str!("../../../migrations/0002_permits.sql"),
     include_str!("../../../migrations/0003_shared.sql"),
     include_str!("../../../migrations/0004_kinds.sql"),
     include_str!("../../../migrations/0005_views.sql"),
     include_str!("../../../migrations/0006_corrections.sql"),
+    include_str!("../../../migrations/0007_blocks.sql"),
 ];
 
 /// Marks a file as ours in its header: "qtlt".

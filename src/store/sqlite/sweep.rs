@@ -75,10 +75,11 @@ impl Transaction<'_> {
 
     /// A charge is kept for as long as a clock that falls back unnoticed could ask for it.
     pub(super) fn sweep_ledger(&mut self, id: LimitId, limit: &Limit) -> Result<(), Error> {
-        if !self.sweep_bucket(id, limit)?
-            && let Some(expired) = expired_until(limit, self.now(), self.wall_shift_ns())
-        {
-            self.delete_until(id, expired.saturating_minus_ns(HIGH_STEP_NS))?;
+        if !self.sweep_bucket(id, limit)? {
+            self.sweep_blocks(id)?;
+            if let Some(expired) = expired_until(limit, self.now(), self.wall_shift_ns()) {
+                self.delete_until(id, expired.saturating_minus_ns(HIGH_STEP_NS))?;
+            }
         }
         self.sweep_shifts(id)
     }
