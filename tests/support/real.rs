@@ -457,7 +457,7 @@ impl Subject for Real {
     }
 
     fn die_handing_out(&mut self, handles: &[usize]) {
-        const TABLES: [&str; 3] = ["charge", "block", "total_shift"];
+        const TABLES: [&str; 3] = ["charge", "block", "correction"];
         self.as_if_nobody_had(&TABLES, |real| {
             for handle in handles {
                 drop(real.handles.remove(handle));
