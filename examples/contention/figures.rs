@@ -95,7 +95,7 @@ pub fn figures(records: &Records, most: u64) -> Vec<Figure> {
         ),
         figure(
             "block_100",
-            block_100(records),
+            ratio("block_100", GRANTED),
             AtLeast(50.0),
             "throughput, from a block of 100 / granted",
         ),
@@ -118,13 +118,6 @@ pub fn figures(records: &Records, most: u64) -> Vec<Figure> {
             "time to book or be refused, the longer / granted",
         ),
     ]
-}
-
-/// The throughput of handing out from a block of 100, relative to granting each by itself.
-///
-/// No subject calls that. One that does belongs into `subjects`, and its ratio here.
-fn block_100(_records: &Records) -> Option<f64> {
-    None
 }
 
 /// Everything as one object.

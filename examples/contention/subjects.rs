@@ -19,6 +19,8 @@ pub enum Calls {
     Refused,
     /// One that is refused, of another amount each time.
     RefusedAnew,
+    /// One that is handed out from a block.
+    FromBlock,
     /// A refused one and a granted one in turns.
     Mixed,
     /// The settlement of an old charge.
@@ -29,12 +31,13 @@ pub enum Calls {
     RefusedByLine,
 }
 
-const NAMES: [(Calls, &str); 9] = [
+const NAMES: [(Calls, &str); 10] = [
     (Calls::Raw, "raw"),
     (Calls::Granted, "granted"),
     (Calls::GrantedAndSwept, "granted_and_swept"),
     (Calls::Refused, "refused"),
     (Calls::RefusedAnew, "refused_anew"),
+    (Calls::FromBlock, "from_block"),
     (Calls::Mixed, "mixed"),
     (Calls::Settle, "settle"),
     (Calls::Book, "book"),
@@ -99,6 +102,8 @@ pub fn subjects(most: u64) -> Vec<Subject> {
     }
 
     let group = "granted, one process";
+    let (id, label) = ("block_100", "from blocks of 100");
+    all.push(alone(group, id, label, Calls::FromBlock, 0));
     let (id, label) = ("granted_and_swept", "as many swept");
     all.push(alone(group, id, label, Calls::GrantedAndSwept, 0));
     for size in [100, 10_000, 1_000_000, 10_000_000] {

@@ -56,7 +56,7 @@ impl Work {
             _ => Limit::new(OPEN).rate(PLENTY, MINUTE).per_hour(PLENTY),
         })?;
         match calls {
-            Calls::Raw | Calls::GrantedAndSwept => {}
+            Calls::Raw | Calls::GrantedAndSwept | Calls::FromBlock => {}
             Calls::Granted => ledger::fill(&limiter, file, OPEN, size)?,
             Calls::Refused | Calls::RefusedAnew | Calls::Mixed => spend(&limiter)?,
             Calls::Settle => {
@@ -87,6 +87,12 @@ impl Work {
             Calls::Book => {
                 let mut left = FEW;
                 round::run(span, 1, vec![Box::new(move || book(limiter, &mut left))])
+            }
+            Calls::FromBlock => {
+                let blocks = limiter.blocks(OPEN, 100)?;
+                let call =
+                    move || -> Result<bool, Failure> { Ok(blocks.try_acquire()?.is_granted()) };
+                round::run(span, 16, vec![Box::new(call)])
             }
             _ => {
                 let callers = (0..threads).map(|_| caller(limiter, calls));

@@ -251,6 +251,7 @@ impl SqliteStore {
                     None => return Err(deadline.busy(&self.place)),
                 },
             };
+            lead.let_others_come();
             let result = self.transact_led(session, Access::Write, deadline, |transaction| {
                 lead.take(transaction);
                 lead.act_for_others(transaction, session)
@@ -276,6 +277,7 @@ impl SqliteStore {
         mut lead: Lead<'_>,
         act: &A,
     ) -> Result<A::Answer, Error> {
+        lead.let_others_come();
         let result = self.transact_led(session, Access::Write, deadline, |transaction| {
             lead.take(transaction);
             let answer = tried(act, transaction, session)?;

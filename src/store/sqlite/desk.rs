@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -27,6 +27,9 @@ const MOST_TOGETHER: usize = 64;
 /// waking a thread costs about as much as its part of it.
 const GIVES_WAY: Duration = Duration::from_micros(100);
 
+/// How often whoever leads gives way to others who may come along.
+const MOST_YIELDS: u32 = 2;
+
 /// How long a thread sleeps whose answer is under way.
 const SHORT: Duration = Duration::from_millis(1);
 
@@ -36,6 +39,8 @@ pub(super) struct Desk {
     queue: Mutex<Queue>,
     /// The same as in the queue, for those who look without locking it.
     is_led: AtomicBool,
+    /// How many waiting ones the last transaction was for, too.
+    joined: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -242,6 +247,18 @@ pub(super) struct Lead<'d> {
 }
 
 impl Lead<'_> {
+    /// Lets those come who were in the last transaction and are about to ask for more: they may need this processor for
+    /// it. To be called before the write lock is asked for.
+    pub(super) fn let_others_come(&self) {
+        let expected = self.desk.joined.load(Ordering::Relaxed);
+        for _ in 0..MOST_YIELDS {
+            if expected == 0 || self.desk.lock().waiting.len() >= expected {
+                return;
+            }
+            thread::yield_now();
+        }
+    }
+
     /// Takes the slips that are there. To be called once the write lock is held: from then on it does not take long.
     ///
     /// The present is read after that: nobody is to be decided as of an instant before it came.
@@ -292,6 +309,7 @@ impl Lead<'_> {
 
     /// Tells those for whom it has acted, once that is committed.
     pub(super) fn tell_others(&mut self) {
+        self.desk.joined.store(self.taken.len(), Ordering::Relaxed);
         self.taken.drain(..).for_each(|slip| slip.tell());
     }
 }
