@@ -63,6 +63,31 @@ fn a_decrease_takes_nothing_back_and_admits_nothing_until_it_fits() {
     });
 }
 
+/// A pattern that has taken a ledger over from another takes it along when it goes.
+#[test]
+fn what_was_charged_is_gone_with_the_pattern_that_had_it_last() {
+    for sweeps in [0, 1_000] {
+        in_both_stores(|limiter, clock| {
+            let many = Limit::new("other").rate(1 << 40, MINUTE);
+            limiter.define(many).unwrap();
+            limiter.define(Limit::pattern("t:*").rate(3, HOUR)).unwrap();
+            let permit = limiter.acquire(("t:ab", 3)).unwrap();
+            limiter
+                .define(Limit::pattern("t:a*").rate(3, HOUR))
+                .unwrap();
+            limiter.force_remove("t:a*").unwrap();
+            for _ in 0..sweeps {
+                clock.advance(MS);
+                drop(limiter.acquire("other").unwrap());
+            }
+            let settled = permit.settle([("t:ab", 2)]).unwrap();
+            let charged = settled.settlement().unwrap().amounts()[0].charged();
+            assert_eq!(charged, 0);
+            assert_eq!(limiter.usage("t:ab").unwrap().available(), 3);
+        });
+    }
+}
+
 #[test]
 fn slots_and_buckets_decrease_too() {
     in_both_stores(|limiter, clock| {

@@ -60,6 +60,13 @@ impl Limits {
         is_in_force && !self.removed.contains(&row.limit)
     }
 
+    fn remember_removed(&mut self, id: LimitId) {
+        self.removed.insert(id);
+        if self.removed.len() > REMOVED_REMEMBERED {
+            self.removed.pop_first();
+        }
+    }
+
     /// The most specific pattern that matches a key.
     fn pattern_of(&self, key: &str) -> Option<&Arc<Known>> {
         most_specific(&self.patterns, key)
@@ -217,7 +224,7 @@ impl State {
         let ids: Vec<LimitId> = other.map(|(id, _)| id).collect();
         for id in ids {
             self.close_ledger(id);
-            self.limits.removed.insert(id);
+            self.limits.remember_removed(id);
         }
     }
 
@@ -302,11 +309,9 @@ impl State {
         self.limits.patterns.retain(|other| other.id != known.id);
         for id in ledgers {
             self.close_ledger(id);
+            self.limits.remember_removed(id);
         }
-        self.limits.removed.insert(known.id);
-        if self.limits.removed.len() > REMOVED_REMEMBERED {
-            self.limits.removed.pop_first();
-        }
+        self.limits.remember_removed(known.id);
         let now = self.ledgers.now;
         self.limits.note(&known.limit, Action::Removed, now);
         self.tell_those_in_line();

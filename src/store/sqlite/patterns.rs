@@ -168,6 +168,8 @@ impl Transaction<'_> {
                     return Ok(false);
                 }
                 self.delete_key(id)?;
+                self.give_up_ledger(id)?;
+                self.execute_for(MARK_EMPTY, id)?;
                 return Ok(true);
             }
         }

@@ -82,7 +82,9 @@ impl Transaction<'_> {
         self.most_specific(&row.key)?;
         let mut patterns = self.link.memo.patterns.iter().flatten();
         let is_in_force = patterns.any(|pattern| Some(pattern.id) == row.pattern);
-        let may_be_closed = is_in_force && !self.is_removed(row.limit)?;
+        // Another pattern may have taken it over, and gone with it.
+        let is_gone = self.is_removed(row.limit)? || self.key_of(row.limit)?.is_some();
+        let may_be_closed = is_in_force && !is_gone;
         Ok(known.filter(|_| may_be_closed))
     }
 
