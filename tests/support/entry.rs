@@ -28,6 +28,8 @@ pub struct Entry {
     /// The opening that answers for it.
     pub owner: Option<usize>,
     pub is_detached: bool,
+    /// Whether it was booked and is taken back when its owner dies before its instant, be its limits removed or not.
+    pub is_booked: bool,
     /// Whether somebody else was told that it has this permit, under its id.
     pub is_shared: bool,
     pub expires_ns: Option<i64>,
@@ -228,6 +230,7 @@ impl Model {
     /// The charges of a permit are no longer taken back when whoever has booked them dies.
     fn keep_what_was_booked(&mut self, number: usize) {
         let claim = self.entries[number].claim;
+        self.entries[number].is_booked = false;
         for charge in self.lines.values_mut().flat_map(|line| &mut line.charges) {
             charge.booked_by = charge.booked_by.filter(|_| charge.claim != claim);
         }
@@ -301,7 +304,8 @@ impl Model {
             if !entry.is_open(now_ns) || !of_the_dead(entry.owner) {
                 continue;
             }
-            if taken_back.contains(&entry.claim) {
+            let is_ahead = entry.is_booked && entry.at_ns > now_ns;
+            if is_ahead || taken_back.contains(&entry.claim) {
                 entry.end = Some((End::Cancelled, now_ns));
             } else {
                 self.abandon(number);

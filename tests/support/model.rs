@@ -169,6 +169,7 @@ impl Model {
                 slots: Takes::new(),
                 owner: None,
                 is_detached: false,
+                is_booked: booked_by.is_some(),
                 is_shared: false,
                 expires_ns: None,
                 end: None,

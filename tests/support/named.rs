@@ -180,6 +180,7 @@ impl Player<'_> {
             slots: Takes::new(),
             owner: Some(permit.opening),
             is_detached: false,
+            is_booked: permit.at_ns > self.model.now_ns,
             is_shared: false,
             expires_ns: None,
             end: None,
