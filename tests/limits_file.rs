@@ -585,6 +585,8 @@ fn a_limit_does_not_become_another_kind() {
 fn what_is_about_no_limit_is_passed_on() {
     let (scratch, limiter, _) = on_file();
     fs::remove_file(scratch.file()).unwrap();
+    // Real time: a look at the files holds for a moment.
+    std::thread::sleep(std::time::Duration::from_millis(1));
     let error = limiter
         .apply(&parse(SHIPPED), OnConflict::Fail)
         .unwrap_err();
