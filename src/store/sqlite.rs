@@ -203,10 +203,13 @@ impl Store for SqliteStore {
     fn acquire(&self, plan: &Plan<'_>, waited: Option<&Queued>) -> Result<Outcome, Error> {
         let ends_block = plan.block.is_some_and(|block| block.former.is_some());
         let may_be_known = plan.id().is_none() && waited.is_none() && !ends_block;
-        let hint = if may_be_known {
-            self.hint(plan)
-        } else {
-            Hint::Nothing
+        let open = self.open_session();
+        let hint = match &open {
+            Some(session) if may_be_known && !session.put_off.any() => {
+                let clock = &*self.options.clock;
+                session.refusals.hint(plan, &session.generation, clock)
+            }
+            _ => Hint::Nothing,
         };
         let was_refused = match hint {
             Hint::IsRefused { denial, deadline } => {
@@ -216,12 +219,12 @@ impl Store for SqliteStore {
             Hint::Nothing => false,
         };
         let deadline = self.lock_deadline(plan.patience);
-        let session = self.session(deadline)?;
-        if was_refused
-            && !session.put_off.any()
-            && let Some(outcome) = self.glance(&session, plan, deadline)?
-        {
-            self.use_time_of(&session, &outcome, deadline);
+        let session = match open {
+            Some(session) => session,
+            None => self.session(deadline)?,
+        };
+        if was_refused && let Some(outcome) = self.glance(&session, plan, deadline)? {
+            self.use_time_of(&session, &outcome);
             return Ok(outcome);
         }
         // A ticket of another session is in another file, or in nobody's.
@@ -231,7 +234,7 @@ impl Store for SqliteStore {
             match self.together(&session, deadline, &Acquisition { plan, ticket })? {
                 Attempt::Done(outcome) => {
                     let is_refused = matches!(outcome, Outcome::Refused { .. });
-                    self.use_time_of(&session, &outcome, deadline);
+                    self.use_time_of(&session, &outcome);
                     // Mostly it is what it was.
                     if may_be_known && is_refused != was_refused {
                         session.refusals.remember(plan, is_refused);

@@ -11,7 +11,7 @@ use super::connection::{Deadline, waiting_until};
 use super::desk::{Came, Lead, Waited};
 use super::dropped::Dropped;
 use super::joined::check_not_within;
-use super::refusals::{Hint, Known, real_time};
+use super::refusals::{Known, real_time};
 use super::session::{Opening, Session, lock_until, locked_until};
 use super::transaction::{Access, Transaction};
 use super::{SHORTEST_LOCK_WAIT, SqliteStore, State};
@@ -63,17 +63,6 @@ impl SqliteStore {
         let state = self.state.try_read().ok()?;
         let session = state.session.as_ref()?;
         session.is_ours().then(|| Arc::clone(session))
-    }
-
-    /// What is known of a request without looking at the file.
-    pub(super) fn hint(&self, plan: &Plan<'_>) -> Hint {
-        match self.open_session() {
-            Some(session) if !session.put_off.any() => {
-                let clock = &*self.options.clock;
-                session.refusals.hint(plan, &session.generation, clock)
-            }
-            _ => Hint::Nothing,
-        }
     }
 
     /// The state, or an error if another thread keeps it: because that thread waits for a lock itself, or
@@ -130,7 +119,7 @@ impl SqliteStore {
             Due::Copy => {
                 // Others of this process go on writing.
                 drop(lead);
-                self.copy_wal(session, deadline);
+                self.copy_wal(session);
             }
             Due::StartAnew => {
                 if let Some(_call) = session.call()
@@ -143,7 +132,9 @@ impl SqliteStore {
         }
     }
 
-    fn copy_wal(&self, session: &Session, deadline: Deadline) {
+    fn copy_wal(&self, session: &Session) {
+        // Whoever copies has what it came for: it is not to wait for those who read.
+        let deadline = Deadline::after(TIME_TO_COPY);
         if let Some(_call) = session.call()
             && let Ok(link) = session.link(Access::Read, &self.place, deadline)
         {
@@ -152,7 +143,7 @@ impl SqliteStore {
     }
 
     /// Copies the WAL where its caller will not go on at once, whatever came of its request.
-    pub(super) fn use_time_of(&self, session: &Session, outcome: &Outcome, deadline: Deadline) {
+    pub(super) fn use_time_of(&self, session: &Session, outcome: &Outcome) {
         let has_time = match outcome {
             Outcome::Admitted { claim, now } => {
                 claim.at.saturating_duration_since(*now) >= TIME_TO_COPY
@@ -163,7 +154,7 @@ impl SqliteStore {
             Outcome::Queued(_) => false,
         };
         if has_time && session.checkpoints.is_worth_copying() {
-            self.copy_wal(session, deadline);
+            self.copy_wal(session);
         }
     }
 

@@ -19,14 +19,17 @@ use super::connection::waiting_until;
 use super::place::Watch;
 use super::schema::PAGE_BYTES;
 
-/// From this length on, whoever has time copies the WAL.
-const PAGES_WORTH_COPYING: u32 = 1 << 10;
+/// The unit of the lengths below. Small in tests, so that short ones see all of them.
+const UNIT: u32 = if cfg!(test) { 1 << 4 } else { 1 << 10 };
 
-/// From this length on, somebody has to.
-pub(super) const PAGES_LONG: u32 = 8 << 10;
+/// When so many pages have come since it was last copied, whoever has time copies the WAL.
+const PAGES_WORTH_COPYING: u32 = UNIT;
+
+/// When so many have come, somebody has to.
+pub(super) const PAGES_LONG: u32 = 8 * UNIT;
 
 /// From this length on, it is made to start anew.
-const PAGES_TOO_LONG: u32 = 16 << 10;
+const PAGES_TOO_LONG: u32 = 16 * UNIT;
 
 /// To how much the file of the WAL is cut back when it starts anew.
 pub(super) const WAL_BYTES_KEPT: i64 = PAGES_TOO_LONG as i64 * PAGE_BYTES;
@@ -71,19 +74,16 @@ impl Checkpoints {
     /// Says that this thread has ended a transaction that may have written.
     pub(super) fn ended(&self) {
         let pages = PAGES.take();
-        if pages != 0 {
-            self.pages.store(pages, Ordering::Relaxed);
+        if pages != 0 && pages < self.pages.swap(pages, Ordering::Relaxed) {
+            // It has started anew.
+            self.copied.store(0, Ordering::Relaxed);
         }
     }
 
     /// How many pages have come since they were last copied.
     fn uncopied(&self) -> u32 {
         let pages = self.pages.load(Ordering::Relaxed);
-        match pages.checked_sub(self.copied.load(Ordering::Relaxed)) {
-            Some(uncopied) => uncopied,
-            // It has started anew.
-            None => pages,
-        }
+        pages.saturating_sub(self.copied.load(Ordering::Relaxed))
     }
 
     pub(super) fn due(&self) -> Due {
@@ -147,4 +147,91 @@ fn checkpoint(connection: &Connection, sql: &str) -> rusqlite::Result<(bool, u32
         let pages = u32::try_from(row.get::<_, i64>(1)?).unwrap_or(0);
         Ok((row.get(0)?, pages))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::{DAY, Limit, Limiter};
+
+    fn after(checkpoints: &Checkpoints, pages: u32) -> Due {
+        PAGES.set(pages);
+        checkpoints.ended();
+        checkpoints.due()
+    }
+
+    #[test]
+    fn a_wal_that_has_started_anew_is_all_to_be_copied() {
+        let checkpoints = Checkpoints::default();
+        assert_eq!(after(&checkpoints, PAGES_LONG - 1), Due::Nothing);
+        assert!(checkpoints.is_worth_copying());
+        assert_eq!(after(&checkpoints, PAGES_LONG), Due::Copy);
+        checkpoints.note(Ok((false, PAGES_LONG)));
+        assert_eq!(after(&checkpoints, PAGES_LONG + 1), Due::Nothing);
+        assert!(!checkpoints.is_worth_copying());
+        for _ in 0..2 {
+            // As long as it was before, and none of it is what was copied then.
+            assert_eq!(after(&checkpoints, 1), Due::Nothing);
+            assert_eq!(after(&checkpoints, PAGES_LONG), Due::Copy);
+            checkpoints.note(Ok((false, PAGES_LONG)));
+        }
+    }
+
+    #[test]
+    fn a_wal_that_never_starts_anew_by_itself_is_made_to() {
+        let checkpoints = Checkpoints::default();
+        checkpoints.note(Ok((false, PAGES_TOO_LONG - 1)));
+        assert_eq!(after(&checkpoints, PAGES_TOO_LONG), Due::Nothing);
+        let worth_it = PAGES_TOO_LONG + PAGES_WORTH_COPYING;
+        assert_eq!(after(&checkpoints, worth_it), Due::StartAnew);
+        checkpoints.note(Ok((true, worth_it)));
+        assert_eq!(after(&checkpoints, worth_it + 1), Due::Nothing);
+    }
+
+    fn limiter() -> (TempDir, Limiter) {
+        let directory = tempfile::tempdir().unwrap();
+        let limiter = Limiter::open(directory.path().join("a.db")).unwrap();
+        let limits = [
+            Limit::new("open").per_day(1 << 40),
+            Limit::new("spent").per_day(1),
+        ];
+        for limit in limits {
+            limiter.define(limit).unwrap();
+        }
+        (directory, limiter)
+    }
+
+    fn pages_in(directory: &TempDir, file: &str) -> u64 {
+        let length = Path::metadata(&directory.path().join(file)).unwrap().len();
+        length / PAGE_BYTES.unsigned_abs()
+    }
+
+    #[test]
+    fn whoever_commits_keeps_the_wal_short() {
+        let (directory, limiter) = limiter();
+        for _ in 0..2_000 {
+            drop(limiter.acquire("open").unwrap());
+        }
+        // Much more was written than ever stood in the WAL, and it is in the database.
+        assert!(pages_in(&directory, "a.db-wal") < u64::from(PAGES_TOO_LONG));
+        assert!(pages_in(&directory, "a.db") > 50);
+    }
+
+    #[test]
+    fn whoever_is_refused_for_long_copies_before_somebody_has_to() {
+        let (directory, limiter) = limiter();
+        drop(limiter.acquire("spent").unwrap());
+        let before = pages_in(&directory, "a.db");
+        for _ in 0..PAGES_WORTH_COPYING * 2 {
+            drop(limiter.acquire(("open", 1)).unwrap());
+        }
+        assert_eq!(pages_in(&directory, "a.db"), before, "nobody has had time");
+        let denial = limiter.try_acquire("spent").unwrap().denied().unwrap();
+        assert!(denial.retry_after().unwrap() > DAY / 2);
+        assert!(pages_in(&directory, "a.db") > before);
+    }
 }
