@@ -29,7 +29,7 @@ pub(crate) struct Present {
 }
 
 /// Whether the timeline has to be written back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Change {
     None,
     /// By any transaction that writes anyway.

@@ -42,7 +42,6 @@ pub(super) struct Crowd {
     is_over: AtomicBool,
 }
 
-#[cfg(target_os = "linux")]
 impl Crowd {
     pub(super) fn new(page: Option<Arc<SharedPage>>) -> Self {
         Self {
@@ -52,7 +51,10 @@ impl Crowd {
             is_over: AtomicBool::new(false),
         }
     }
+}
 
+#[cfg(target_os = "linux")]
+impl Crowd {
     /// Whether those who wait are called; else there is nothing to wait for, and whoever wants the lock polls.
     pub(super) fn calls(&self) -> bool {
         self.page.is_some()
@@ -149,15 +151,6 @@ fn is_ahead(ahead: u32) -> bool {
 /// Nobody is called, everybody polls.
 #[cfg(not(target_os = "linux"))]
 impl Crowd {
-    pub(super) fn new(page: Option<Arc<SharedPage>>) -> Self {
-        Self {
-            page,
-            made: Instant::now(),
-            began_us: AtomicU64::new(0),
-            is_over: AtomicBool::new(false),
-        }
-    }
-
     pub(super) fn calls(&self) -> bool {
         false
     }

@@ -90,10 +90,18 @@ impl Refusals {
 
     /// Says that a request is refused until something is written.
     pub(super) fn know(&self, plan: &Plan<'_>, known: Known) {
-        *self.place(plan) = Some(Refused {
-            request: plan.to_request(),
-            known: Some(known),
-        });
+        let mut place = self.place(plan);
+        match &mut *place {
+            Some(refused) if plan.takes().eq(refused.request.takes()) => {
+                refused.known = Some(known);
+            }
+            other => {
+                *other = Some(Refused {
+                    request: plan.to_request(),
+                    known: Some(known),
+                });
+            }
+        }
     }
 
     /// What is known of a request now.

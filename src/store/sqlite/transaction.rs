@@ -61,7 +61,7 @@ pub(super) struct Open<'l> {
     stuck: &'l mut bool,
     scope: Scope,
     /// If it may write. Where it is part of a transaction of somebody else's, nobody says when that ends.
-    begun: Option<Begun<'l>>,
+    writing: Option<Begun<'l>>,
     ended: bool,
 }
 
@@ -125,7 +125,7 @@ impl<'l> Transaction<'l> {
             memo: &mut link.memo,
             stuck: &mut link.stuck,
             scope: Scope::Whole,
-            begun: (access == Access::Write).then(|| session.generation.begin()),
+            writing: (access == Access::Write).then(|| session.generation.begin()),
             ended: false,
         };
         Self::begun(open, access, place, watch, clock)
@@ -145,7 +145,7 @@ impl<'l> Transaction<'l> {
             memo,
             stuck,
             scope: Scope::Part,
-            begun: Some(session.generation.begin()),
+            writing: Some(session.generation.begin()),
             ended: false,
         };
         Self::begun(
@@ -211,14 +211,12 @@ impl<'l> Transaction<'l> {
 
     /// Goes on to the present.
     pub(super) fn read_clock(&mut self) {
-        let reading = Reading::of(self.clock);
-        let mut present = self.stored.timeline.present(reading);
-        present.now = present.now.max(self.present.now);
-        if self.present.change == Change::Fixed {
-            present.change = Change::Fixed;
-        }
-        self.reading = reading;
-        self.present = present;
+        self.reading = Reading::of(self.clock);
+        let present = self.present.timeline.present(self.reading);
+        self.present = Present {
+            change: self.present.change.max(present.change),
+            ..present
+        };
     }
 
     /// The instant that has been reached meanwhile.
@@ -385,10 +383,10 @@ impl Open<'_> {
             run(self.connection, statement).map_err(|error| place.sqlite(error))?;
         }
         self.ended = true;
-        if let Some(begun) = self.begun.take()
+        if let Some(writing) = self.writing.take()
             && self.scope == Scope::Whole
         {
-            begun.end(has_written);
+            writing.end(has_written);
         }
         self.memo.version = data_version(self.connection);
         Ok(())
@@ -411,10 +409,10 @@ impl Drop for Open<'_> {
             tracing::error!(%error, "a transaction could not be rolled back");
             return;
         }
-        if let Some(begun) = self.begun.take()
+        if let Some(writing) = self.writing.take()
             && self.scope == Scope::Whole
         {
-            begun.end(true);
+            writing.end(true);
         }
     }
 }
