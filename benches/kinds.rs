@@ -40,6 +40,10 @@ fn ratios(_: &mut Criterion) {
         "rates.db",
         Limit::new("key").per_second(PLENTY).rate(PLENTY, MINUTE),
     );
+    let merged = limiter(
+        "merged.db",
+        Limit::new("key").per_day(PLENTY).resolution(MINUTE),
+    );
     let bucket = Limit::new("key").burst(PLENTY).refill(PLENTY, SECOND);
     let settled = limiter("settled.db", bucket.clone().overage(Overage::Charge));
     let bucket = limiter("bucket.db", bucket);
@@ -68,6 +72,7 @@ fn ratios(_: &mut Criterion) {
     compare(&mut [
         ("raw transaction, one row", Box::new(|| raw.transaction())),
         ("two rates", Box::new(|| grant(&rates))),
+        ("a day, merged within a minute", Box::new(|| grant(&merged))),
         ("a bucket", Box::new(|| grant(&bucket))),
         ("a bucket, and settled", Box::new(|| settle(&settled))),
         ("a bucket, refused", Box::new(|| refuse(&drained))),

@@ -154,12 +154,12 @@ enum Fit {
 }
 
 /// One thing that a line has to fit.
-enum Gauge {
-    Window(Window),
+enum Gauge<'l> {
+    Window(Window<'l>),
     Tank(Tank),
 }
 
-impl Gauge {
+impl Gauge<'_> {
     fn fit<L: Ledgers>(
         &self,
         ledgers: &mut L,
@@ -187,7 +187,7 @@ fn gauge_count(limit: &Limit) -> usize {
 fn gauges<'l>(
     line: &Line<'l>,
     wall_shift_ns: i64,
-) -> impl Iterator<Item = (Gauge, Obstacle)> + use<'l> {
+) -> impl Iterator<Item = (Gauge<'l>, Obstacle)> + use<'l> {
     let (id, limit) = (line.id, line.limit);
     let rates = limit.rates().iter().rev();
     let windows = rates.map(move |rate| {

@@ -23,7 +23,8 @@ pub enum OnConflict {
     /// admitted until it fits.
     ///
     /// Rates cannot become slots in this way, nor either of them a bucket, or the other way round
-    /// ([`Error::OtherKind`]): [remove](crate::Limiter::remove) the limit first.
+    /// ([`Error::OtherKind`]), and a [resolution](crate::LimitBuilder::resolution) cannot become finer
+    /// ([`Error::Finer`]): [remove](crate::Limiter::remove) the limit first.
     Replace,
 }
 
@@ -129,21 +130,34 @@ pub(crate) fn most_specific<'p>(patterns: &'p [Arc<Known>], key: &str) -> Option
     matching.max_by(|a, b| pattern(a).cmp_specific(pattern(b)))
 }
 
-/// Refuses to make one kind of limit of another: what was taken of the one says nothing of the other.
-pub(crate) fn check_kind(stored: &Limit, given: &Limit, place: &Path) -> Result<(), Error> {
+/// Refuses to make a limit of another kind: what was taken of the one says nothing of the other. Refuses also to
+/// make the resolution finer: what is merged would not count for as long as each part of it has to.
+pub(crate) fn check_replaceable(stored: &Limit, given: &Limit, place: &Path) -> Result<(), Error> {
     let name = |limit: &Limit| match (limit.is_pattern(), limit.kind()) {
         (false, kind) => kind.as_str(),
         (true, Kind::Rates(_)) => "a pattern of rates",
         (true, Kind::Slots(_)) => "a pattern of slots",
         (true, Kind::Bucket(_)) => "a pattern of buckets",
     };
-    if name(stored) == name(given) {
+    if name(stored) != name(given) {
+        return Err(Error::OtherKind {
+            key: stored.key().to_owned(),
+            stored: name(stored),
+            given: name(given),
+            file: place.to_owned(),
+        });
+    }
+    check_resolution(stored, given, place)
+}
+
+/// Refuses to let a definition count with a finer resolution than another, for what was charged by that.
+pub(crate) fn check_resolution(former: &Limit, given: &Limit, place: &Path) -> Result<(), Error> {
+    if given.resolution_ns() >= former.resolution_ns() {
         return Ok(());
     }
-    Err(Error::OtherKind {
-        key: stored.key().to_owned(),
-        stored: name(stored),
-        given: name(given),
+    Err(Error::Finer {
+        stored: Box::new(former.clone()),
+        given: Box::new(given.clone()),
         file: place.to_owned(),
     })
 }

@@ -97,6 +97,21 @@ pub enum Error {
         /// The file.
         file: PathBuf,
     },
+    /// What is charged was merged with a coarser resolution than the new definition has, and would not count by that for
+    /// as long as it has to. Nothing was changed.
+    #[error(
+        "limit `{}` cannot have a finer resolution than what is charged to it was merged with, in {}: {stored}; \
+        remove that first",
+        .given.key(), .file.display()
+    )]
+    Finer {
+        /// The definition in the file: of the limit, or of the pattern that has counted for its key until now.
+        stored: Box<Limit>,
+        /// The definition that the caller gave.
+        given: Box<Limit>,
+        /// The file.
+        file: PathBuf,
+    },
     /// The limit is in use, and was not removed.
     #[error("limit `{key}` is in use, in {}: {by}", .file.display())]
     InUse {

@@ -23,6 +23,7 @@ pub use text::ParseRatesError;
 #[cfg(feature = "file")]
 pub(crate) use text::parse_time;
 
+use crate::clock::Timestamp;
 use crate::settlement::Overage;
 
 /// One second, as a window.
@@ -95,8 +96,9 @@ impl Kind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Rates {
     /// By window, shortest first; no two share a window, and there is at least one.
-    rates: Vec<Rate>,
+    by_window: Vec<Rate>,
     pad_ns: i64,
+    resolution_ns: i64,
 }
 
 /// A concurrency limit: how many may be held at once.
@@ -188,6 +190,13 @@ impl Limit {
         Duration::from_nanos(self.pad_ns().unsigned_abs())
     }
 
+    /// Within which time charges are merged, if they are; by as much each window is lengthened.
+    #[must_use]
+    pub fn resolution(&self) -> Option<Duration> {
+        let resolution = Duration::from_nanos(self.resolution_ns().unsigned_abs());
+        (!resolution.is_zero()).then_some(resolution)
+    }
+
     /// What happens when a permit used more than was charged for it.
     #[must_use]
     pub fn overage(&self) -> Overage {
@@ -223,7 +232,7 @@ impl Limit {
     #[must_use]
     pub fn rates(&self) -> &[Rate] {
         match self.kind() {
-            Kind::Rates(rates) => &rates.rates,
+            Kind::Rates(rates) => &rates.by_window,
             Kind::Slots(_) | Kind::Bucket(_) => &[],
         }
     }
@@ -249,6 +258,28 @@ impl Limit {
         }
     }
 
+    /// Within how much time charges are merged; 0 if they are not.
+    pub(crate) fn resolution_ns(&self) -> i64 {
+        match self.kind() {
+            Kind::Rates(rates) => rates.resolution_ns,
+            Kind::Slots(_) | Kind::Bucket(_) => 0,
+        }
+    }
+
+    /// By how much longer than its window a charge counts that is made in the last moment of what it is merged with.
+    pub(crate) fn lengthened_by_ns(&self) -> i64 {
+        self.pad_ns() + self.resolution_ns()
+    }
+
+    /// Where in the ledger a charge of an instant stands: at the beginning of what it is merged with, or at its own
+    /// instant.
+    pub(crate) fn entered_at(&self, at: Timestamp) -> Timestamp {
+        match self.resolution_ns() {
+            0 => at,
+            resolution_ns => at.saturating_minus_ns(at.as_nanos().rem_euclid(resolution_ns)),
+        }
+    }
+
     pub(crate) fn timeout_ns(&self) -> Option<i64> {
         match self.kind() {
             Kind::Slots(slots) => slots.timeout_ns,
@@ -261,9 +292,9 @@ impl Limit {
         match self.kind() {
             Kind::Slots(slots) => Obstacle::Slots(slots.count.unsigned_abs()),
             Kind::Bucket(bucket) => Obstacle::Bucket(*bucket),
-            Kind::Rates(Rates { rates, .. }) => {
-                let mut tightest = rates[0];
-                for rate in rates {
+            Kind::Rates(Rates { by_window, .. }) => {
+                let mut tightest = by_window[0];
+                for rate in by_window {
                     if rate.capacity() < tightest.capacity() {
                         tightest = *rate;
                     }
@@ -339,13 +370,16 @@ impl fmt::Display for AsGiven<'_> {
         match limit.kind() {
             Kind::Slots(slots) => Obstacle::Slots(slots.count.unsigned_abs()).fmt(f)?,
             Kind::Bucket(bucket) => bucket.write(f, limit.unit())?,
-            Kind::Rates(rates) => text::write_rates(f, &rates.rates, limit.unit())?,
+            Kind::Rates(rates) => text::write_rates(f, &rates.by_window, limit.unit())?,
         }
         if let Some(timeout) = limit.timeout() {
             write!(f, ", timeout {timeout:?}")?;
         }
         if limit.pad_ns() > 0 {
             write!(f, ", pad {:?}", limit.pad())?;
+        }
+        if let Some(resolution) = limit.resolution() {
+            write!(f, ", resolution {resolution:?}")?;
         }
         if limit.overage() != Overage::default() {
             write!(f, ", overage {}", limit.overage().as_str())?;
@@ -403,6 +437,21 @@ mod tests {
                 "a pad is at most 366 days, not 18446744073709551615.999999999s",
             ),
             (
+                Limit::new("k").per_minute(1).resolution(MINUTE + SECOND),
+                "a resolution is at most the shortest window, 60s, not 61s",
+            ),
+            (
+                Limit::slots("k", 1).resolution(SECOND),
+                "a limit of slots has no resolution",
+            ),
+            (
+                Limit::new("k")
+                    .burst(1)
+                    .refill(1, SECOND)
+                    .resolution(SECOND),
+                "a bucket has no resolution",
+            ),
+            (
                 Limit::new("k").per_second(1).unit(""),
                 "a unit has 1 to 64 bytes and no control characters, this one has 0 bytes",
             ),
@@ -439,5 +488,23 @@ mod tests {
             limit.to_string(),
             "openai:tokens: 1000 tokens/5s, 90000 tokens/min, pad 50ms"
         );
+        let merged = Limit::new("hot").per_day(1_000).resolution(MINUTE).build();
+        assert_eq!(merged.unwrap().to_string(), "hot: 1000/d, resolution 60s");
+    }
+
+    #[test]
+    fn what_is_merged_stands_at_its_beginning() {
+        let merged = Limit::new("k")
+            .per_second(1)
+            .resolution(Duration::from_nanos(10));
+        let merged = merged.build().unwrap();
+        let exact = Limit::new("k").per_second(1).build().unwrap();
+        for (at_ns, entered_ns) in [(0, 0), (9, 0), (10, 10), (19, 10), (-1, -10), (-10, -10)] {
+            let at = Timestamp::from_nanos(at_ns);
+            assert_eq!(merged.entered_at(at), Timestamp::from_nanos(entered_ns));
+            assert_eq!(exact.entered_at(at), at);
+        }
+        let first = Timestamp::from_nanos(i64::MIN);
+        assert_eq!(merged.entered_at(first), first);
     }
 }

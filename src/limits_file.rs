@@ -24,6 +24,7 @@ use crate::limiter::Limiter;
 /// |---|---|---|
 /// | `rates` | rates | `"10/s, 300/min"`, `"90000 tokens/min"` |
 /// | `pad` | rates | `"50ms"` |
+/// | `resolution` | rates | `"1min"` |
 /// | `slots` | slots | `8` |
 /// | `timeout` | slots | `"10min"` |
 /// | `burst` | a bucket | `100` |
@@ -109,7 +110,7 @@ impl LimitsFile {
 
     fn refused(&self, error: Error) -> LimitsFileError {
         let key = match &error {
-            Error::Conflict { given, .. } => given.key(),
+            Error::Conflict { given, .. } | Error::Finer { given, .. } => given.key(),
             Error::OtherKind { key, .. } => key,
             _ => return error.into(),
         };

@@ -339,24 +339,32 @@ impl Claim {
 /// As many as one request mostly has limits; more go to the heap.
 pub(crate) type Few<T> = SmallVec<[T; 4]>;
 
-/// A row of a ledger, at the instant of its claim.
+/// The position, in its instant, of what was poured out of a bucket at once: it stands in no ledger.
+pub(crate) const POURED: i64 = -1;
+
+/// The position, in its instant, of the row in which a limit that has a resolution merges its charges.
+pub(crate) const MERGED: i64 = -2;
+
+/// A row of a ledger, as far as it is a claim's: others can have been charged in it, too.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
     pub(crate) limit: LimitId,
     /// The pattern that made the limit, if one did.
     pub(crate) pattern: Option<LimitId>,
     pub(crate) key: Arc<str>,
+    pub(crate) at: Timestamp,
     pub(crate) seq: i64,
     pub(crate) amount: u64,
 }
 
 impl Row {
-    /// The row in which a line was charged.
-    pub(crate) fn new(line: &Line<'_>, seq: i64) -> Self {
+    /// The row in which a line was charged, by its instant and its position in that.
+    pub(crate) fn new(line: &Line<'_>, (at, seq): (Timestamp, i64)) -> Self {
         Self {
             limit: line.id,
             pattern: line.pattern,
             key: Arc::clone(line.limit.shared_key()),
+            at,
             seq,
             amount: line.amount.unsigned_abs(),
         }

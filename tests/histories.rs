@@ -1,8 +1,8 @@
 //! Random histories, compared step by step with a model that is too simple to be wrong.
 //!
 //! `cargo test` plays some hundreds of them; `QUOTALITE_HISTORIES=20000` says how many per test, and
-//! `QUOTALITE_TOPICS=bq` that they are about buckets and quotas, and not about changes, patterns and what is handed out
-//! from memory (`h`).
+//! `QUOTALITE_TOPICS=bq` that they are about buckets and quotas, and not about changes, patterns, what is handed out from
+//! memory (`h`) and what is merged (`m`).
 
 mod support;
 
@@ -139,6 +139,7 @@ const BUCKETS: Topics = Topics {
     patterns: false,
     quotas: false,
     handles: false,
+    merged: false,
 };
 
 #[test]
@@ -202,6 +203,11 @@ fn histories_notice_a_limiter_that_counts_blocks_from_their_start() {
 }
 
 #[test]
+fn histories_notice_a_limiter_that_merges_charges_and_does_not_count_them_longer() {
+    assert_twist_noticed(Twist::MergesTooShort);
+}
+
+#[test]
 fn histories_notice_a_limiter_that_counts_what_was_not_cleaned_up_yet() {
     assert_noticed(Flaw::CountsUntilCleaned);
 }
@@ -247,6 +253,7 @@ fn shape_of(rates: &[(usize, u64)]) -> Shape {
         grows: false,
         is_huge: false,
         pad: 0,
+        resolution: 0,
         overage: Overage::Debt,
         bucket: None,
         quotas: Vec::new(),

@@ -53,6 +53,10 @@ fn a_file_says_what_builders_say() {
                 .overage(Overage::Deny),
         ),
         (
+            "[limits.hot]\nrates = \"864000000/d\"\nresolution = \"1min\"",
+            Limit::new("hot").per_day(864_000_000).resolution(MINUTE),
+        ),
+        (
             "[limits.gpu]\nslots = 8\ntimeout = \"10min\"",
             Limit::slots("gpu", 8).timeout(10 * MINUTE),
         ),
@@ -180,6 +184,7 @@ fn the_shipped_file_is_applied_and_stays() {
             [
                 "openai:requests",
                 "openai:tokens",
+                "openai:tokens:day",
                 "gpu",
                 "search",
                 "tenant:*:daily-tokens"

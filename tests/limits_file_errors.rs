@@ -70,11 +70,11 @@ fn a_name_that_means_nothing_is_refused() {
         ),
         (
             "[limits.a]\nrate = \"10/s\"",
-            "line 2: limit `a`: there is no `rate` here, only rates, pad, slots, timeout, burst, refill, unit and overage",
+            "line 2: limit `a`: there is no `rate` here, only rates, pad, resolution, slots, timeout, burst, refill, unit and overage",
         ),
         (
             "[patterns.\"a*\"]\nrates = \"10/s\"\n\"b\\n\" = 1",
-            "line 3: pattern `a*`: there is no `b\\n` here, only rates, pad, slots, timeout, burst, refill, unit and overage",
+            "line 3: pattern `a*`: there is no `b\\n` here, only rates, pad, resolution, slots, timeout, burst, refill, unit and overage",
         ),
         (
             "[limits.openai.tokens]\nrates = \"10/s\"",
@@ -193,6 +193,14 @@ fn a_limit_that_cannot_be_built_is_refused_at_its_field() {
         (
             "[limits.a]\npad = \"1s\"\nburst = 1\nrefill = \"1/s\"",
             "line 2: limit `a`: a bucket has no pad",
+        ),
+        (
+            "[limits.a]\nrates = \"10/s, 300/min\"\nresolution = \"2s\"",
+            "line 3: limit `a`: a resolution is at most the shortest window, 1s, not 2s",
+        ),
+        (
+            "[limits.a]\nresolution = \"1s\"\nslots = 1",
+            "line 2: limit `a`: a limit of slots has no resolution",
         ),
         (
             "[limits.a]\nburst = 0\nrefill = \"1/s\"",

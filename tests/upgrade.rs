@@ -4,16 +4,18 @@ mod support;
 
 use std::path::Path;
 
-use quotalite::{Limit, Limiter, MINUTE, OnConflict, SECOND};
+use quotalite::{Limit, Limiter, MINUTE, OnConflict, SECOND, Settled};
 use rusqlite::Connection;
 use support::scratch;
 
-const FORMER: [&str; 5] = [
+const FORMER: [&str; 7] = [
     include_str!("../migrations/0001_ledger.sql"),
     include_str!("../migrations/0002_permits.sql"),
     include_str!("../migrations/0003_shared.sql"),
     include_str!("../migrations/0004_kinds.sql"),
     include_str!("../migrations/0005_views.sql"),
+    include_str!("../migrations/0006_corrections.sql"),
+    include_str!("../migrations/0007_blocks.sql"),
 ];
 
 /// A file of the schema that so many migrations make.
@@ -130,4 +132,49 @@ fn corrections_of_an_earlier_version_still_hold() {
     );
     assert_eq!(read(totals), "4");
     assert_eq!(read("SELECT CAST(max(level) AS TEXT) FROM correction"), "2");
+}
+
+/// A version that knew of a booking only where it stands, and found a permit's by that.
+#[test]
+fn what_was_booked_by_an_earlier_version_comes_back_or_stays() {
+    let scratch = scratch();
+    let connection = former(&scratch.file(), 7);
+    let at_ns = now_ns() + 3_600_000_000_000;
+    // Both were booked by a process that is gone: the first of them was detached since.
+    connection
+        .execute_batch(&format!(
+            "INSERT INTO limit_definition (limit_id, key, pad_ns) VALUES (7, 'calls', 0);
+             INSERT INTO rate (limit_id, window_ns, capacity) VALUES (7, 86400000000000, 10);
+             INSERT INTO owner (owner_id, pid, boot_id, lock_inode, since_ns) VALUES (3, 1, 'gone', 1, 1);
+             INSERT INTO charge (limit_id, at_ns, seq, amount, total)
+             VALUES (7, {at_ns}, 0, 1, 1), (7, {at_ns}, 1, 4, 5), (7, {at_ns}, 2, 5, 10);
+             INSERT INTO booking (owner_id, booking_id, limit_id, at_ns, seq)
+             VALUES (3, 8, 7, {at_ns}, 1), (3, 9, 7, {at_ns}, 2);
+             INSERT INTO permit (permit_id, owner_id, at_ns, expires_ns, id, request, detached)
+             VALUES (20, NULL, {at_ns}, {at_ns} * 2, 'detached', '1 calls', 1),
+                 (21, 3, {at_ns}, NULL, 'named', '4 calls', 0);
+             INSERT INTO permit_charge (permit_id, limit_id, seq, amount) VALUES (20, 7, 0, 1), (21, 7, 1, 4)"
+        ))
+        .unwrap();
+    drop(connection);
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    let told = |sql: &str| scratch.sqlite::<String>(sql);
+    assert_eq!(
+        told("SELECT group_concat(amount || ' ' || (due_ns - at_ns), ', ') FROM booking"),
+        "4 0, 5 0"
+    );
+    assert_eq!(
+        told("SELECT group_concat(id || ' ' || coalesce(booking_id, '-'), ', ') FROM permit"),
+        "detached -, named 8"
+    );
+    assert_eq!(limiter.usage("calls").unwrap().available(), 0);
+    assert!(limiter.try_acquire(("calls", 9)).unwrap().is_granted());
+    assert!(!limiter.try_acquire("calls").unwrap().is_granted());
+    assert_eq!(
+        limiter.settle("named", [("calls", 1)]).unwrap(),
+        Settled::Before
+    );
+    let cancelled = limiter.cancel("detached").unwrap();
+    assert!(matches!(cancelled, Settled::Now(_)), "{cancelled:?}");
+    assert!(limiter.try_acquire("calls").unwrap().is_granted());
 }

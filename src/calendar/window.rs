@@ -5,13 +5,12 @@ use crate::clock::Timestamp;
 use crate::limit::{self, Limit, Quota, Rate, nanos};
 use crate::settlement::Overage;
 
-/// One rate of one limit, its window lengthened by the pad.
-pub(super) struct Window {
-    limit: LimitId,
+/// One rate of one limit, its window lengthened by the pad and the resolution.
+pub(super) struct Window<'l> {
+    id: LimitId,
+    limit: &'l Limit,
     capacity: i64,
     span: Span,
-    /// Whether what was used beyond the capacity is charged all the same.
-    can_be_exceeded: bool,
 }
 
 /// A window that would hold too much.
@@ -45,7 +44,7 @@ pub(super) enum Span {
 
 impl Span {
     pub(super) fn of(limit: &Limit, rate: &Rate, wall_shift_ns: i64) -> Self {
-        let pad_ns = limit.pad_ns();
+        let pad_ns = limit.lengthened_by_ns();
         match rate.window() {
             limit::Window::Rolling(window) => Self::Rolling {
                 reach_ns: nanos(window) + pad_ns,
@@ -128,14 +127,19 @@ fn sum_between(first: Option<&Charge>, last: &Charge) -> i64 {
     }
 }
 
-impl Window {
-    pub(super) fn new(id: LimitId, limit: &Limit, rate: &Rate, wall_shift_ns: i64) -> Self {
+impl<'l> Window<'l> {
+    pub(super) fn new(id: LimitId, limit: &'l Limit, rate: &Rate, wall_shift_ns: i64) -> Self {
         Self {
-            limit: id,
+            id,
+            limit,
             capacity: rate.capacity_units(),
             span: Span::of(limit, rate, wall_shift_ns),
-            can_be_exceeded: limit.overage() == Overage::Charge,
         }
+    }
+
+    /// Whether what was used beyond the capacity is charged all the same, or a charge counts before its instant.
+    fn can_be_exceeded(&self) -> bool {
+        self.limit.overage() == Overage::Charge || self.limit.resolution_ns() > 0
     }
 
     fn start(&self, at: Timestamp) -> Timestamp {
@@ -146,19 +150,24 @@ impl Window {
         self.span.end(at)
     }
 
+    /// The last instant whose window holds what is charged at `at`, wherever that is entered.
+    fn end_of_new(&self, at: Timestamp) -> Timestamp {
+        self.end(self.limit.entered_at(at))
+    }
+
     pub(super) fn usage<L: Ledgers>(
         &self,
         ledgers: &mut L,
         now: Timestamp,
     ) -> Result<Use, L::Error> {
-        let first = ledgers.first_after(self.limit, self.start(now))?;
-        let charged = match ledgers.last_at(self.limit, now)? {
+        let first = ledgers.first_after(self.id, self.start(now))?;
+        let charged = match ledgers.last_at(self.id, now)? {
             Some(last) => sum_between(first.as_ref(), &last),
             None => 0,
         };
-        let open = ledgers.open_blocks(self.limit)?;
+        let open = ledgers.open_blocks(self.id)?;
         let used = charged.saturating_add(open.amount_after(now));
-        let most = self.peak(ledgers, now, self.end(now))?;
+        let most = self.peak(ledgers, now, self.end_of_new(now))?;
         let next = first.filter(|_| charged > 0).map(|first| first.at);
         Ok(Use {
             used,
@@ -202,7 +211,7 @@ impl Window {
         amount: i64,
         skips_from: Option<Timestamp>,
     ) -> Result<Fit, L::Error> {
-        let open = ledgers.open_blocks(self.limit)?;
+        let open = ledgers.open_blocks(self.id)?;
         let Some(over) = self.last_over(ledgers, &open, at, amount)? else {
             return Ok(Fit::Now);
         };
@@ -243,18 +252,18 @@ impl Window {
         from: Timestamp,
         end: Timestamp,
     ) -> Result<i64, L::Error> {
-        let open = ledgers.open_blocks(self.limit)?;
+        let open = ledgers.open_blocks(self.id)?;
         let mut most = open.amount_after(from);
-        let mut last = ledgers.last_at(self.limit, end)?;
+        let mut last = ledgers.last_at(self.id, end)?;
         while let Some(charge) = last {
             let ends_at = charge.at.max(from);
-            let first = ledgers.first_after(self.limit, self.start(ends_at))?;
+            let first = ledgers.first_after(self.id, self.start(ends_at))?;
             let charged = sum_between(first.as_ref(), &charge);
             most = most.max(charged.saturating_add(open.amount_after(ends_at)));
             if ends_at == from {
                 break;
             }
-            last = ledgers.last_at(self.limit, charge.at.saturating_minus_ns(1))?;
+            last = ledgers.last_at(self.id, charge.at.saturating_minus_ns(1))?;
         }
         Ok(most)
     }
@@ -269,14 +278,14 @@ impl Window {
     ) -> Result<Option<Over>, L::Error> {
         // Bookings may lie in (at, at + reach); they are looked at from the end, for the last one that
         // is over moves `at` furthest.
-        let mut last = ledgers.last_at(self.limit, self.end(at))?;
+        let mut last = ledgers.last_at(self.id, self.end_of_new(at))?;
         loop {
             let ends_at = last.map_or(at, |charge| charge.at.max(at));
             let over = self.over(ledgers, open, ends_at, last, amount)?;
             let Some(charge) = last.filter(|_| over.is_none() && ends_at != at) else {
                 return Ok(over);
             };
-            last = ledgers.last_at(self.limit, charge.at.saturating_minus_ns(1))?;
+            last = ledgers.last_at(self.id, charge.at.saturating_minus_ns(1))?;
         }
     }
 
@@ -290,7 +299,7 @@ impl Window {
         amount: i64,
     ) -> Result<Option<Over>, L::Error> {
         let first = match last {
-            Some(_) => ledgers.first_after(self.limit, self.start(ends_at))?,
+            Some(_) => ledgers.first_after(self.id, self.start(ends_at))?,
             None => None,
         };
         let charged = last.map_or(0, |last| sum_between(first.as_ref(), &last));
@@ -322,14 +331,14 @@ impl Window {
             return Ok(None);
         };
         let is_kept = match ledgers.kept() {
-            Some(kept) if !self.can_be_exceeded => kept.get(self.limit, reach_ns),
+            Some(kept) if !self.can_be_exceeded() => kept.get(self.id, reach_ns),
             _ => Some(false),
         };
         if is_kept == Some(false) {
             return Ok(None);
         }
         let end_of_time = Timestamp::from_nanos(i64::MAX);
-        let Some(very_last) = ledgers.last_at(self.limit, end_of_time)? else {
+        let Some(very_last) = ledgers.last_at(self.id, end_of_time)? else {
             return Ok(None);
         };
         let Some(over_last) = over.last else {
@@ -343,7 +352,7 @@ impl Window {
         let most = (line_ns / reach_ns).min(Total::MASK / self.capacity);
         let mut end_if_over = |windows: i64| -> Result<Option<(Timestamp, Charge)>, L::Error> {
             let end = over.ends_at.saturating_plus_ns(windows * reach_ns);
-            let last = ledgers.last_at(self.limit, end)?.unwrap_or(over_last);
+            let last = ledgers.last_at(self.id, end)?.unwrap_or(over_last);
             let missing = windows * self.capacity - last.total.since(over_last.total);
             Ok((missing < amount).then_some((end, last)))
         };
@@ -367,7 +376,7 @@ impl Window {
         if is_kept.is_none() {
             let is_kept = self.is_kept(ledgers, now)?;
             if let Some(kept) = ledgers.kept() {
-                kept.insert(self.limit, reach_ns, is_kept);
+                kept.insert(self.id, reach_ns, is_kept);
             }
             if !is_kept {
                 return Ok(None);
@@ -380,12 +389,12 @@ impl Window {
     fn is_kept<L: Ledgers>(&self, ledgers: &mut L, now: Timestamp) -> Result<bool, L::Error> {
         let mut ends_at = now;
         loop {
-            let last = ledgers.last_at(self.limit, ends_at)?;
+            let last = ledgers.last_at(self.id, ends_at)?;
             let over = self.over(ledgers, &OpenBlocks::default(), ends_at, last, 0)?;
             if over.is_some() {
                 return Ok(false);
             }
-            match ledgers.first_after(self.limit, ends_at)? {
+            match ledgers.first_after(self.id, ends_at)? {
                 Some(next) => ends_at = next.at,
                 None => return Ok(true),
             }
@@ -414,14 +423,14 @@ impl Window {
         }
         loop {
             // `low` may have later siblings in its instant, and they leave together with it.
-            let Some(whole) = ledgers.last_at(self.limit, low.at)? else {
+            let Some(whole) = ledgers.last_at(self.id, low.at)? else {
                 return Ok(high);
             };
             let low_sum = whole.total.since(base);
             if low_sum >= excess {
                 return Ok(low.at);
             }
-            let Some(next) = ledgers.first_after(self.limit, low.at)? else {
+            let Some(next) = ledgers.first_after(self.id, low.at)? else {
                 return Ok(high);
             };
             if next.at >= high {
@@ -437,7 +446,7 @@ impl Window {
             } else {
                 interpolate((low.at, low_sum), (high, high_sum), excess)
             };
-            if let Some(probe) = ledgers.last_at(self.limit, guess)? {
+            if let Some(probe) = ledgers.last_at(self.id, guess)? {
                 let sum = probe.total.since(base);
                 if sum >= excess {
                     high = probe.at;

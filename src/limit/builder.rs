@@ -19,6 +19,7 @@ pub struct LimitBuilder {
     is_pattern: bool,
     unit: Option<String>,
     pad: Duration,
+    resolution: Duration,
     rates: Vec<Rate>,
     overage: Overage,
     slots: Option<u64>,
@@ -35,6 +36,7 @@ impl LimitBuilder {
             is_pattern: false,
             unit: None,
             pad: Duration::ZERO,
+            resolution: Duration::ZERO,
             rates: Vec::new(),
             overage: Overage::default(),
             slots: None,
@@ -51,6 +53,7 @@ impl LimitBuilder {
             is_pattern: limit.is_pattern(),
             unit: limit.unit().map(str::to_owned),
             pad: limit.pad(),
+            resolution: limit.resolution().unwrap_or_default(),
             rates: limit.rates().to_vec(),
             overage: limit.overage(),
             slots: limit.slot_count(),
@@ -200,6 +203,34 @@ impl LimitBuilder {
         self
     }
 
+    /// Merges what is charged within this time into one row of the ledger, so that a long window of a very hot limit
+    /// stays small: with a resolution of a minute, a day is some 1 440 rows, however much is charged. Defaults to
+    /// zero: each charge keeps its instant. At most the shortest window.
+    ///
+    /// All that is merged counts from the beginning of its span of time, and each window is lengthened by the
+    /// resolution. So what is charged counts up to that much longer than its window, never shorter: nothing is
+    /// admitted that an exact limit would refuse, and what has to wait for a window waits that much longer at most.
+    /// Those who come behind bookings can wait longer, where only the exact instants would have left them a gap.
+    ///
+    /// It is one for all rates of a limit. A short and a long window of a hot limit are better two limits, taken by
+    /// one request, of which the long one has a resolution. A resolution can be made coarser while the limit is in
+    /// use, but not finer ([`Error::Finer`](crate::Error::Finer)).
+    ///
+    /// ```
+    /// use quotalite::{Limit, Limiter, MINUTE, Request};
+    ///
+    /// let limiter = Limiter::in_memory()?;
+    /// limiter.define(Limit::new("calls").per_second(10_000))?;
+    /// limiter.define(Limit::new("calls:day").per_day(500_000_000).resolution(MINUTE))?;
+    /// let ask = Request::new().take("calls", 1).take("calls:day", 1);
+    /// assert!(limiter.try_acquire(&ask)?.is_granted());
+    /// # Ok::<(), quotalite::Error>(())
+    /// ```
+    pub fn resolution(mut self, resolution: Duration) -> Self {
+        self.resolution = resolution;
+        self
+    }
+
     /// What happens when a permit used more than was charged for it. Defaults to [`Overage::Debt`].
     pub fn overage(mut self, overage: Overage) -> Self {
         self.overage = overage;
@@ -239,9 +270,11 @@ impl LimitBuilder {
         } else if self.burst.is_some() || self.refill.is_some() {
             Kind::Bucket(self.check_bucket()?)
         } else {
+            let rates = check_rates(self.rates)?;
             Kind::Rates(Rates {
-                rates: check_rates(self.rates)?,
                 pad_ns: nanos_of_pad(self.pad)?,
+                resolution_ns: nanos_of_resolution(self.resolution, &rates)?,
+                by_window: rates,
             })
         };
         if self.timeout.is_some() && !matches!(kind, Kind::Slots(_)) {
@@ -262,6 +295,7 @@ impl LimitBuilder {
         let given = [
             ("rate", !self.rates.is_empty()),
             ("pad", !self.pad.is_zero()),
+            ("resolution", !self.resolution.is_zero()),
         ];
         if let Some((what, _)) = given.into_iter().find(|(_, is_given)| *is_given) {
             return Err(LimitError::NotForBuckets { what });
@@ -279,6 +313,7 @@ impl LimitBuilder {
             ("burst", self.burst.is_some()),
             ("refill", self.refill.is_some()),
             ("pad", !self.pad.is_zero()),
+            ("resolution", !self.resolution.is_zero()),
             ("overage", self.overage != Overage::default()),
         ];
         if let Some((what, _)) = given.into_iter().find(|(_, is_given)| *is_given) {
@@ -325,6 +360,18 @@ fn nanos_of_pad(pad: Duration) -> Result<i64, LimitError> {
     nanos
         .filter(|_| pad <= MAX_WINDOW)
         .ok_or(LimitError::Pad { pad })
+}
+
+/// The rates are by window, shortest first.
+fn nanos_of_resolution(resolution: Duration, rates: &[Rate]) -> Result<i64, LimitError> {
+    let shortest = rates.first().map_or(Duration::ZERO, Rate::usual_length);
+    if resolution > shortest {
+        return Err(LimitError::Resolution {
+            resolution,
+            shortest,
+        });
+    }
+    Ok(nanos(resolution))
 }
 
 impl TryFrom<LimitBuilder> for Limit {

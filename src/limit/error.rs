@@ -126,6 +126,14 @@ pub enum LimitError {
         /// The pad asked for.
         pad: Duration,
     },
+    /// The resolution is longer than the shortest window.
+    #[error("a resolution is at most the shortest window, {shortest:?}, not {resolution:?}")]
+    Resolution {
+        /// The resolution asked for.
+        resolution: Duration,
+        /// The shortest window; of a quota, its usual length.
+        shortest: Duration,
+    },
     /// The text is not a list of rates.
     #[error(transparent)]
     Text(#[from] ParseRatesError),

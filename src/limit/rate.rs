@@ -87,15 +87,21 @@ impl Rate {
         self.capacity
     }
 
+    /// The length of the window; of a quota, that of most of its periods.
+    pub(super) const fn usual_length(&self) -> Duration {
+        match self.window {
+            Window::Rolling(window) => window,
+            Window::Calendar(quota) => quota.period().usual_length(),
+        }
+    }
+
     /// Shorter windows first; of the same length, those that roll along first.
     pub(super) fn order(&self) -> impl Ord + use<> {
-        match self.window {
-            Window::Rolling(window) => (window, None),
-            Window::Calendar(quota) => (
-                quota.period().usual_length(),
-                Some((quota.period(), quota.zone_name())),
-            ),
-        }
+        let zone = match self.window {
+            Window::Rolling(_) => None,
+            Window::Calendar(quota) => Some((quota.period(), quota.zone_name())),
+        };
+        (self.usual_length(), zone)
     }
 }
 

@@ -94,7 +94,8 @@ pub enum LimitsFileError {
         /// What is wrong.
         source: Box<LimitError>,
     },
-    /// What is defined already stands in the way of a limit: [`Error::Conflict`] or [`Error::OtherKind`].
+    /// What is defined already stands in the way of a limit: [`Error::Conflict`],
+    /// [`Error::OtherKind`] or [`Error::Finer`].
     #[error("{}: {source}", .place.without_key())]
     Refused {
         /// Where the limit stands in the file of limits.

@@ -14,7 +14,7 @@ use crate::limit::{Limit, LimitBuilder, LimitError, Rate, Window, parse_time};
 use crate::settlement::Overage;
 
 const TABLES: &str = "limits and patterns";
-const FIELDS: &str = "rates, pad, slots, timeout, burst, refill, unit and overage";
+const FIELDS: &str = "rates, pad, resolution, slots, timeout, burst, refill, unit and overage";
 
 /// A text, and what it takes to say where something stands in it.
 pub(super) struct Reader<'t> {
@@ -233,6 +233,7 @@ impl Field<'_, '_> {
         Ok(match self.name {
             "rates" => builder.rates(self.text("`rates`", "a text such as \"10/s, 300/min\"")?),
             "pad" => builder.pad(self.time("`pad`")?),
+            "resolution" => builder.resolution(self.time("`resolution`")?),
             "slots" => builder.slots(self.number("`slots`")?),
             "timeout" => builder.timeout(self.time("`timeout`")?),
             "burst" => builder.burst(self.number("`burst`")?),
@@ -331,6 +332,7 @@ fn field_of(error: &LimitError) -> Option<&'static str> {
     Some(match error {
         LimitError::Unit { .. } => "unit",
         LimitError::Pad { .. } => "pad",
+        LimitError::Resolution { .. } => "resolution",
         LimitError::Slots { .. } => "slots",
         LimitError::Timeout { .. } | LimitError::OnlyForSlots => "timeout",
         LimitError::Capacity { .. } => "burst",

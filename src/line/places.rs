@@ -64,7 +64,7 @@ impl<'b, B> Places<'b, B> {
     pub(super) fn keep(&mut self, lines: &[Line<'_>], at: Timestamp) {
         self.kept.extend(lines.iter().map(|line| Place {
             limit: line.id,
-            at,
+            at: line.limit.entered_at(at),
             amount: line.amount,
         }));
     }

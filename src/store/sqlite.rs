@@ -350,7 +350,7 @@ impl Store for SqliteStore {
         };
         let session = self.session_of(claim)?;
         self.write(&session, |transaction| {
-            transaction.detach(claim, registered.number, timeout_ns)
+            transaction.detach(registered.number, timeout_ns)
         })
     }
 

@@ -236,7 +236,9 @@ impl Pace {
                         rate.map(|rate| limit.rates()[rate].window()),
                     ) {
                         (Some(bucket), _) => bucket.per(),
-                        (_, Some(Window::Rolling(window))) => window + limit.pad(),
+                        (_, Some(Window::Rolling(window))) => {
+                            window + limit.pad() + limit.resolution().unwrap_or_default()
+                        }
                         _ => Duration::from_secs(3 * 3_600),
                     }
                 });

@@ -109,7 +109,8 @@ impl Player<'_> {
             Some(line) => {
                 let windows = line.limit.rates().iter().map(Rate::window);
                 let longest = windows.filter_map(Window::rolling).max();
-                let longest_ns = longest.map_or(i64::MAX, |longest| ns(longest + line.limit.pad()));
+                let longer = line.limit.pad() + line.limit.resolution().unwrap_or_default();
+                let longest_ns = longest.map_or(i64::MAX, |longest| ns(longest + longer));
                 shape.alike(&line.limit).limit(key, longest_ns)
             }
         };

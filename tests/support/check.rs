@@ -12,6 +12,9 @@ use crate::subject::{Answer, FileEntry, Refused, Row, Takes};
 /// The running totals of a ledger count modulo this.
 const TOTALS_WRAP_AT: Sum = 1 << 62;
 
+/// The position of rows that stand for all that is entered at their instant.
+const MERGED: i64 = -2;
+
 impl Model {
     /// Compares an answer with the verdict. What was charged is in the model already, and a refusal
     /// charges nothing, so this is asked after the verdict was given.
@@ -271,14 +274,15 @@ fn check_totals(rows: &[Row]) -> Result<(), String> {
 
 impl Line {
     /// Every charge that still counts has its row, and every row its charges: a booked one its own, of the others one
-    /// row may stand for several of one instant.
+    /// row may stand for several of one instant. Where charges are merged, it does for those that are booked, too.
     fn check_charges(&self, rows: &[Row], now_ns: i64) -> Result<(), String> {
         let (booked, charged): (Vec<&Charge>, Vec<&Charge>) = self
             .charges
             .iter()
-            .partition(|charge| charge.booked_by.is_some());
+            .partition(|charge| charge.booked_by.is_some() && !charge.is_merged);
+        let is_own = |row: &&Row| row.owner_id.is_some() && row.seq != MERGED;
         let mut missing = booked;
-        for row in rows.iter().filter(|row| row.owner_id.is_some()) {
+        for row in rows.iter().filter(is_own) {
             let found = missing
                 .iter()
                 .position(|charge| charge.at_ns == row.at_ns && is_amount(row, charge.amount));
@@ -288,7 +292,7 @@ impl Line {
             missing.swap_remove(position);
         }
         let owed = sums_by_instant(charged.iter().map(|c| (c.at_ns, Sum::from(c.amount))));
-        let unbooked = rows.iter().filter(|row| row.owner_id.is_none());
+        let unbooked = rows.iter().filter(|row| !is_own(row));
         let there = sums_by_instant(unbooked.map(|row| (row.at_ns, Sum::from(row.amount))));
         for (at_ns, sum) in &there {
             if *sum > owed.get(at_ns).copied().unwrap_or(0) {

@@ -60,7 +60,6 @@ impl Model {
     }
 
     /// The keys that a definition counts for.
-    /// The keys that a definition counts for.
     pub fn keys_of(&self, name: &str) -> Vec<&'static str> {
         let keys = all_keys().filter(|key| self.name_for(key) == Some(name));
         keys.collect()
@@ -82,6 +81,7 @@ impl Model {
                 given: limit.clone(),
             },
             Some(stored) if kind(&stored) != kind(limit) => Defined::OtherKind,
+            Some(stored) if stored.resolution() > limit.resolution() => Defined::Finer,
             Some(stored) => {
                 self.put(limit);
                 Defined::Done(Definition::Replaced(stored))

@@ -289,7 +289,7 @@ impl Model {
         let mut taken_back = Vec::new();
         for line in self.lines.values_mut() {
             line.charges.retain(|charge| {
-                let stays = charge.at_ns <= now_ns || !of_the_dead(charge.booked_by);
+                let stays = charge.due_ns <= now_ns || !of_the_dead(charge.booked_by);
                 if !stays {
                     taken_back.push(charge.claim);
                 }

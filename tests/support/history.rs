@@ -67,6 +67,8 @@ pub struct Topics {
     pub quotas: bool,
     /// What is handed out from memory.
     pub handles: bool,
+    /// Limits that merge what is charged within a span of time.
+    pub merged: bool,
 }
 
 /// A permit that is held, or one that is known by its id.
@@ -359,6 +361,9 @@ impl History {
             if !topics.quotas {
                 shape.quotas.clear();
             }
+            if !topics.merged {
+                shape.resolution = 0;
+            }
         }
         self
     }
@@ -556,8 +561,9 @@ fn topics(told: Option<String>) -> impl Strategy<Value = Topics> {
     let has_calendar = cfg!(feature = "calendar");
     let often = || prop::bool::weighted(0.5);
     let seldom = || prop::bool::weighted(0.35);
-    (often(), often(), seldom(), seldom(), often()).prop_map(move |drawn| {
-        let (buckets, changes, patterns, quotas, handles) = drawn;
+    let drawn = (often(), often(), seldom(), seldom(), often(), often());
+    drawn.prop_map(move |drawn| {
+        let (buckets, changes, patterns, quotas, handles, merged) = drawn;
         let is_told = |letter: char| told.as_ref().map(|told| told.contains(letter));
         Topics {
             buckets: is_told('b').unwrap_or(buckets),
@@ -565,6 +571,7 @@ fn topics(told: Option<String>) -> impl Strategy<Value = Topics> {
             patterns: is_told('p').unwrap_or(patterns),
             quotas: has_calendar && is_told('q').unwrap_or(quotas),
             handles: is_told('h').unwrap_or(handles),
+            merged: is_told('m').unwrap_or(merged),
         }
     })
 }

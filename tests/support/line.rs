@@ -7,7 +7,7 @@ use quotalite::{Bucket, Limit, MAX_CAPACITY, Overage, Rate};
 
 use crate::bucket::{Deed, Event, Tank};
 use crate::periods::leaves_ns;
-use crate::subject::Settling;
+use crate::subject::{Settling, ns};
 
 /// Amounts add up to more than 64 bits hold when a limit is replaced by a smaller one.
 pub type Sum = i128;
@@ -15,7 +15,10 @@ pub type Sum = i128;
 /// One charge of one limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Charge {
+    /// Where it is entered.
     pub at_ns: i64,
+    /// The instant that it was made or booked for, which is later if its limit has a resolution.
+    pub due_ns: i64,
     pub amount: u64,
     /// The opening of a limiter that booked it ahead of its instant.
     pub booked_by: Option<usize>,
@@ -25,10 +28,20 @@ pub struct Charge {
     pub claim: usize,
     /// What was added to it when it was settled. It is part of the amount.
     pub growth: Option<Growth>,
+    /// Whether it shares a row with all others that are entered at the same instant.
+    pub is_merged: bool,
     /// How much had been done to its limit before.
     pub order: usize,
     /// From when on it counts, if that is not `at_ns`: of a block, which somebody hands out until then.
     pub since_ns: Option<i64>,
+}
+
+/// The last multiple of a resolution that is not after an instant.
+fn entered_ns(limit: &Limit, at_ns: i64) -> i64 {
+    let resolution = limit.resolution();
+    resolution.map_or(at_ns, |resolution| {
+        at_ns.div_euclid(ns(resolution)) * ns(resolution)
+    })
 }
 
 /// By how much a charge has grown, and when.
@@ -98,12 +111,14 @@ impl Line {
         self.order += 1;
         self.claims.insert(claim);
         self.charges.push(Charge {
-            at_ns,
+            at_ns: entered_ns(&self.limit, at_ns),
+            due_ns: at_ns,
             amount,
             booked_by,
             accepted: false,
             claim,
             growth: None,
+            is_merged: self.limit.resolution().is_some(),
             order: self.order,
             since_ns: None,
         });
@@ -135,8 +150,10 @@ impl Line {
         let amount = u64::try_from(room).expect("it is more than was asked for");
         self.charges.push(Charge {
             at_ns: until_ns,
+            due_ns: until_ns,
             amount,
             since_ns: Some(now_ns),
+            is_merged: false,
             ..charge
         });
         Some((amount, until_ns))
@@ -148,11 +165,14 @@ impl Line {
         let Some(position) = self.charges.iter().position(of_it) else {
             return;
         };
+        let entered_ns = entered_ns(&self.limit, now_ns);
         let charge = &mut self.charges[position];
         charge.amount = used;
         if charge.at_ns > now_ns {
-            charge.at_ns = now_ns;
+            charge.at_ns = entered_ns;
+            charge.due_ns = now_ns;
             charge.since_ns = None;
+            charge.is_merged = self.limit.resolution().is_some();
         }
         self.charges.retain(|charge| charge.amount > 0);
     }
@@ -191,7 +211,8 @@ impl Line {
 
     /// When what is charged at an instant does not count any more.
     pub fn leaves_ns(&self, rate: &Rate, at_ns: i64) -> i64 {
-        leaves_ns(rate, self.limit.pad(), at_ns, self.wall_shift_ns)
+        let longer = self.limit.pad() + self.limit.resolution().unwrap_or_default();
+        leaves_ns(rate, longer, at_ns, self.wall_shift_ns)
     }
 
     pub fn has_calendar(&self) -> bool {
@@ -228,7 +249,8 @@ impl Line {
 
     /// The most that any window holds in which a charge at `at_ns` would count.
     pub fn fullest(&self, at_ns: i64, rate: &Rate) -> Sum {
-        self.fullest_between(at_ns, self.leaves_ns(rate, at_ns), rate)
+        let end_ns = self.leaves_ns(rate, entered_ns(&self.limit, at_ns));
+        self.fullest_between(at_ns, end_ns, rate)
     }
 
     /// The most that any window holds which ends at `first_ns` or later, but before `end_ns`.
@@ -282,7 +304,7 @@ impl Line {
         self.charges.iter().find(|charge| charge.claim == claim)
     }
 
-    /// How much can be added to a charge at `at_ns`: nothing that would put a window over which holds it
+    /// How much can be added to a charge that is entered at `at_ns`: nothing that would put a window over which holds it
     /// and has not ended, and nothing if no such window is left. What is taken from a bucket is taken now.
     pub fn room(&self, at_ns: i64, now_ns: i64) -> u64 {
         let first_ns = at_ns.max(now_ns);
@@ -321,7 +343,8 @@ impl Line {
         let of_it = |charge: &Charge| charge.claim == claim;
         let position = self.charges.iter().position(of_it);
         let excess = used.saturating_sub(estimated);
-        let fitting = excess.min(self.room(at_ns, now_ns));
+        let entered_ns = position.map_or(at_ns, |position| self.charges[position].at_ns);
+        let fitting = excess.min(self.room(entered_ns, now_ns));
         let rest = excess - fitting;
         let (beyond, debt) = match self.limit.overage() {
             Overage::Debt => (0, rest),
@@ -370,7 +393,8 @@ impl Line {
         debt.min(MAX_CAPACITY)
     }
 
-    /// No window holds more than its capacity.
+    /// No window holds more than its capacity: by the very instants of all charges, and by no more than the pad longer,
+    /// whatever the resolution.
     pub fn check_law(&self) -> Result<(), String> {
         if self.was_replaced {
             return Ok(());
@@ -378,9 +402,14 @@ impl Line {
         for rate in self.limit.rates() {
             let growths = self.charges.iter().filter_map(|charge| charge.growth);
             let charges = self.charges.iter();
-            let charges = charges.flat_map(|charge| [charge.at_ns, charge.since_ns()]);
+            let from_ns = |charge: &Charge| charge.since_ns.unwrap_or(charge.due_ns);
+            let charges = charges.flat_map(|charge| [charge.due_ns, from_ns(charge)]);
             for end_ns in charges.chain(growths.map(|growth| growth.at_ns)) {
-                let inside = self.inside(end_ns, rate);
+                let inside = self.charges.iter().filter(|charge| {
+                    let (pad, shift_ns) = (self.limit.pad(), self.wall_shift_ns);
+                    from_ns(charge) <= end_ns
+                        && end_ns < leaves_ns(rate, pad, charge.due_ns, shift_ns)
+                });
                 let used: Sum = inside.map(|charge| charge.lawful(end_ns)).sum();
                 if used > Sum::from(rate.capacity()) {
                     return Err(format!(

@@ -258,7 +258,7 @@ impl Model {
     fn forget_what_was_used(&mut self, opening: usize) {
         let now_ns = self.now_ns;
         for charge in self.lines.values_mut().flat_map(|line| &mut line.charges) {
-            if charge.booked_by == Some(opening) && charge.accepted && charge.at_ns <= now_ns {
+            if charge.booked_by == Some(opening) && charge.accepted && charge.due_ns <= now_ns {
                 charge.booked_by = None;
             }
         }
@@ -370,7 +370,7 @@ impl Model {
         let mut changes = Vec::new();
         for line in self.lines.values() {
             for charge in &line.charges {
-                changes.push(charge.at_ns);
+                changes.extend([charge.at_ns, charge.due_ns]);
                 let rates = line.limit.rates().iter();
                 changes.extend(rates.map(|rate| line.leaves_ns(rate, charge.at_ns)));
             }

@@ -381,7 +381,7 @@ impl Player<'_> {
         // A booking comes due without a write. If the wall clock was lost, the file comes up at what was
         // last written and the uptime, and takes a booking after that for one that was never used.
         let lost = self.model.lines.values().flat_map(|line| &line.charges);
-        for charge in lost.filter(|charge| charge.booked_by.is_some() && charge.at_ns > now_ns) {
+        for charge in lost.filter(|charge| charge.booked_by.is_some() && charge.due_ns > now_ns) {
             self.witness.forget(charge.claim);
         }
         if let Some(ledgers) = self.subject.rows() {
@@ -402,18 +402,19 @@ impl Player<'_> {
         // before what it used.
         for (key, line) in &self.model.lines {
             for charge in &line.charges {
-                let comes = self.model.now_ns < charge.at_ns && charge.at_ns <= until_ns;
+                let comes = self.model.now_ns < charge.due_ns && charge.due_ns <= until_ns;
                 let goes_ahead = charge
                     .booked_by
                     .is_none_or(|opening| self.model.alive.contains(&opening));
                 if comes && goes_ahead && charge.since_ns.is_none() {
-                    let at_ns = self.witness.now_ns + charge.at_ns - self.model.now_ns;
+                    let at_ns = self.witness.now_ns + charge.due_ns - self.model.now_ns;
                     // All windows that hold it end after it has grown.
                     let growth = charge.growth.map(|growth| Growth { at_ns, ..growth });
                     self.witness.saw(
                         key,
                         Charge {
                             at_ns,
+                            due_ns: at_ns,
                             growth,
                             ..*charge
                         },

@@ -44,6 +44,8 @@ pub enum Twist {
     BlocksCountFromTheirEnd,
     /// Blocks count for a window from when they were taken, as if they were used at once.
     BlocksCountFromTheirStart,
+    /// What is merged counts for a window from the beginning of its span, and no longer.
+    MergesTooShort,
 }
 
 /// Takes the wall clock for the time since the boot.
@@ -107,7 +109,9 @@ impl Real {
     pub fn twisted(twist: Twist) -> Self {
         let is_in_the_file = matches!(
             twist,
-            Twist::BlocksCountFromTheirEnd | Twist::BlocksCountFromTheirStart
+            Twist::BlocksCountFromTheirEnd
+                | Twist::BlocksCountFromTheirStart
+                | Twist::MergesTooShort
         );
         let straight = if is_in_the_file {
             Self::on_file(1)
@@ -129,7 +133,17 @@ impl Real {
 
 impl Subject for Real {
     fn define(&mut self, slot: usize, limit: &Limit, conflict: OnConflict) -> Defined {
-        match self.limiter(slot).define_or(limit, conflict) {
+        let defined = self.limiter(slot).define_or(limit, conflict);
+        if self.twist == Twist::MergesTooShort {
+            let connection = open_raw(&self.file.as_ref().expect("on a file").file());
+            connection
+                .execute_batch(
+                    "UPDATE limit_definition SET pad_ns = max(pad_ns - resolution_ns, 0);
+                     UPDATE clock SET definitions = definitions + 1",
+                )
+                .unwrap();
+        }
+        match defined {
             Ok(definition) => Defined::Done(definition),
             Err(error) => not_defined(error),
         }
@@ -385,10 +399,11 @@ impl Subject for Real {
     }
 
     fn rows(&mut self) -> Option<BTreeMap<String, Vec<Row>>> {
-        const ROWS: &str = "SELECT key, at_ns, seq, amount, total, owner_id
-            FROM ledger JOIN named_limit USING (limit_id)
-                LEFT JOIN booking USING (limit_id, at_ns, seq)
-            ORDER BY limit_id, at_ns, seq";
+        const ROWS: &str = "SELECT key, at_ns, seq, amount, total,
+                (SELECT owner_id FROM booking AS b
+                 WHERE (b.limit_id, b.at_ns, b.seq) = (l.limit_id, l.at_ns, l.seq))
+            FROM ledger AS l JOIN named_limit USING (limit_id)
+            ORDER BY l.limit_id, at_ns, seq";
         let connection = open_raw(&self.file.as_ref()?.file());
         let mut statement = connection.prepare(ROWS).unwrap();
         let mut rows = statement.query([]).unwrap();

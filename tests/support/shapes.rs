@@ -22,6 +22,8 @@ const ONE_REFILL: usize = 2;
 const TIMEOUTS_MS: [u64; 6] = [1, 7, 40, 1_000, 5_000, 2_000_000];
 const WINDOWS_MS: [u64; 10] = [1, 2, 3, 5, 10, 40, 250, 1_000, 2_000, 5_000];
 const PADS_NS: [u64; 6] = [0, 0, 0, 1, 999_999, 7_000_000];
+/// Some divide windows and pads, and some do not.
+const RESOLUTIONS_NS: [u64; 8] = [0, 0, 0, 0, 0, 300_000, 1_000_000, 7_000_000];
 /// The definition of a bucket.
 #[derive(Clone, Copy, Debug)]
 pub struct Tub {
@@ -55,6 +57,7 @@ pub struct Shape {
     /// Capacities are close to the largest.
     pub is_huge: bool,
     pub pad: usize,
+    pub resolution: usize,
     pub overage: Overage,
     /// It is a bucket, and has no rates.
     pub bucket: Option<Tub>,
@@ -77,12 +80,14 @@ pub fn shape() -> impl Strategy<Value = Shape> {
         prop::option::weighted(0.5, tub()),
         prop::collection::vec(allowance(), 0..=2),
     );
-    (rates, grows, is_huge, 0..PADS_NS.len(), overage(), kinds).prop_map(
-        |(rates, grows, is_huge, pad, overage, (bucket, quotas))| Shape {
+    let longer = (0..PADS_NS.len(), 0..RESOLUTIONS_NS.len());
+    (rates, grows, is_huge, longer, overage(), kinds).prop_map(
+        |(rates, grows, is_huge, (pad, resolution), overage, (bucket, quotas))| Shape {
             rates,
             grows,
             is_huge,
             pad,
+            resolution,
             overage,
             bucket,
             quotas,
@@ -154,7 +159,13 @@ impl Shape {
         let longest = rates.last().expect("there is one").0;
         let room_ns = (longest_ns - ns(longest)).unsigned_abs();
         let pad = Duration::from_nanos(PADS_NS[self.pad].min(room_ns));
+        // A resolution that has become coarser lengthens the windows, too.
+        let shortest = rates.first().expect("there is one").0;
+        let resolution = Duration::from_nanos(RESOLUTIONS_NS[self.resolution]);
+        let fits = resolution <= shortest && ns(resolution + pad + longest) <= longest_ns;
+        let resolution = if fits { resolution } else { Duration::ZERO };
         let mut builder = builder_of(key).pad(pad).overage(self.overage);
+        builder = builder.resolution(resolution);
         let mut former = 0;
         for (window, capacity) in rates {
             let capacity = if self.grows {
@@ -236,6 +247,7 @@ impl Shape {
             shape.quotas.clear();
             shape.is_huge = false;
             shape.pad = 0;
+            shape.resolution = 0;
             let longest = WINDOWS_MS.len() - 1;
             shape.rates.retain(|(window, _)| *window != longest);
             shape.rates.push((longest, capacity + 6));

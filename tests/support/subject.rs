@@ -71,6 +71,7 @@ pub enum Defined {
         given: Limit,
     },
     OtherKind,
+    Finer,
     /// There is nothing of this name to change.
     Unknown,
     Failed(String),

@@ -21,6 +21,7 @@ pub fn not_defined(error: Error) -> Defined {
             given: *given,
         },
         Error::OtherKind { .. } => Defined::OtherKind,
+        Error::Finer { .. } => Defined::Finer,
         Error::UnknownLimit { .. } => Defined::Unknown,
         error => Defined::Failed(error.to_string()),
     }

@@ -23,11 +23,13 @@ impl Witness {
     pub fn saw_now(&mut self, key: &str, amount: u64, claim: usize) {
         let charge = Charge {
             at_ns: self.now_ns,
+            due_ns: self.now_ns,
             amount,
             booked_by: None,
             accepted: false,
             claim,
             growth: None,
+            is_merged: false,
             order: 0,
             since_ns: None,
         };

@@ -10,7 +10,7 @@ use crate::calendar::{
 use crate::clock::Timestamp;
 use crate::decision::Books;
 use crate::limit::{Bucket, Limit};
-use crate::store::{Block, PermitNumber};
+use crate::store::{Block, MERGED, POURED, PermitNumber};
 
 /// How many expired charges one acquisition removes from each ledger that it charges.
 const SWEEP: usize = 64;
@@ -40,9 +40,6 @@ pub(super) struct Accounts {
     pub(super) wall_shift_ns: i64,
 }
 
-/// The position of what was poured out of a bucket at once: it stands in no ledger.
-const POURED: i64 = -1;
-
 /// Slots of one limit that one permit holds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
@@ -69,18 +66,38 @@ impl Accounts {
         }
     }
 
-    /// Charges a line at an instant, which lies ahead if it is booked. Returns the position of the charge.
-    pub(super) fn charge_line(&mut self, line: &Line<'_>, at: Timestamp) -> i64 {
+    /// Charges a line at an instant, which lies ahead if it is booked. Returns where the charge stands.
+    pub(super) fn charge_line(&mut self, line: &Line<'_>, at: Timestamp) -> (Timestamp, i64) {
         match line.limit.bucket() {
             Some(bucket) if at <= self.now => {
                 let (now, amount) = (self.now, line.amount);
                 self.pour(line.id, bucket, |poured| {
                     Some(poured_now(bucket, poured, now, amount))
                 });
-                POURED
+                (at, POURED)
             }
-            _ => self.charge(line.id, at, line.amount),
+            _ => self.enter(line.id, line.limit, at, line.amount),
         }
+    }
+
+    /// Charges an amount to a limit of rates, or ahead to a bucket. Returns where the charge stands.
+    fn enter(
+        &mut self,
+        id: LimitId,
+        limit: &Limit,
+        at: Timestamp,
+        amount: i64,
+    ) -> (Timestamp, i64) {
+        if limit.resolution_ns() == 0 {
+            return (at, self.charge(id, at, amount));
+        }
+        let at = limit.entered_at(at);
+        if self.amount(id, at, MERGED).is_some() {
+            self.amend(id, at, MERGED, amount);
+        } else {
+            self.insert(id, (at, MERGED), amount);
+        }
+        (at, MERGED)
     }
 
     /// Pours out of a bucket what was booked for instants that have come, and changes what came of that as is said.
@@ -143,20 +160,20 @@ impl Accounts {
     }
 
     /// Ends a block: what was used of it is charged now, or at its end if that has come.
-    pub(super) fn end_block(&mut self, block: &Block, used: i64) {
-        let (limit, until, seq) = (block.limit, block.until, block.seq);
-        if self.amount(limit, until, seq).is_none() {
+    pub(super) fn end_block(&mut self, block: &Block, used: i64, limit: &Limit) {
+        let (id, until, seq) = (block.limit, block.until, block.seq);
+        let Some(amount) = self.amount(id, until, seq) else {
             return;
-        }
+        };
         if until <= self.now {
-            return self.amend(limit, until, seq, used);
+            return self.amend(id, until, seq, used - amount);
         }
-        self.amend(limit, until, seq, 0);
-        if let Some(blocks) = self.blocks.get_mut(&limit) {
+        self.amend(id, until, seq, -amount);
+        if let Some(blocks) = self.blocks.get_mut(&id) {
             blocks.remove(&(until, seq));
         }
         if used > 0 {
-            self.charge(limit, self.now, used);
+            self.enter(id, limit, self.now, used);
         }
     }
 
@@ -169,24 +186,28 @@ impl Accounts {
     /// Adds a charge and returns its position in the instant.
     fn charge(&mut self, limit: LimitId, at: Timestamp, amount: i64) -> i64 {
         let ledger = self.ledgers.entry(limit).or_default();
-        let previous = ledger.range(..=(at, i64::MAX)).next_back();
-        let (seq, before) = match previous {
-            Some((&(previous_at, seq), sum)) if previous_at == at => (seq + 1, sum.total),
-            Some((_, sum)) => (0, sum.total),
-            // What lay before may have been swept, and the bookings ahead still count from there.
-            None => (
-                0,
-                ledger
-                    .first_key_value()
-                    .map_or(Total::ZERO, |next| charge_of(next).before()),
-            ),
+        let seq = match ledger.range(..=(at, i64::MAX)).next_back() {
+            Some((&(previous_at, seq), _)) if previous_at == at => (seq + 1).max(0),
+            _ => 0,
         };
-        for (_, sum) in ledger.range_mut((at, seq)..) {
+        self.insert(limit, (at, seq), amount);
+        seq
+    }
+
+    fn insert(&mut self, limit: LimitId, position: (Timestamp, i64), amount: i64) {
+        let ledger = self.ledgers.entry(limit).or_default();
+        let before = match ledger.range(..position).next_back() {
+            Some((_, sum)) => sum.total,
+            // What lay before may have been swept, and what follows still counts from there.
+            None => ledger
+                .first_key_value()
+                .map_or(Total::ZERO, |next| charge_of(next).before()),
+        };
+        for (_, sum) in ledger.range_mut(position..) {
             sum.total = sum.total.plus(amount);
         }
         let total = before.plus(amount);
-        ledger.insert((at, seq), Sum { amount, total });
-        seq
+        ledger.insert(position, Sum { amount, total });
     }
 
     /// When the next slot of a limit comes back by itself.
@@ -208,20 +229,20 @@ impl Accounts {
         Some(self.ledger(limit)?.get(&(at, seq))?.amount)
     }
 
-    /// Changes what stands in a row, unless it was swept; a row of nothing is removed.
-    pub(super) fn amend(&mut self, limit: LimitId, at: Timestamp, seq: i64, amount: i64) {
+    /// Adds to what stands in a row, or takes from it, unless it was swept; a row of nothing is removed.
+    pub(super) fn amend(&mut self, limit: LimitId, at: Timestamp, seq: i64, more: i64) {
         let Some(ledger) = self.ledgers.get_mut(&limit) else {
             return;
         };
         let Some(sum) = ledger.get_mut(&(at, seq)) else {
             return;
         };
-        let more = amount - sum.amount;
-        sum.amount = amount;
+        sum.amount += more;
+        let is_empty = sum.amount == 0;
         for (_, sum) in ledger.range_mut((at, seq)..) {
             sum.total = sum.total.plus(more);
         }
-        if amount == 0 {
+        if is_empty {
             ledger.remove(&(at, seq));
         }
     }
@@ -285,7 +306,7 @@ impl Ledgers for Accounts {
     fn first_after(&mut self, limit: LimitId, at: Timestamp) -> Result<Option<Charge>, Infallible> {
         Ok(self
             .ledger(limit)
-            .and_then(|ledger| ledger.range((at.saturating_plus_ns(1), 0)..).next())
+            .and_then(|ledger| ledger.range((at.saturating_plus_ns(1), i64::MIN)..).next())
             .map(charge_of))
     }
 

@@ -61,7 +61,9 @@ impl State {
     pub(super) fn end_block(&mut self, handed: Handed<'_>) {
         if handed.block.pid == crate::process::id() {
             let used = handed.used.cast_signed();
-            self.ledgers.end_block(handed.block, used);
+            if let Some(known) = self.limits.by_id(handed.block.limit) {
+                self.ledgers.end_block(handed.block, used, &known.limit);
+            }
         }
     }
 }

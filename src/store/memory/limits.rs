@@ -9,7 +9,8 @@ use super::{PLACE, State, unknown};
 use crate::calendar::{LimitId, Line};
 use crate::clock::Timestamp;
 use crate::definition::{
-    Action, Author, Definition, Known, LimitChange, OnConflict, Use, check_kind, most_specific,
+    Action, Author, Definition, Known, LimitChange, OnConflict, Use, check_replaceable,
+    check_resolution, most_specific,
 };
 use crate::error::Error;
 use crate::limit::{Bucket, Limit, Pattern};
@@ -50,6 +51,14 @@ impl Limits {
         let pattern = self.pattern_of(key)?;
         let id = self.keys.get(key).copied().unwrap_or(LimitId::NONE);
         Some(Arc::new(pattern.applied_to(key, id)))
+    }
+
+    /// The limit that has this ledger.
+    pub(super) fn by_id(&self, id: LimitId) -> Option<Arc<Known>> {
+        if let Some(key) = self.by_number.get(&id) {
+            return self.find(key);
+        }
+        self.defined.values().find(|known| known.id == id).cloned()
     }
 
     /// Whether the ledger of a key that matches a pattern may have been closed because nothing was left in it: as long
@@ -148,10 +157,10 @@ impl State {
                     });
                 }
                 (Some(stored), OnConflict::Replace) => {
-                    check_kind(stored, limit, Path::new(PLACE))?;
+                    check_replaceable(stored, limit, Path::new(PLACE))?;
                 }
                 (Some(_), OnConflict::Adopt) => continue,
-                (None, _) => {}
+                (None, _) => self.check_taken_over(limit, &planned)?,
             }
             planned.insert(limit.key(), limit);
         }
@@ -159,6 +168,39 @@ impl State {
         let defined = defined.collect();
         self.tell_those_in_line();
         Ok(defined)
+    }
+
+    /// Refuses a definition for which keys would count that have merged more coarsely what was charged to them, by the
+    /// patterns that will be there then.
+    fn check_taken_over(
+        &self,
+        limit: &Limit,
+        planned: &BTreeMap<&str, &Limit>,
+    ) -> Result<(), Error> {
+        let stored = self.limits.patterns.iter().map(|known| &known.limit);
+        let stored = stored.filter(|stored| !planned.contains_key(stored.key()));
+        let new = planned.values().copied();
+        let patterns: Vec<&Limit> = stored
+            .chain(new.filter(|limit| limit.is_pattern()))
+            .collect();
+        let specific = |a: &Limit, b: &Limit| Pattern(a.key()).cmp_specific(Pattern(b.key()));
+        for key in self.limits.keys.keys() {
+            let matching = patterns
+                .iter()
+                .filter(|other| Pattern(other.key()).matches(key));
+            let Some(former) = matching.max_by(|a, b| specific(a, b)) else {
+                continue;
+            };
+            let is_its = if limit.is_pattern() {
+                Pattern(limit.key()).matches(key) && specific(limit, former) == Ordering::Greater
+            } else {
+                **key == *limit.key()
+            };
+            if is_its && former.kind().as_str() == limit.kind().as_str() {
+                check_resolution(former, limit, Path::new(PLACE))?;
+            }
+        }
+        Ok(())
     }
 
     fn define(&mut self, limit: &Limit, conflict: OnConflict) -> Definition {
@@ -200,7 +242,7 @@ impl State {
         };
         let still_stands = known.limit == *stored;
         if still_stands && known.limit != *limit {
-            check_kind(&known.limit, limit, Path::new(PLACE))?;
+            check_replaceable(&known.limit, limit, Path::new(PLACE))?;
             self.replace(&known, limit);
             self.tell_those_in_line();
         }

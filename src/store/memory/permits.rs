@@ -238,11 +238,14 @@ impl State {
     fn take_back(&mut self, claim: &Claim) -> Settlement {
         for row in &claim.rows {
             match self.still_poured(row) {
-                Some((known, bucket)) if claim.at <= self.ledgers.now => {
+                Some((known, bucket)) if row.at <= self.ledgers.now => {
                     let amount = row.amount.cast_signed();
-                    self.ledgers.put_back(known.id, bucket, claim.at, amount);
+                    self.ledgers.put_back(known.id, bucket, row.at, amount);
                 }
-                _ => self.ledgers.amend(row.limit, claim.at, row.seq, 0),
+                _ => {
+                    let amount = row.amount.cast_signed();
+                    self.ledgers.amend(row.limit, row.at, row.seq, -amount);
+                }
             }
         }
         Settlement::default()
@@ -298,17 +301,17 @@ impl State {
                 settlement.add(row, used, Correction::NOTHING);
                 continue;
             };
-            let charged = self.ledgers.amount(row.limit, claim.at, row.seq);
+            let stands = self.ledgers.amount(row.limit, row.at, row.seq).is_some();
             let estimate = Estimate {
                 id: known.id,
                 limit: &known.limit,
-                at: claim.at,
-                charged: charged.unwrap_or(row.amount.cast_signed()),
+                at: row.at,
+                charged: row.amount.cast_signed(),
                 used: used.cast_signed(),
-                can_grow: charged.is_some() || known.limit.bucket().is_some(),
+                can_grow: stands || known.limit.bucket().is_some(),
             };
             let Ok(correction) = correction(&mut self.ledgers, &estimate, now);
-            let amount = correction.charged;
+            let more = correction.charged - estimate.charged;
             // It may have been closed meanwhile because it was empty.
             let needs_none = known.limit.bucket().is_none() && correction.debt == 0;
             let id = if needs_none {
@@ -316,13 +319,12 @@ impl State {
             } else {
                 self.with_ledger(&known)
             };
-            match (charged, known.limit.bucket()) {
+            match known.limit.bucket() {
                 // What was booked may not have been poured out yet, though its instant has come.
-                (_, Some(bucket)) if claim.at <= now => {
-                    let back = estimate.charged - amount;
-                    self.ledgers.put_back(id, bucket, claim.at, back);
+                Some(bucket) if row.at <= now => {
+                    self.ledgers.put_back(id, bucket, row.at, -more);
                 }
-                _ => self.ledgers.amend(row.limit, claim.at, row.seq, amount),
+                _ => self.ledgers.amend(row.limit, row.at, row.seq, more),
             }
             if correction.debt > 0 {
                 self.owe(id, correction.debt);

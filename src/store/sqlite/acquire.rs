@@ -280,9 +280,13 @@ fn charge(
     let now = transaction.now();
     let mut rows = Few::with_capacity(lines.len());
     for line in lines.iter().filter(|line| !is_of_slots(line)) {
-        let seq = transaction.charge_line(line, at)?;
-        rows.push(Row::new(line, seq));
+        let stands = transaction.charge_line(line, at)?;
+        rows.push(Row::new(line, stands));
     }
+    let booking = owner.filter(|_| at > now).map(|owner| BookingId {
+        owner,
+        number: session.next_booking(),
+    });
     let mut registered = None;
     if let Some(owner) = owner {
         let slots = lines.iter().filter(|line| is_of_slots(line));
@@ -290,7 +294,7 @@ fn charge(
             let expires = expiry(slots.clone(), now);
             let request = plan.id().map(|_| plan.print());
             let name = plan.id().zip(request.as_deref());
-            let number = transaction.insert_permit(owner, at, expires, name)?;
+            let number = transaction.insert_permit(owner, (at, booking), expires, name)?;
             if name.is_some() {
                 transaction.insert_permit_charges(number, &rows)?;
             }
@@ -305,10 +309,6 @@ fn charge(
             }));
         }
     }
-    let booking = owner.filter(|_| at > now).map(|owner| BookingId {
-        owner,
-        number: session.next_booking(),
-    });
     if let Some(booking) = booking {
         transaction.book(booking, at, &rows)?;
         for number in session.accepted.take_used(now) {

@@ -125,14 +125,16 @@ impl Transaction<'_> {
         if until <= now {
             return self.amend(charge, used - amount);
         }
-        self.take_back(vec![charge])?;
+        self.take_back(charge)?;
         self.link
             .connection
             .prepare_cached(DELETE)
             .and_then(|mut s| s.execute((block.limit.0, block.until.as_nanos(), block.seq)))
             .map_err(|error| self.sqlite(error))?;
-        if used > 0 {
-            self.charge(block.limit, now, used)?;
+        if used > 0
+            && let Some(known) = self.known_by_id(block.limit)?
+        {
+            self.enter(block.limit, &known.limit, now, used)?;
         }
         Ok(())
     }

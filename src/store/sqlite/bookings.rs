@@ -5,30 +5,34 @@ use std::collections::BinaryHeap;
 use std::collections::binary_heap::PeekMut;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rusqlite::CachedStatement;
+use rusqlite::{CachedStatement, Row as SqlRow};
 
 use super::ledger::{Taken, taken};
 use super::transaction::Transaction;
-use crate::calendar::LimitId;
+use crate::calendar::{LimitId, Total};
 use crate::clock::Timestamp;
 use crate::error::Error;
-use crate::store::{BookingId, Claim, Few, Row};
+use crate::store::{BookingId, Few, PermitNumber, Row};
 
-const INSERT: &str = "INSERT INTO booking (owner_id, booking_id, limit_id, at_ns, seq)
-    VALUES (?1, ?2, ?3, ?4, ?5)";
+const INSERT: &str =
+    "INSERT INTO booking (owner_id, booking_id, limit_id, at_ns, seq, amount, due_ns)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
 
 impl Transaction<'_> {
-    /// Says whose charges these are.
+    /// Says whose charges these are, and when they are due.
     pub(super) fn book(
         &mut self,
         booking: BookingId,
-        at: Timestamp,
+        due: Timestamp,
         rows: &[Row],
     ) -> Result<(), Error> {
         let insert = |mut statement: CachedStatement<'_>| -> rusqlite::Result<()> {
             for row in rows {
                 let BookingId { owner, number } = booking;
-                statement.execute((owner, number, row.limit.0, at.as_nanos(), row.seq))?;
+                let (at_ns, due_ns) = (row.at.as_nanos(), due.as_nanos());
+                let amount = row.amount.cast_signed();
+                let values = (owner, number, row.limit.0, at_ns, row.seq, amount, due_ns);
+                statement.execute(values)?;
             }
             Ok(())
         };
@@ -44,9 +48,10 @@ const FIND_BOOKED: &str = "SELECT b.limit_id, b.at_ns, b.seq, c.amount
     FROM booking AS b LEFT JOIN charge AS c USING (limit_id, at_ns, seq)
     WHERE owner_id = ?1 AND booking_id = ?2";
 
-const FIND_OWNED: &str = "SELECT limit_id, at_ns, seq, amount
-    FROM booking JOIN charge USING (limit_id, at_ns, seq)
-    WHERE owner_id = ?1 AND at_ns > ?2";
+const FIND_OWNED: &str = "SELECT limit_id, at_ns, seq, c.amount, sum(b.amount)
+    FROM booking AS b JOIN charge AS c USING (limit_id, at_ns, seq)
+    WHERE owner_id = ?1 AND due_ns > ?2
+    GROUP BY limit_id, at_ns, seq";
 
 impl Transaction<'_> {
     /// The limits of a booking, if it is still there, each with the charge if that is.
@@ -68,12 +73,23 @@ impl Transaction<'_> {
             .map_err(|error| self.sqlite(error))
     }
 
-    /// What an owner has booked after `now`.
-    pub(super) fn find_owned(&self, owner: i64, now: Timestamp) -> Result<Vec<Taken>, Error> {
+    /// What an owner has booked for later than `now`: the rows, and how much of each.
+    pub(super) fn find_owned(
+        &mut self,
+        owner: i64,
+        now: Timestamp,
+    ) -> Result<Vec<(Taken, i64)>, Error> {
+        self.write_charges()?;
         self.link
             .connection
             .prepare_cached(FIND_OWNED)
-            .and_then(|mut s| s.query_map((owner, now.as_nanos()), taken)?.collect())
+            .and_then(|mut s| {
+                let read = |row: &SqlRow<'_>| {
+                    let booked = row.get::<_, i64>(4)?.clamp(0, Total::MASK);
+                    Ok((taken(row)?, booked))
+                };
+                s.query_map((owner, now.as_nanos()), read)?.collect()
+            })
             .map_err(|error| self.sqlite(error))
     }
 }
@@ -105,22 +121,23 @@ impl Transaction<'_> {
     }
 }
 
-const FORGET_ROW: &str = "DELETE FROM booking
-    WHERE owner_id = ?1 AND limit_id = ?2 AND at_ns = ?3 AND seq = ?4";
+const FORGET_OF_PERMIT: &str = "DELETE FROM booking
+    WHERE owner_id = ?1 AND booking_id = (SELECT booking_id FROM permit WHERE permit_id = ?2)";
 
 impl Transaction<'_> {
-    /// Removes the booking of a claim of which only the owner is known, and leaves its charges as they are.
-    pub(super) fn forget_booked_rows(&mut self, owner: i64, claim: &Claim) -> Result<(), Error> {
+    /// Removes what its owner has booked with a permit, and leaves the charges as they are.
+    pub(super) fn forget_booking_of(
+        &mut self,
+        permit: PermitNumber,
+        owner: i64,
+    ) -> Result<(), Error> {
         self.wrote();
-        for row in &claim.rows {
-            let key = (owner, row.limit.0, claim.at.as_nanos(), row.seq);
-            self.link
-                .connection
-                .prepare_cached(FORGET_ROW)
-                .and_then(|mut statement| statement.execute(key))
-                .map_err(|error| self.sqlite(error))?;
-        }
-        Ok(())
+        self.link
+            .connection
+            .prepare_cached(FORGET_OF_PERMIT)
+            .and_then(|mut statement| statement.execute((owner, permit.0)))
+            .map(drop)
+            .map_err(|error| self.sqlite(error))
     }
 }
 

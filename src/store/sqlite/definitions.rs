@@ -8,7 +8,8 @@ use super::memo::MOST;
 use super::transaction::Transaction;
 use crate::calendar::LimitId;
 use crate::definition::{
-    Action, Author, Definition, Known, OnConflict, Use, check_kind, most_specific,
+    Action, Author, Definition, Known, OnConflict, Use, check_replaceable, check_resolution,
+    most_specific,
 };
 use crate::error::Error;
 use crate::limit::{Limit, Pattern};
@@ -31,6 +32,11 @@ impl Transaction<'_> {
             // missing; what was taken of another kind says nothing of this one.
             let mut keys = self.keys_for(limit)?;
             let kind = limit.kind().as_str();
+            for (_, former) in &keys {
+                if former.limit.kind().as_str() == kind {
+                    check_resolution(&former.limit, limit, &self.place.database)?;
+                }
+            }
             for (key, former) in &keys {
                 if former.limit.kind().as_str() != kind {
                     self.delete_key(*key)?;
@@ -84,7 +90,7 @@ impl Transaction<'_> {
         limit: &Limit,
         author: &Author,
     ) -> Result<(), Error> {
-        check_kind(&stored.limit, limit, &self.place.database)?;
+        check_replaceable(&stored.limit, limit, &self.place.database)?;
         if let Some(bucket) = stored.limit.bucket().filter(|_| !limit.is_pattern()) {
             self.pour(stored.id, bucket, |poured| poured)?;
         }

@@ -25,7 +25,7 @@ impl Transaction<'_> {
             None => {
                 let name = Some((id, request.as_str()));
                 Registered {
-                    number: self.insert_permit(owner, claim.at, None, name)?,
+                    number: self.insert_permit(owner, (claim.at, claim.booking), None, name)?,
                     id: Some(id.into()),
                     slots: Few::new(),
                     fence: None,
@@ -73,10 +73,9 @@ impl Transaction<'_> {
         self.let_expire(RENEW, permit, timeout_ns)
     }
 
-    /// Unties the permit of a claim from its owner, and lets it end by itself. Nothing if it has ended.
+    /// Unties a permit from its owner, and lets it end by itself. Nothing if it has ended.
     pub(super) fn detach(
         &mut self,
-        claim: &Claim,
         permit: PermitNumber,
         timeout_ns: i64,
     ) -> Result<Option<Timestamp>, Error> {
@@ -84,7 +83,7 @@ impl Transaction<'_> {
         let expires = self.let_expire(DETACH, permit, timeout_ns)?;
         // Its charges are not taken back when whoever has booked them dies.
         if let (Some(owner), Some(_)) = (owner, expires) {
-            self.forget_booked_rows(owner, claim)?;
+            self.forget_booking_of(permit, owner)?;
         }
         Ok(expires)
     }
@@ -144,7 +143,7 @@ impl Transaction<'_> {
         }
         self.wrote();
         match self.owner_of(registered.number)? {
-            Some(owner) => self.forget_booked_rows(owner, claim),
+            Some(owner) => self.forget_booking_of(registered.number, owner),
             None => Ok(()),
         }
     }
@@ -159,7 +158,8 @@ impl Transaction<'_> {
     }
 }
 
-const ADOPT: &str = "UPDATE permit SET owner_id = ?2, expires_ns = ?3, fence = coalesce(?4, fence)
+const ADOPT: &str = "UPDATE permit
+    SET owner_id = ?2, expires_ns = ?3, fence = coalesce(?4, fence), booking_id = NULL
     WHERE permit_id = ?1";
 
 impl Transaction<'_> {

@@ -10,8 +10,8 @@ use crate::calendar::{
 };
 use crate::clock::Timestamp;
 use crate::error::Error;
-use crate::limit::Bucket;
-use crate::store::{Claim, Few, Row};
+use crate::limit::{Bucket, Limit};
+use crate::store::{Claim, Few, MERGED, POURED, Row};
 
 const LAST_AT: &str = "SELECT at_ns, seq, amount, total FROM charge
     WHERE limit_id = ?1 AND at_ns <= ?2 ORDER BY at_ns DESC, seq DESC LIMIT 1";
@@ -146,23 +146,52 @@ fn charge(row: &SqlRow<'_>) -> rusqlite::Result<Charge> {
 
 const INSERT: &str = "INSERT INTO charge (limit_id, at_ns, seq, amount, total)
     VALUES (?1, ?2, ?3, ?4, ?5)";
+const GROW: &str = "UPDATE charge
+    SET amount = min(amount + ?4, 4611686018427387903), total = (total + ?4) & 4611686018427387903
+    WHERE limit_id = ?1 AND at_ns = ?2 AND seq = ?3";
 
-/// The position of what was poured out of a bucket at once: it stands in no ledger.
-const POURED: i64 = -1;
+/// A row that is charged at the end of a ledger, and not written yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unwritten {
+    limit: LimitId,
+    charge: Charge,
+    /// How much of it is new, if the rest is in the file.
+    grown_by: Option<i64>,
+}
 
 impl Transaction<'_> {
-    /// Charges a line at an instant, which lies ahead if it is booked. Returns the position of the charge.
-    pub(super) fn charge_line(&mut self, line: &Line<'_>, at: Timestamp) -> Result<i64, Error> {
+    /// Charges a line at an instant, which lies ahead if it is booked. Returns where the charge stands.
+    pub(super) fn charge_line(
+        &mut self,
+        line: &Line<'_>,
+        at: Timestamp,
+    ) -> Result<(Timestamp, i64), Error> {
         if let Some(bucket) = line.limit.bucket() {
             let (now, amount) = (self.now(), line.amount);
             if at <= now {
                 self.pour(line.id, bucket, |poured| {
                     Some(poured_now(bucket, poured, now, amount))
                 })?;
-                return Ok(POURED);
+                return Ok((at, POURED));
             }
         }
-        self.charge(line.id, at, line.amount)
+        self.enter(line.id, line.limit, at, line.amount)
+    }
+
+    /// Charges an amount to a limit of rates, or ahead to a bucket. Returns where the charge stands.
+    pub(super) fn enter(
+        &mut self,
+        id: LimitId,
+        limit: &Limit,
+        at: Timestamp,
+        amount: i64,
+    ) -> Result<(Timestamp, i64), Error> {
+        if limit.resolution_ns() > 0 {
+            let at = limit.entered_at(at);
+            self.merge(id, at, amount)?;
+            return Ok((at, MERGED));
+        }
+        Ok((at, self.charge(id, at, amount)?))
     }
 
     /// Puts back into a bucket what was poured out of it at an instant, or pours out more now if that is negative.
@@ -193,28 +222,24 @@ impl Transaction<'_> {
         amount: i64,
     ) -> Result<i64, Error> {
         let is_booked = at > self.now();
-        let mut unwritten = self.unwritten.iter_mut();
-        if !is_booked
-            && let Some((_, row)) = unwritten.find(|(of, row)| (*of, row.at) == (limit, at))
-        {
-            row.amount = row.amount.saturating_add(amount);
-            row.total = row.total.plus(amount);
-            let row = *row;
-            self.link.memo.grown(limit, row);
+        let unwritten = self.unwritten.iter_mut();
+        let mut same = unwritten.filter(|row| (row.limit, row.charge.at) == (limit, at));
+        if !is_booked && let Some(row) = same.find(|row| row.charge.seq != MERGED) {
+            row.charge.amount = row.charge.amount.saturating_add(amount);
+            row.charge.total = row.charge.total.plus(amount);
+            let charge = row.charge;
+            self.link.memo.grown(limit, charge);
             self.charged();
-            return Ok(row.seq);
+            return Ok(charge.seq);
         }
         let very_last = self.very_last(limit)?;
         let previous = self.last_at(limit, at)?;
         let (seq, before) = match previous {
-            Some(previous) if previous.at == at => (previous.seq.saturating_add(1), previous.total),
+            Some(previous) if previous.at == at => {
+                (previous.seq.saturating_add(1).max(0), previous.total)
+            }
             Some(previous) => (0, previous.total),
-            // What lay before may have been swept, and the bookings ahead still count from there.
-            None => (
-                0,
-                self.first_after(limit, at)?
-                    .map_or(Total::ZERO, |next| next.before()),
-            ),
+            None => (0, self.total_before_all_after(limit, at)?),
         };
         let added = Charge {
             at,
@@ -231,18 +256,99 @@ impl Transaction<'_> {
             if is_booked {
                 self.insert(limit, added)?;
             } else {
-                self.unwritten.push((limit, added));
+                self.add_unwritten(limit, added, None);
             }
         }
         Ok(seq)
     }
 
+    /// Adds to what is merged at an instant.
+    fn merge(&mut self, limit: LimitId, at: Timestamp, amount: i64) -> Result<(), Error> {
+        self.charged();
+        let very_last = self.very_last(limit)?;
+        let is_it = |last: &Charge| (last.at, last.seq) == (at, MERGED);
+        if let Some(last) = very_last.filter(is_it) {
+            let grown = Charge {
+                amount: last.amount.saturating_add(amount),
+                total: last.total.plus(amount),
+                ..last
+            };
+            self.link.memo.grown(limit, grown);
+            let mut unwritten = self.unwritten.iter_mut();
+            match unwritten.find(|row| row.limit == limit && is_it(&row.charge)) {
+                Some(row) => {
+                    row.charge = grown;
+                    row.grown_by = row.grown_by.map(|by| by.saturating_add(amount));
+                }
+                None => self.add_unwritten(limit, grown, Some(amount)),
+            }
+            return Ok(());
+        }
+        let mut added = Charge {
+            at,
+            seq: MERGED,
+            amount,
+            total: Total::ZERO,
+        };
+        if very_last.is_none_or(|last| last.at < at) {
+            let before = very_last.map_or(Total::ZERO, |last| last.total);
+            added.total = before.plus(amount);
+            self.link.memo.appended(limit, added);
+            self.add_unwritten(limit, added, None);
+            return Ok(());
+        }
+        self.write_charges()?;
+        if self.find_charged(limit, at, MERGED)?.is_some() {
+            self.grow(limit, added)?;
+        } else {
+            let earlier = at.saturating_minus_ns(1);
+            let before = match self.last_at(limit, earlier)? {
+                Some(previous) => previous.total,
+                None => self.total_before_all_after(limit, earlier)?,
+            };
+            added.total = before.plus(amount);
+            self.insert(limit, added)?;
+        }
+        self.correct_totals(limit, (at, MERGED), -amount)
+    }
+
+    /// What lay before may have been swept, and what lies ahead still counts from there.
+    fn total_before_all_after(&mut self, limit: LimitId, at: Timestamp) -> Result<Total, Error> {
+        let next = self.first_after(limit, at)?;
+        Ok(next.map_or(Total::ZERO, |next| next.before()))
+    }
+
+    fn add_unwritten(&mut self, limit: LimitId, charge: Charge, grown_by: Option<i64>) {
+        self.unwritten.push(Unwritten {
+            limit,
+            charge,
+            grown_by,
+        });
+    }
+
     /// Writes what was charged, before anybody reads or changes it in the file.
     pub(super) fn write_charges(&mut self) -> Result<(), Error> {
-        for (limit, charge) in std::mem::take(&mut self.unwritten) {
-            self.insert(limit, charge)?;
+        for row in std::mem::take(&mut self.unwritten) {
+            let Unwritten { limit, charge, .. } = row;
+            match row.grown_by {
+                None => self.insert(limit, charge)?,
+                Some(amount) => self.grow(limit, Charge { amount, ..charge })?,
+            }
         }
         Ok(())
+    }
+
+    /// Adds an amount to the row where it is charged.
+    fn grow(&self, limit: LimitId, added: Charge) -> Result<(), Error> {
+        let Charge {
+            at, seq, amount, ..
+        } = added;
+        self.link
+            .connection
+            .prepare_cached(GROW)
+            .and_then(|mut s| s.execute((limit.0, at.as_nanos(), seq, amount)))
+            .map(drop)
+            .map_err(|error| self.sqlite(error))
     }
 
     fn insert(&mut self, limit: LimitId, charge: Charge) -> Result<(), Error> {
@@ -274,7 +380,7 @@ impl Transaction<'_> {
             return Ok(());
         }
         if amount <= 0 {
-            return self.take_back(vec![charge]);
+            return self.take_back(charge);
         }
         self.wrote();
         self.freed(charge.limit);
@@ -311,28 +417,23 @@ pub(super) struct Taken {
 const DELETE: &str = "DELETE FROM charge WHERE limit_id = ?1 AND at_ns = ?2 AND seq = ?3";
 
 impl Transaction<'_> {
-    /// Removes charges, and corrects the totals after them.
-    pub(super) fn take_back(&mut self, charges: Vec<Taken>) -> Result<(), Error> {
+    /// Removes a charge, and corrects the totals after it.
+    pub(super) fn take_back(&mut self, charge: Taken) -> Result<(), Error> {
         self.write_charges()?;
-        for charge in charges {
-            self.wrote();
-            self.freed(charge.limit);
-            let last = self.very_last(charge.limit)?;
-            let is_last = last.is_some_and(|last| (last.at, last.seq) == (charge.at, charge.seq));
-            self.link
-                .connection
-                .prepare_cached(DELETE)
-                .and_then(|mut s| s.execute((charge.limit.0, charge.at.as_nanos(), charge.seq)))
-                .map_err(|error| self.sqlite(error))?;
-            if is_last {
-                self.link.memo.removed_last(charge.limit);
-                continue;
-            }
-            self.link.memo.changed(charge.limit);
-            let position = (charge.at, charge.seq);
-            self.correct_totals(charge.limit, position, charge.amount)?;
+        self.wrote();
+        self.freed(charge.limit);
+        let last = self.very_last(charge.limit)?;
+        let is_last = last.is_some_and(|last| (last.at, last.seq) == (charge.at, charge.seq));
+        self.link
+            .connection
+            .prepare_cached(DELETE)
+            .and_then(|mut s| s.execute((charge.limit.0, charge.at.as_nanos(), charge.seq)))
+            .map_err(|error| self.sqlite(error))?;
+        if is_last {
+            self.link.memo.removed_last(charge.limit);
+            return Ok(());
         }
-        Ok(())
+        self.correct_totals(charge.limit, (charge.at, charge.seq), charge.amount)
     }
 }
 
@@ -360,7 +461,7 @@ impl Transaction<'_> {
                     None => Stands::Nowhere,
                 });
             }
-            let found = self.find_charged(row.limit, claim.at, row.seq)?;
+            let found = self.find_charged(row.limit, row.at, row.seq)?;
             Ok(found.map_or(Stands::Poured, Stands::InLedger))
         };
         claim.rows.iter().map(stands).collect()

@@ -91,7 +91,9 @@ impl Transaction<'_> {
             if !booked.is_empty() {
                 came_back = true;
                 self.tell_reclaimed(owner.id, &booked)?;
-                self.take_back(booked)?;
+                for (charge, amount) in booked {
+                    self.amend(charge, -amount)?;
+                }
             }
             came_back |= self.abandon_all_of(owner.id, reached)?;
             came_back |= self.remove_from_line(owner.id)?;
@@ -115,13 +117,13 @@ impl Transaction<'_> {
             .map_err(|error| self.sqlite(error))
     }
 
-    fn tell_reclaimed(&self, owner: i64, booked: &[Taken]) -> Result<(), Error> {
+    fn tell_reclaimed(&self, owner: i64, booked: &[(Taken, i64)]) -> Result<(), Error> {
         if !tracing::enabled!(tracing::Level::INFO) {
             return Ok(());
         }
         for limit in booked
             .iter()
-            .map(|charge| charge.limit)
+            .map(|(charge, _)| charge.limit)
             .collect::<BTreeSet<_>>()
         {
             let known = self
@@ -130,7 +132,10 @@ impl Transaction<'_> {
             tracing::info!(
                 limit = known.as_ref().map(|known| known.limit.key()),
                 owner,
-                charges = booked.iter().filter(|charge| charge.limit == limit).count(),
+                charges = booked
+                    .iter()
+                    .filter(|(charge, _)| charge.limit == limit)
+                    .count(),
                 "reclaimed the bookings of a dead process"
             );
         }

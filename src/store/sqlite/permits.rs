@@ -5,21 +5,25 @@ use std::sync::Arc;
 
 use rusqlite::OptionalExtension;
 
+use super::ledger::{Taken, taken};
 use super::session::Session;
 use super::transaction::Transaction;
-use crate::calendar::{LimitId, Total};
+use crate::calendar::LimitId;
 use crate::clock::Timestamp;
 use crate::error::Error;
 use crate::settlement::End;
-use crate::store::{Claim, Few, Holder, PermitNumber, REMEMBERED_NS, Registered, Row, SlotTake};
+use crate::store::{
+    BookingId, Claim, Few, Holder, PermitNumber, REMEMBERED_NS, Registered, Row, SlotTake,
+};
 
 const LAST: &str =
     "SELECT permit_id, ended_ns, (SELECT max(fence) FROM permit WHERE fence IS NOT NULL)
     FROM permit ORDER BY permit_id DESC LIMIT 1";
 const DELETE_FENCED: &str =
     "DELETE FROM permit WHERE fence IS NOT NULL AND fence < ?1 AND ended_ns IS NOT NULL";
-const INSERT: &str = "INSERT INTO permit (permit_id, owner_id, at_ns, expires_ns, id, request)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+const INSERT: &str =
+    "INSERT INTO permit (permit_id, owner_id, at_ns, expires_ns, id, request, booking_id)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
 const DELETE: &str = "DELETE FROM permit WHERE permit_id = ?1";
 
 impl Transaction<'_> {
@@ -29,17 +33,19 @@ impl Transaction<'_> {
     pub(super) fn insert_permit(
         &mut self,
         owner: i64,
-        at: Timestamp,
+        (at, booking): (Timestamp, Option<BookingId>),
         expires: Option<Timestamp>,
         name: Option<(&str, &str)>,
     ) -> Result<PermitNumber, Error> {
         let number = self.next_permit()?;
         let (id, request) = name.unzip();
-        let expires_ns = expires.map(Timestamp::as_nanos);
+        let (at_ns, expires_ns) = (at.as_nanos(), expires.map(Timestamp::as_nanos));
+        let booking = booking.map(|booking| booking.number);
+        let values = (number.0, owner, at_ns, expires_ns, id, request, booking);
         self.link
             .connection
             .prepare_cached(INSERT)
-            .and_then(|mut s| s.execute((number.0, owner, at.as_nanos(), expires_ns, id, request)))
+            .and_then(|mut s| s.execute(values))
             .map_err(|error| self.sqlite(error))?;
         Ok(number)
     }
@@ -87,8 +93,7 @@ impl Transaction<'_> {
     }
 }
 
-const INSERT_CHARGE: &str =
-    "INSERT INTO permit_charge (permit_id, limit_id, seq, amount) VALUES (?1, ?2, ?3, ?4)";
+const INSERT_CHARGE: &str = "INSERT INTO permit_charge (permit_id, limit_id, at_ns, seq, amount) VALUES (?1, ?2, ?3, ?4, ?5)";
 
 impl Transaction<'_> {
     /// Says which charges belong to a permit that has an id.
@@ -98,11 +103,11 @@ impl Transaction<'_> {
         rows: &[Row],
     ) -> Result<(), Error> {
         for row in rows {
-            let amount = row.amount.cast_signed();
+            let (at_ns, amount) = (row.at.as_nanos(), row.amount.cast_signed());
             self.link
                 .connection
                 .prepare_cached(INSERT_CHARGE)
-                .and_then(|mut s| s.execute((permit.0, row.limit.0, row.seq, amount)))
+                .and_then(|mut s| s.execute((permit.0, row.limit.0, at_ns, row.seq, amount)))
                 .map_err(|error| self.sqlite(error))?;
         }
         Ok(())
@@ -186,7 +191,8 @@ impl Transaction<'_> {
     }
 }
 
-const CHARGES_OF: &str = "SELECT limit_id, seq, amount FROM permit_charge WHERE permit_id = ?1";
+const CHARGES_OF: &str =
+    "SELECT limit_id, at_ns, seq, amount FROM permit_charge WHERE permit_id = ?1";
 
 impl Transaction<'_> {
     /// A claim on a permit that was found by its id.
@@ -197,17 +203,11 @@ impl Transaction<'_> {
         session: &Session,
         holder: Holder,
     ) -> Result<Claim, Error> {
-        let charges: Vec<(LimitId, i64, i64)> = self
+        let charges: Vec<Taken> = self
             .link
             .connection
             .prepare_cached(CHARGES_OF)
-            .and_then(|mut s| {
-                s.query_map([found.number.0], |row| {
-                    let amount = row.get::<_, i64>(2)?.clamp(0, Total::MASK);
-                    Ok((LimitId(row.get(0)?), row.get(1)?, amount))
-                })?
-                .collect()
-            })
+            .and_then(|mut s| s.query_map([found.number.0], taken)?.collect())
             .map_err(|error| self.sqlite(error))?;
         let mut slots = Few::new();
         for (limit, amount) in self.slots_of(found.number)? {
@@ -221,15 +221,16 @@ impl Transaction<'_> {
         }
         let mut rows = Few::with_capacity(charges.len());
         let mut removed = Few::new();
-        for (limit, seq, amount) in charges {
+        for charge in charges {
             let row = |key: Arc<str>, pattern| Row {
-                limit,
+                limit: charge.limit,
                 pattern,
                 key,
-                seq,
-                amount: amount.unsigned_abs(),
+                at: charge.at,
+                seq: charge.seq,
+                amount: charge.amount.unsigned_abs(),
             };
-            match self.known_by_id(limit)? {
+            match self.known_by_id(charge.limit)? {
                 Some(known) => {
                     rows.push(row(known.limit.shared_key().clone(), known.pattern));
                 }
@@ -319,7 +320,7 @@ impl Transaction<'_> {
                 self.give_back_slots(number, slots)?;
                 // Its owner's booking of it, if it is one, must not be taken for that of a later charge.
                 if let (Some(owner), Some(_), None) = (owner, &registered.id, claim.booking) {
-                    self.forget_booked_rows(owner, claim)?;
+                    self.forget_booking_of(number, owner)?;
                 }
                 self.strike_out(number, end)?;
                 Ok(None)
@@ -410,9 +411,8 @@ impl Transaction<'_> {
 }
 
 const HELD_BY: &str = "SELECT permit_id, EXISTS (
-        SELECT 1 FROM permit_charge AS c JOIN booking AS b USING (limit_id, seq)
-        WHERE c.permit_id = p.permit_id AND b.at_ns = p.at_ns AND b.owner_id = p.owner_id
-            AND b.at_ns > ?2
+        SELECT 1 FROM booking AS b
+        WHERE b.owner_id = p.owner_id AND b.booking_id = p.booking_id AND b.due_ns > ?2
     )
     FROM permit AS p WHERE owner_id = ?1 AND ended_ns IS NULL";
 

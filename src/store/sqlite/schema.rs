@@ -6,7 +6,7 @@ use super::place::Place;
 use crate::error::Error;
 
 /// Append-only: what has once been released is never edited.
-const MIGRATIONS: [&str; 7] = [
+const MIGRATIONS: [&str; 8] = [
     include_str!("../../../migrations/0001_ledger.sql"),
     include_str!("../../../migrations/0002_permits.sql"),
     include_str!("../../../migrations/0003_shared.sql"),
@@ -14,6 +14,7 @@ const MIGRATIONS: [&str; 7] = [
     include_str!("../../../migrations/0005_views.sql"),
     include_str!("../../../migrations/0006_corrections.sql"),
     include_str!("../../../migrations/0007_blocks.sql"),
+    include_str!("../../../migrations/0008_resolution.sql"),
 ];
 
 /// Marks a file as ours in its header: "qtlt".

@@ -31,7 +31,7 @@ impl Transaction<'_> {
             let estimate = Estimate {
                 id: known.id,
                 limit: &known.limit,
-                at: claim.at,
+                at: row.at,
                 charged: row.amount.cast_signed(),
                 used: used.cast_signed(),
                 can_grow: matches!(stands, Stands::InLedger(_)) || known.limit.bucket().is_some(),
@@ -47,9 +47,9 @@ impl Transaction<'_> {
             };
             match (stands, known.limit.bucket()) {
                 // What was booked may not have been poured out yet, though its instant has come.
-                (Stands::InLedger(_) | Stands::Poured, Some(bucket)) if claim.at <= now => {
+                (Stands::InLedger(_) | Stands::Poured, Some(bucket)) if row.at <= now => {
                     let back = estimate.charged - correction.charged;
-                    self.put_back(id, bucket, claim.at, back)?;
+                    self.put_back(id, bucket, row.at, back)?;
                 }
                 (Stands::InLedger(charge), _) => {
                     self.amend(charge, correction.charged - estimate.charged)?;
@@ -107,9 +107,9 @@ impl Transaction<'_> {
             let bucket = known.and_then(|known| Some((known.id, known.limit.bucket()?)));
             match (stands, bucket) {
                 (Stands::InLedger(_) | Stands::Poured, Some((id, bucket)))
-                    if claim.at <= self.now() =>
+                    if row.at <= self.now() =>
                 {
-                    self.put_back(id, bucket, claim.at, row.amount.cast_signed())?;
+                    self.put_back(id, bucket, row.at, row.amount.cast_signed())?;
                 }
                 (Stands::InLedger(charge), _) => self.amend(charge, -row.amount.cast_signed())?,
                 (Stands::Poured | Stands::Nowhere, _) => {}

@@ -28,11 +28,11 @@ impl Transaction<'_> {
 
 const WRITE: &str = "INSERT INTO limit_definition
         (limit_id, key, is_pattern, unit, pad_ns, overage, slots, timeout_ns, burst, refill, refill_ns,
-        changed_ns, was_lowered, definition)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
+        changed_ns, was_lowered, definition, resolution_ns)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
     ON CONFLICT (limit_id) DO UPDATE SET is_pattern = ?3, unit = ?4, pad_ns = ?5, overage = ?6, slots = ?7,
         timeout_ns = ?8, burst = ?9, refill = ?10, refill_ns = ?11, changed_ns = ?12, was_lowered = ?13,
-        definition = ?14";
+        definition = ?14, resolution_ns = ?15";
 const DELETE_RATES: &str = "DELETE FROM rate WHERE limit_id = ?1";
 const DELETE_QUOTAS: &str = "DELETE FROM quota WHERE limit_id = ?1";
 const INSERT_RATE: &str = "INSERT INTO rate (limit_id, window_ns, capacity) VALUES (?1, ?2, ?3)";
@@ -69,6 +69,7 @@ impl Transaction<'_> {
                     self.now().as_nanos(),
                     was_lowered,
                     limit.as_given().to_string(),
+                    limit.resolution_ns(),
                 ])?;
             connection.prepare_cached(DELETE_RATES)?.execute([id.0])?;
             connection.prepare_cached(DELETE_QUOTAS)?.execute([id.0])?;
@@ -110,19 +111,19 @@ impl Transaction<'_> {
 
 const READ: &str =
     "SELECT limit_id, key, is_pattern, unit, pad_ns, overage, slots, timeout_ns, burst, refill,
-        refill_ns, changed_ns, was_lowered
+        refill_ns, changed_ns, was_lowered, resolution_ns
     FROM limit_definition WHERE key = ?1";
 const READ_FROM: &str =
     "SELECT limit_id, key, is_pattern, unit, pad_ns, overage, slots, timeout_ns, burst, refill,
-        refill_ns, changed_ns, was_lowered
+        refill_ns, changed_ns, was_lowered, resolution_ns
     FROM limit_definition WHERE limit_id >= ?1 ORDER BY limit_id LIMIT 1";
 const READ_ALL: &str =
     "SELECT limit_id, key, is_pattern, unit, pad_ns, overage, slots, timeout_ns, burst, refill,
-        refill_ns, changed_ns, was_lowered
+        refill_ns, changed_ns, was_lowered, resolution_ns
     FROM limit_definition ORDER BY key";
 const READ_PATTERNS: &str =
     "SELECT limit_id, key, is_pattern, unit, pad_ns, overage, slots, timeout_ns, burst,
-        refill, refill_ns, changed_ns, was_lowered
+        refill, refill_ns, changed_ns, was_lowered, resolution_ns
     FROM limit_definition WHERE is_pattern";
 
 impl Transaction<'_> {
@@ -201,6 +202,7 @@ struct Head {
     refill_ns: Option<i64>,
     changed_ns: i64,
     was_lowered: bool,
+    resolution_ns: i64,
 }
 
 impl Head {
@@ -219,6 +221,7 @@ impl Head {
             refill_ns: row.get(10)?,
             changed_ns: row.get(11)?,
             was_lowered: row.get(12)?,
+            resolution_ns: row.get(13)?,
         })
     }
 
@@ -249,7 +252,10 @@ impl Head {
         }
         let overage = Overage::parse(&self.overage)
             .ok_or_else(|| format!("there is no overage `{}`", self.overage))?;
-        builder = builder.pad(span(self.pad_ns)?).overage(overage);
+        builder = builder
+            .pad(span(self.pad_ns)?)
+            .resolution(span(self.resolution_ns)?)
+            .overage(overage);
         if let Some(unit) = &self.unit {
             builder = builder.unit(unit);
         }

@@ -7,11 +7,12 @@ use rusqlite::Connection;
 use super::connection::{Deadline, Link, waiting_until};
 use super::file_control::data_version;
 use super::generation::Begun;
+use super::ledger::Unwritten;
 use super::memo::{ClockRow, Memo};
 use super::place::{Place, Watch};
 use super::schema::is_busy;
 use super::session::Session;
-use crate::calendar::{Charge, LimitId};
+use crate::calendar::LimitId;
 use crate::clock::{BootId, Change, Clock, Present, Reading, Timeline, Timestamp};
 use crate::error::Error;
 use crate::store::{Few, TicketId};
@@ -37,7 +38,7 @@ pub(super) struct Transaction<'l> {
     /// The row of the clock, as it was read or made up for a file that has none yet.
     stored: ClockRow,
     /// What is charged at the present, a row for each limit, and not written yet.
-    pub(super) unwritten: Few<(LimitId, Charge)>,
+    pub(super) unwritten: Few<Unwritten>,
     /// How often something was charged.
     charges: u64,
     /// Whether there is anything to commit.
