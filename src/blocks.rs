@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::decision::Decision;
 use crate::error::Error;
 use crate::permit::clamped_ns;
 use crate::plan::{BlockAsk, Patience, Plan};
-use crate::process;
+use crate::process::{self, Mark};
 use crate::request::Ask;
 use crate::store::{Block, Handed, Outcome, Store};
 
@@ -45,6 +45,8 @@ pub struct Blocks {
     size: u64,
     lifetime_ns: i64,
     state: Mutex<State>,
+    /// A thread has what it went for.
+    is_back: Condvar,
     /// The process whose threads last had the state.
     user: AtomicU32,
 }
@@ -53,6 +55,8 @@ pub struct Blocks {
 struct State {
     block: Option<Box<Block>>,
     left: u64,
+    /// The process of which a thread goes for a new block, if one does. It has taken along what was left.
+    taking: Option<Mark>,
 }
 
 impl fmt::Debug for Blocks {
@@ -73,7 +77,8 @@ impl Blocks {
             size,
             lifetime_ns: clamped_ns(LIFETIME),
             state: Mutex::default(),
-            user: AtomicU32::new(process::id()),
+            is_back: Condvar::new(),
+            user: AtomicU32::new(process::mark().as_u32()),
         }
     }
 
@@ -108,24 +113,25 @@ impl Blocks {
     /// As [`Limiter::try_acquire`](crate::Limiter::try_acquire), when a block has to be taken; nothing was handed out then.
     /// [`RequestError::NotInBlocks`](crate::RequestError::NotInBlocks) if the limit has become one of another kind.
     pub fn try_acquire_many(&self, amount: u64) -> Result<Decision<()>, Error> {
-        let mut state = self.lock()?;
-        if amount > 0 && state.hand_out(amount, &*self.store) {
-            return Ok(Decision::Granted(()));
-        }
         let ask = Ask::from((&*self.key, amount));
-        let plan = Plan::new(ask, Patience::Now)?.of_block(BlockAsk {
+        let plan = Plan::new(ask, Patience::Now)?;
+        let is_handed_out = |state: &mut State| state.hand_out(amount, &*self.store);
+        let Some(mut taking) = self.come(is_handed_out)? else {
+            return Ok(Decision::Granted(()));
+        };
+        let plan = plan.of_block(BlockAsk {
             size: self.size,
             lifetime_ns: self.lifetime_ns,
-            former: state.handed(),
+            former: taking.handed(),
         });
         let outcome = self.store.acquire(&plan, None)?;
-        *state = State::default();
+        taking.block = None;
         Ok(match outcome {
             Outcome::Admitted { claim, .. } => {
                 if let Some(block) = claim.block {
                     tracing::trace!(limit = &*self.key, amount = block.amount, "took a block");
-                    state.left = block.amount.saturating_sub(amount);
-                    state.block = Some(block);
+                    taking.left = block.amount.saturating_sub(amount);
+                    taking.block = Some(block);
                 }
                 Decision::Granted(())
             }
@@ -144,23 +150,52 @@ impl Blocks {
     /// Whatever can happen to the file. What could not be given back then is given back by the next change that this process
     /// makes.
     pub fn give_back(&self) -> Result<(), Error> {
-        let mut state = self.lock()?;
-        let State { block, left } = std::mem::take(&mut *state);
+        let Some(mut taking) = self.come(|state| state.block.is_none())? else {
+            return Ok(());
+        };
+        let (block, left) = (taking.block.take(), taking.left);
         match block {
             Some(block) => self.store.end_block(handed(&block, left)),
             None => Ok(()),
         }
     }
 
+    /// Comes to the state. If that is not all that is wanted, goes with what is left, and others wait until it is back: for no
+    /// longer than they would for the file.
+    fn come(&self, is_all: impl Fn(&mut State) -> bool) -> Result<Option<Taking<'_>>, Error> {
+        let mut state = self.lock()?;
+        let mut asked = None;
+        loop {
+            if state.taking != Some(process::mark()) {
+                if is_all(&mut state) {
+                    return Ok(None);
+                }
+                state.taking = Some(process::mark());
+                return Ok(Some(Taking {
+                    blocks: self,
+                    block: state.block.take(),
+                    left: state.left,
+                }));
+            }
+            let waited = asked.get_or_insert_with(Instant::now).elapsed();
+            let Some(left) = self.store.busy_deadline().checked_sub(waited) else {
+                let file = self.store.place().to_owned();
+                return Err(Error::Busy { file, waited });
+            };
+            let back = self.is_back.wait_timeout(state, left);
+            state = back.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
     /// The state. In a child that was forked, a thread of the parent may have it for ever.
     fn lock(&self) -> Result<MutexGuard<'_, State>, Error> {
-        let pid = process::id();
+        let mark = process::mark().as_u32();
         let mut deadline = None;
         loop {
             let state = match self.state.try_lock() {
                 Ok(state) => state,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-                Err(TryLockError::WouldBlock) if self.user.load(Ordering::Relaxed) == pid => {
+                Err(TryLockError::WouldBlock) if self.user.load(Ordering::Relaxed) == mark => {
                     self.state.lock().unwrap_or_else(PoisonError::into_inner)
                 }
                 Err(TryLockError::WouldBlock) => {
@@ -173,7 +208,7 @@ impl Blocks {
                     continue;
                 }
             };
-            self.user.store(pid, Ordering::Relaxed);
+            self.user.store(mark, Ordering::Relaxed);
             return Ok(state);
         }
     }
@@ -186,7 +221,7 @@ impl State {
         let Some(block) = &mut self.block else {
             return false;
         };
-        if amount > self.left || block.pid != process::id() || !store.is_in(block.session) {
+        if amount > self.left || block.process != process::mark() || !store.is_in(block.session) {
             return false;
         }
         let reading = store.clock().elapsed();
@@ -198,10 +233,33 @@ impl State {
         self.left -= amount;
         true
     }
+}
 
+/// A thread that goes for a new block, with what was left of the former one. When it is back, the others find what it brings.
+struct Taking<'b> {
+    blocks: &'b Blocks,
+    block: Option<Box<Block>>,
+    left: u64,
+}
+
+impl Taking<'_> {
     fn handed(&self) -> Option<Handed<'_>> {
         let block = self.block.as_deref()?;
         Some(handed(block, self.left))
+    }
+}
+
+impl Drop for Taking<'_> {
+    fn drop(&mut self) {
+        // It fails only in a forked child, where nobody waits.
+        if let Ok(mut state) = self.blocks.lock() {
+            *state = State {
+                block: self.block.take(),
+                left: self.left,
+                taking: None,
+            };
+        }
+        self.blocks.is_back.notify_all();
     }
 }
 
@@ -217,8 +275,8 @@ fn handed(block: &Block, left: u64) -> Handed<'_> {
 impl Drop for Blocks {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(handed) = state.handed()
-            && let Err(error) = self.store.end_block(handed)
+        if let Some(block) = &state.block
+            && let Err(error) = self.store.end_block(handed(block, state.left))
         {
             tracing::warn!(limit = &*self.key, %error, "a block could not be given back yet");
         }

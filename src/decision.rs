@@ -20,7 +20,8 @@ pub enum Decision<P = Permit> {
 }
 
 impl<P> Decision<P> {
-    /// Whether the request was admitted.
+    /// Whether the request was admitted. What only asks this drops the permit with the decision, and slots with it: keep the
+    /// permit for as long as they are held.
     #[must_use]
     pub const fn is_granted(&self) -> bool {
         matches!(self, Self::Granted(_))
@@ -150,7 +151,17 @@ pub(crate) fn for_people(duration: Duration) -> String {
         return format!("{duration:?}");
     }
     let ms = u64::try_from(duration.as_nanos().div_ceil(MS)).unwrap_or(u64::MAX);
-    format!("{:?}", Duration::from_millis(ms))
+    let (minutes, rest) = (ms / 60_000, Duration::from_millis(ms % 60_000));
+    let (days, hours) = (minutes / (24 * 60), minutes / 60 % 24);
+    let units = [(days, "d"), (hours, "h"), (minutes % 60, "min")];
+    let units = units.iter().filter(|(count, _)| *count > 0);
+    let mut parts: Vec<String> = units
+        .map(|(count, unit)| format!("{count}{unit}"))
+        .collect();
+    if !rest.is_zero() || parts.is_empty() {
+        parts.push(format!("{rest:?}"));
+    }
+    parts.join(" ")
 }
 
 /// What the calendar says of a request.
@@ -259,6 +270,28 @@ impl Denial {
             amount: line.amount.unsigned_abs(),
             now,
             retry_at,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_told_as_people_say_them() {
+        let cases = [
+            (0, "0ns"),
+            (999_999, "999.999µs"),
+            (1_000_001, "2ms"),
+            (59_999_000_001, "1min"),
+            (60_000_000_000, "1min"),
+            (3_600_000_000_000, "1h"),
+            (698_954_115_000_000, "8d 2h 9min 14.115s"),
+            (86_400_000_000_000, "1d"),
+        ];
+        for (nanos, text) in cases {
+            assert_eq!(for_people(Duration::from_nanos(nanos)), text);
         }
     }
 }

@@ -15,7 +15,7 @@ pub enum OnConflict {
     /// Fail with [`Error::Conflict`], which shows both definitions.
     #[default]
     Fail,
-    /// Keep what is stored.
+    /// Keep what is stored, whatever that is: [`Definition::Adopted`] tells.
     Adopt,
     /// Put the new definition in its place, for all processes, from the next decision on. Charges and bookings
     /// stay. A window that is new or longer counts what the ledger still holds; what is missing in a bucket stays
@@ -174,7 +174,7 @@ impl Author {
         let program = std::env::current_exe().ok();
         let name = program.as_deref().and_then(Path::file_name);
         Self {
-            pid: crate::process::id(),
+            pid: std::process::id(),
             program: name.map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
         }
     }

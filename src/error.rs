@@ -24,6 +24,15 @@ pub enum Error {
     /// The definition of a limit is wrong.
     #[error(transparent)]
     Limit(#[from] LimitError),
+    /// The definition of a limit or a pattern is wrong, or this program cannot read the one in the file: of a quota, if it
+    /// was built without the feature `calendar`, or does not know the time zone. Nothing was changed.
+    #[error("limit `{key}`: {source}")]
+    Definition {
+        /// The key, or the pattern.
+        key: String,
+        /// What is wrong.
+        source: LimitError,
+    },
     /// The request is wrong by itself, whatever is defined.
     #[error(transparent)]
     Request(#[from] RequestError),
@@ -76,7 +85,10 @@ pub enum Error {
         file: PathBuf,
     },
     /// The limit is already defined, differently.
-    #[error("limit is defined as `{stored}`, not as `{given}`, in {}", .file.display())]
+    #[error(
+        "limit is defined as {}`{stored}`, not as {}`{given}`, in {}",
+        if_pattern(.stored), if_pattern(.given), .file.display()
+    )]
     Conflict {
         /// The definition in the file.
         stored: Box<Limit>,
@@ -130,6 +142,10 @@ pub enum Error {
         /// How long the call waited for the lock.
         waited: Duration,
     },
+    /// Something panicked at this call, in another thread that did it together with its own: the caller's clock, or its
+    /// subscriber to traces. Nothing was changed.
+    #[error("another thread panicked at this call")]
+    Panicked,
     /// The file, or a file that belongs to it, was removed or replaced while it was open. The next call
     /// opens what stands at the path then, if anything does.
     #[error("{} was removed or replaced while it was open", .file.display())]
@@ -276,8 +292,8 @@ pub enum RequestError {
         /// What is said to have been used.
         amount: u64,
     },
-    /// It says what was used of a limit that the permit has charged nothing to.
-    #[error("the permit has charged nothing to `{key}`")]
+    /// It says what was used of a limit that the permit has charged nothing to, or of slots, which only come back.
+    #[error("the permit has charged nothing to `{key}` that is settled by amount")]
     NotTaken {
         /// The key of the limit.
         key: String,
@@ -326,6 +342,12 @@ pub enum RequestError {
     },
 }
 
+impl From<std::convert::Infallible> for Error {
+    fn from(never: std::convert::Infallible) -> Self {
+        match never {}
+    }
+}
+
 impl Error {
     /// Whether it says something of one request alone, so that others in the same transaction go on.
     pub(crate) const fn is_of_one(&self) -> bool {
@@ -337,6 +359,14 @@ impl Error {
                 | Self::BeyondCalendar { .. }
                 | Self::IdTaken { .. }
         )
+    }
+}
+
+fn if_pattern(limit: &Limit) -> &'static str {
+    if limit.is_pattern() {
+        "the pattern "
+    } else {
+        ""
     }
 }
 

@@ -238,8 +238,9 @@ impl Permit {
     }
 
     /// Lets the permit go on for so long from now, where its slots have a
-    /// [timeout](crate::LimitBuilder::timeout). Returns the instant at which they come back; `None` if they have
-    /// come back already, or if it has none.
+    /// [timeout](crate::LimitBuilder::timeout) or it is [detached](Self::detach). Returns the instant at which they come
+    /// back. `None` if it has ended, if its slots have come back already, or if it does not end by itself: nothing is
+    /// changed then. Who renews as a heartbeat, and knows of a timeout, has lost its slots when it gets `None`.
     ///
     /// # Errors
     /// Whatever can happen to the file. The permit then stays as it was.

@@ -1,9 +1,23 @@
-//! Which process this is, without asking the kernel each time.
+//! Which process this is, for what a forked child inherits: its own, or its parent's. The id of a process does not tell: a child
+//! has its parent's in a pid namespace of its own, or once that is given out again.
+
+/// What a process has, and none of those that it was forked from. Never zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mark(u32);
+
+impl Mark {
+    pub(crate) const fn as_u32(self) -> u32 {
+        self.0
+    }
+}
 
 #[cfg(target_os = "linux")]
-pub(crate) use linux::id;
+pub(crate) use linux::mark;
+
 #[cfg(not(target_os = "linux"))]
-pub(crate) use std::process::id;
+pub(crate) fn mark() -> Mark {
+    Mark(std::process::id())
+}
 
 #[cfg(target_os = "linux")]
 mod linux {
@@ -18,30 +32,35 @@ mod linux {
 
     use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
+    use super::Mark;
+
     const BYTES: usize = 4_096;
 
-    /// Where the id is kept, once there is such a page.
+    /// Where the mark is kept, once there is such a page.
     static KEPT: AtomicPtr<AtomicU32> = AtomicPtr::new(ptr::null_mut());
 
-    /// The id of this process. The kernel is asked once: asking it takes several times as long as all else that is
-    /// done to hand out from a block.
-    pub(crate) fn id() -> u32 {
+    /// The last mark that was given out, to this process or to one that it was forked from.
+    static LAST: AtomicU32 = AtomicU32::new(0);
+
+    /// The mark of this process. It is asked for with each call that is handed out from a block, and costs two loads.
+    pub(crate) fn mark() -> Mark {
         let mut page = KEPT.load(Ordering::Acquire);
         if page.is_null() {
             page = keep();
         }
         // SAFETY: null, or a page that stays mapped for ever, and is valid as atomics whatever it holds.
         let Some(kept) = (unsafe { page.as_ref() }) else {
-            return process::id();
+            return Mark(process::id());
         };
         match kept.load(Ordering::Relaxed) {
-            // In a child that was forked, the page is wiped.
+            // In a child that was forked, the page is wiped, and what was given out last is inherited.
             0 => {
-                let pid = process::id();
-                kept.store(pid, Ordering::Relaxed);
-                pid
+                let next = LAST.fetch_add(1, Ordering::Relaxed).wrapping_add(1).max(1);
+                let kept = kept.compare_exchange(0, next, Ordering::Relaxed, Ordering::Relaxed);
+                // Another thread may have been faster.
+                Mark(kept.err().unwrap_or(next))
             }
-            pid => pid,
+            mark => Mark(mark),
         }
     }
 
@@ -80,8 +99,16 @@ mod linux {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
+    use super::mark;
+
     #[test]
-    fn it_is_the_one_that_the_kernel_says() {
-        assert_eq!([super::id(), super::id()], [std::process::id(); 2]);
+    fn all_threads_have_the_mark_of_their_process() {
+        let threads: Vec<_> = (0..8).map(|_| thread::spawn(mark)).collect();
+        for thread in threads {
+            assert_eq!(thread.join().unwrap(), mark());
+        }
+        assert_ne!(mark().as_u32(), 0);
     }
 }

@@ -82,7 +82,8 @@ impl Request {
     }
 }
 
-/// What can be asked with: a key (for an amount of one), a key and an amount, or a [`Request`].
+/// What can be asked with: a key (for an amount of one), a key and an amount, or a reference to a
+/// [`Request`].
 ///
 /// It borrows, so that asking for one key allocates nothing.
 #[derive(Clone, Copy, Debug)]

@@ -15,12 +15,13 @@ use crate::store::Row;
 /// Whatever fits beside the charges and bookings of the others is always added to the permit's own charge.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Overage {
-    /// What does not fit is recorded as the limit's [debt](crate::Usage::debt), for people to see.
+    /// What does not fit is recorded as the limit's [debt](crate::Usage::debt), for people to see: a sum that grows, which
+    /// nothing pays back and nobody waits for.
     #[default]
     Debt,
     /// All of it is charged, though it does not fit: those who come later wait it out.
     Charge,
-    /// What does not fit is forgotten.
+    /// What does not fit is forgotten. Whoever settles is not refused: what was used was used.
     Deny,
 }
 

@@ -21,6 +21,7 @@ use crate::error::{Error, RequestError};
 use crate::limit::{Kind, Limit};
 use crate::line::is_of_slots;
 use crate::plan::{Latest, Patience, Plan, print_takes};
+use crate::process::Mark;
 use crate::settlement::{End, Settled, Used};
 use crate::usage::Usage;
 
@@ -96,6 +97,9 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
     /// Gives back what was not used of a block. What fails is tried again with the next change.
     fn end_block(&self, handed: Handed<'_>) -> Result<(), Error>;
 
+    /// For how long a call waits at most for others to let it at the file.
+    fn busy_deadline(&self) -> Duration;
+
     /// A connection of the caller's own to the file.
     fn connect(&self) -> Result<TableConnection, Error>;
 
@@ -159,7 +163,7 @@ pub(crate) struct Queued {
     pub(crate) denial: Denial,
     pub(crate) ticket: TicketId,
     pub(crate) session: u64,
-    pub(crate) pid: u32,
+    pub(crate) process: Mark,
     /// What the word that wakes it was when it began to wait.
     pub(crate) seen: u32,
     /// The owners that may hold it up: should one of them die, nobody would call.
@@ -187,7 +191,7 @@ pub(crate) struct Claim {
     pub(crate) wake_at: Duration,
     /// The file that was open when this was charged: what stands at the path later may be another one.
     pub(crate) session: u64,
-    pub(crate) pid: u32,
+    pub(crate) process: Mark,
     pub(crate) rows: Few<Row>,
     /// Who booked the rows; nobody if they were charged at once.
     pub(crate) booking: Option<BookingId>,
@@ -211,7 +215,7 @@ pub(crate) struct Block {
     /// The readings of the clock from which it may be handed out, and before which it has to be.
     pub(crate) readings: Range<Duration>,
     pub(crate) session: u64,
-    pub(crate) pid: u32,
+    pub(crate) process: Mark,
 }
 
 /// A block, and what was used of it up to now.
@@ -288,7 +292,7 @@ impl<'a> Change<'a> {
 
     /// Whether the permit was inherited through `fork`: then it is the parent's to change.
     pub(crate) fn is_inherited(&self) -> bool {
-        matches!(self.which, Which::Claim(claim) if claim.pid != crate::process::id())
+        matches!(self.which, Which::Claim(claim) if claim.process != crate::process::mark())
     }
 }
 

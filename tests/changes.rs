@@ -137,7 +137,7 @@ fn an_update_changes_what_it_names_and_nothing_else() {
             Err(Error::Request(RequestError::OtherKey { .. }))
         ));
         let told = limiter.update("k", |limit| limit.to_builder().without_rates());
-        assert!(matches!(told, Err(Error::Limit(_))));
+        assert!(matches!(told, Err(Error::Definition { .. })));
         assert_eq!(
             limiter.limit("k").unwrap().to_string(),
             "k: 20/s, 1000/h, pad 5ms"

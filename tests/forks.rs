@@ -13,7 +13,9 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::ForkResult;
 use quotalite::{Error, Limit, Limiter, SECOND};
 use support::audit::audit;
-use support::processes::{Process, await_signal, path, play, signal_by, size, spawn};
+use support::processes::{
+    Process, await_signal, command_under, in_a_pid_namespace, path, play, signal_by, size, spawn,
+};
 use support::{Scratch, scratch};
 
 #[test]
@@ -25,6 +27,7 @@ fn child() {
         ("fork over and over", fork_over_and_over),
         ("fork and name permits", fork_and_name_permits),
         ("fork beside a connection", fork_beside_a_connection),
+        ("fork a twin", fork_a_twin),
     ]);
 }
 
@@ -254,4 +257,43 @@ fn a_child_forked_beside_an_open_connection_is_told_so() {
     drop(limiter);
     start(&scratch, "fork beside a connection", &[]).wait_well();
     audit(&scratch.file(), &[]).assert_clean();
+}
+
+/// A child in a pid namespace of its own is the first process there, as its parent is in its own.
+#[expect(unsafe_code, reason = "nothing safe makes a namespace here")]
+fn fork_a_twin() {
+    let limiter = Limiter::open(path("FILE")).unwrap();
+    let hot = limiter.blocks("slow", 10).unwrap().lifetime(60 * SECOND);
+    let hand_out = |times: usize| {
+        let handed = (0..times).filter(|_| hot.try_acquire().unwrap().is_granted());
+        i32::try_from(handed.count()).unwrap()
+    };
+    assert_eq!((std::process::id(), hand_out(4)), (1, 4));
+    // SAFETY: it takes a number, and changes nothing but in which namespace children are made.
+    assert_eq!(unsafe { nix::libc::unshare(nix::libc::CLONE_NEWPID) }, 0);
+    match fork() {
+        ForkResult::Child => {
+            assert_eq!(std::process::id(), 1);
+            end(hand_out(20));
+        }
+        ForkResult::Parent { child } => {
+            assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0));
+            assert_eq!(hand_out(20), 6);
+        }
+    }
+}
+
+#[test]
+fn a_child_with_the_process_id_of_its_parent_hands_out_nothing_of_its_block() {
+    let scratch = scratch();
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    limiter.define(Limit::new("slow").per_hour(10)).unwrap();
+    let Some(unshare) = in_a_pid_namespace() else {
+        return;
+    };
+    let file = scratch.file();
+    let arguments = [("FILE", file.to_str().unwrap())];
+    let twins = command_under(&unshare, "fork a twin", &arguments);
+    support::processes::start(twins).wait_well();
+    assert_eq!(limiter.usage("slow").unwrap().available(), 0);
 }

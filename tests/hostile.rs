@@ -68,7 +68,7 @@ fn hostile_charges_cause_no_panic() {
 }
 
 /// The tables of what outlives a call, and a row for each that has none.
-const OF_PERMITS: [(&str, &str); 8] = [
+const OF_PERMITS: [(&str, &str); 9] = [
     ("permit", ""),
     ("permit_charge", "DELETE FROM charge"),
     ("slot", ""),
@@ -77,6 +77,10 @@ const OF_PERMITS: [(&str, &str); 8] = [
     (
         "ended_permit",
         "INSERT INTO ended_permit SELECT 'before', permit_id - 1, at_ns, at_ns, request, 'settled' FROM permit LIMIT 1",
+    ),
+    (
+        "block",
+        "INSERT INTO block SELECT limit_id, at_ns, seq FROM charge",
     ),
     ("debt", "INSERT INTO debt VALUES (1, 5, 1)"),
     (
@@ -171,8 +175,8 @@ fn hostile_ledgers_cause_no_panic() {
                 )
                 .unwrap();
                 file.execute(
-                    "INSERT OR IGNORE INTO booking VALUES (?1, ?2, 1, ?3, ?4)",
-                    (owner, any(&mut random), at, seq),
+                    "INSERT OR IGNORE INTO booking VALUES (?1, ?2, 1, ?3, ?4, ?5, ?6)",
+                    (owner, any(&mut random), at, seq, amount, any(&mut random)),
                 )
                 .unwrap();
                 file.execute(

@@ -34,7 +34,7 @@ fn a_request_is_charged_whole_or_not_at_all() {
         );
         assert_eq!(
             denial.to_string(),
-            "limit `tokens` (90000/min) admits 60000 in 60s"
+            "limit `tokens` (90000/min) admits 60000 in 1min"
         );
         assert_eq!(limiter.usage("requests").unwrap().available(), 9);
         clock.advance(MINUTE);
@@ -235,7 +235,7 @@ fn a_different_definition_is_the_callers_decision() {
         assert_eq!(limiter.limits().unwrap(), [second]);
         assert!(matches!(
             limiter.define(Limit::new("").per_second(1)),
-            Err(Error::Limit(_))
+            Err(Error::Definition { .. })
         ));
     });
 }

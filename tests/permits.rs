@@ -227,8 +227,20 @@ fn only_what_ends_by_itself_can_be_renewed() {
         assert_eq!(free(limiter), (0, 40));
         let plain = limiter.acquire(("tokens", 1)).unwrap();
         assert_eq!(plain.renew(SECOND).unwrap(), None);
+        // Its slots are back, though it can be settled for an hour, and somebody else may have them.
+        let again = get(limiter, &ask().id("job"));
         drop(permit);
-        assert!(limiter.renew("job", 2 * HOUR).unwrap().is_some());
+        let _other = limiter.try_acquire("slots").unwrap().granted().unwrap();
+        assert_eq!(limiter.renew("job", 2 * HOUR).unwrap(), None);
+        assert_eq!(again.renew(SECOND).unwrap(), None);
+        clock.advance(59 * MINUTE);
+        assert!(
+            again
+                .settle([("tokens", 1)])
+                .unwrap()
+                .settlement()
+                .is_some()
+        );
     });
 }
 

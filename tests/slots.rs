@@ -227,3 +227,27 @@ fn slots_of_one_limiter_are_seen_by_another_and_outlive_nobody() {
         Decision::Granted(_)
     ));
 }
+
+/// A request that was refused before is looked at first.
+#[test]
+fn who_was_refused_before_can_wait_all_the_same() {
+    let scratch = scratch();
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    let rate = Limit::new("calls").rate(1, Duration::from_millis(80));
+    limiter.define(rate).unwrap();
+    limiter.define(Limit::slots("in flight", 2)).unwrap();
+    let ask = Request::new().take("calls", 1).take("in flight", 1);
+    for refusals in 0..4 {
+        drop(limiter.acquire("calls").unwrap());
+        for _ in 0..refusals {
+            assert!(!limiter.try_acquire(&ask).unwrap().is_granted());
+        }
+        let too_short = limiter.acquire_within(&ask, Duration::from_millis(1));
+        assert!(
+            matches!(too_short, Err(Error::TooLate { .. })),
+            "{too_short:?}"
+        );
+        let permit = limiter.acquire_within(&ask, 20 * SECOND).unwrap();
+        assert!(permit.waited() > Duration::ZERO);
+    }
+}

@@ -25,10 +25,6 @@ impl FromIterator<OpenBlock> for OpenBlocks {
 }
 
 impl OpenBlocks {
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// Takes in a block, and lets go of those that have ended by now.
     pub(crate) fn insert(&mut self, block: OpenBlock, now: Timestamp) {
         self.0.retain(|open| open.until > now);

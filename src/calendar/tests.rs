@@ -19,6 +19,8 @@ fn at(ms: i64) -> Timestamp {
 #[derive(Default)]
 struct Booked {
     charges: Vec<(Timestamp, i64)>,
+    /// Those of the charges that count before, too.
+    open: OpenBlocks,
     kept: Kept,
     seeks: usize,
 }
@@ -48,7 +50,14 @@ impl Booked {
     fn sum(&self, after: Timestamp, until: Timestamp) -> i128 {
         let counts = |(at, _): &&(Timestamp, i64)| after < *at && *at <= until;
         let counted = self.charges.iter().filter(counts);
-        counted.map(|(_, amount)| i128::from(*amount)).sum()
+        let charged: i128 = counted.map(|(_, amount)| i128::from(*amount)).sum();
+        charged + i128::from(self.open.amount_after(until))
+    }
+
+    /// A block is taken that ends at an instant.
+    fn take_block(&mut self, until: Timestamp, amount: i64) {
+        self.add(until, amount);
+        self.open.insert(OpenBlock { until, amount }, at(0));
     }
 
     fn fits(&self, limit: &Limit, t: Timestamp, amount: i64) -> bool {
@@ -116,7 +125,7 @@ impl Ledgers for Booked {
     }
 
     fn open_blocks(&mut self, _: LimitId) -> Result<OpenBlocks, Infallible> {
-        Ok(OpenBlocks::default())
+        Ok(self.open.clone())
     }
 
     fn full_at(&mut self, _: LimitId) -> Result<Option<Full>, Infallible> {
@@ -178,11 +187,20 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(if cfg!(debug_assertions) { 150 } else { 2_000 }))]
 
     #[test]
-    fn what_is_skipped_is_full(ops in ops(), first in rates(), second in rates(), exceeds in any::<bool>()) {
+    fn what_is_skipped_is_full(
+        ops in ops(),
+        first in rates(),
+        second in rates(),
+        exceeds in any::<bool>(),
+        block in prop::option::of(1_i64..120),
+    ) {
         let overage = if exceeds { Overage::Charge } else { Overage::Debt };
         let limits = [limit(&first, overage), limit(&second, overage)];
         let mut present = &limits[0];
         let mut booked = Booked::default();
+        if let Some(ends_ms) = block {
+            booked.take_block(at(ends_ms), 1);
+        }
         let mut now = at(0);
         for op in ops {
             match op {
@@ -194,14 +212,15 @@ proptest! {
                 }
                 Op::Cancel(which) if !booked.charges.is_empty() => {
                     let index = which.index(booked.charges.len());
-                    booked.charges.remove(index);
+                    let (at, amount) = booked.charges.remove(index);
+                    booked.open.remove(OpenBlock { until: at, amount });
                 }
                 Op::Advance(ms) => now = now.saturating_plus_ns(ms * 1_000_000),
                 Op::Change => {
                     present = &limits[usize::from(std::ptr::eq(present, &raw const limits[0]))];
                     booked.kept.clear();
                 }
-                Op::Exceed(which) if exceeds && !booked.charges.is_empty() => {
+                Op::Exceed(which) if exceeds && block.is_none() && !booked.charges.is_empty() => {
                     let index = which.index(booked.charges.len());
                     booked.charges[index].1 += 5;
                 }
@@ -212,8 +231,11 @@ proptest! {
 }
 
 /// How many seeks it takes to find a place behind so many who have booked `amount` at a time.
-fn seeks(limit: &Limit, count: i64, amount: u64) -> usize {
+fn seeks(limit: &Limit, count: i64, amount: u64, has_block: bool) -> usize {
     let mut booked = Booked::default();
+    if has_block {
+        booked.take_block(at(25), amount.cast_signed());
+    }
     let amount = amount.cast_signed();
     let mut last = at(0);
     for _ in 0..count {
@@ -237,11 +259,14 @@ fn a_long_line_takes_no_more_seeks_than_a_short_one() {
         (&[(8, 10)], 4),
     ] {
         let limit = limit(rates, Overage::Debt);
-        let (short, long) = (seeks(&limit, 300, amount), seeks(&limit, 400, amount));
-        assert!(
-            long <= 60,
-            "{rates:?}: {long} seeks, {short} in a shorter line"
-        );
+        for (has_block, most) in [(false, 60), (true, 120)] {
+            let seeks = |count| seeks(&limit, count, amount, has_block);
+            let (short, long) = (seeks(300), seeks(400));
+            assert!(
+                long <= most,
+                "{rates:?}: {long} seeks, {short} in a shorter line, {has_block}"
+            );
+        }
     }
 }
 

@@ -216,7 +216,10 @@ impl<'l> Window<'l> {
             return Ok(Fit::Now);
         };
         let further = match skips_from {
-            Some(now) if open.is_empty() => self.over_further(ledgers, &over, amount, now)?,
+            // Beyond the last of them, blocks are charges as any other.
+            Some(now) if open.first_after(over.ends_at).is_none() => {
+                self.over_further(ledgers, &over, amount, now)?
+            }
             _ => None,
         };
         let release = self.release(ledgers, &open, &further.unwrap_or(over))?;

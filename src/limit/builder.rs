@@ -9,6 +9,7 @@ use super::{
     MAX_UNIT_BYTES, MAX_WINDOW, MIN_WINDOW, MINUTE, Pattern, Period, Rate, Rates, SECOND, Slots,
     Terms, text,
 };
+use crate::error::Error;
 use crate::settlement::Overage;
 
 /// The definition of a [`Limit`] in the making.
@@ -375,18 +376,19 @@ fn nanos_of_resolution(resolution: Duration, rates: &[Rate]) -> Result<i64, Limi
 }
 
 impl TryFrom<LimitBuilder> for Limit {
-    type Error = LimitError;
+    type Error = Error;
 
-    fn try_from(builder: LimitBuilder) -> Result<Self, LimitError> {
-        builder.build()
+    /// [`LimitBuilder::build`], with an error that names the key.
+    fn try_from(builder: LimitBuilder) -> Result<Self, Error> {
+        let key = builder.key.clone();
+        let named = |source| Error::Definition { key, source };
+        builder.build().map_err(named)
     }
 }
 
-impl TryFrom<&Limit> for Limit {
-    type Error = LimitError;
-
-    fn try_from(limit: &Limit) -> Result<Self, LimitError> {
-        Ok(limit.clone())
+impl From<&Limit> for Limit {
+    fn from(limit: &Limit) -> Self {
+        limit.clone()
     }
 }
 

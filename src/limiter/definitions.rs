@@ -3,19 +3,19 @@
 use super::Limiter;
 use crate::definition::{Definition, LimitChange, OnConflict};
 use crate::error::{Error, RequestError};
-use crate::limit::{Limit, LimitError};
+use crate::limit::Limit;
 
 impl Limiter {
     /// Defines a limit. Doing so again changes nothing; where another definition stands,
     /// [`Error::Conflict`] shows both. Every process can define what it needs when it starts.
     ///
     /// # Errors
-    /// [`Error::Limit`] if the limit is not one, [`Error::Conflict`], and whatever can happen to the file.
+    /// [`Error::Definition`] if the limit is not one, [`Error::Conflict`], and whatever can happen to the file.
     /// Nothing is defined then, and what stood there stands.
     pub fn define<L>(&self, limit: L) -> Result<Definition, Error>
     where
         L: TryInto<Limit>,
-        LimitError: From<L::Error>,
+        Error: From<L::Error>,
     {
         self.define_or(limit, OnConflict::Fail)
     }
@@ -27,7 +27,7 @@ impl Limiter {
     pub fn define_or<L>(&self, limit: L, conflict: OnConflict) -> Result<Definition, Error>
     where
         L: TryInto<Limit>,
-        LimitError: From<L::Error>,
+        Error: From<L::Error>,
     {
         let mut definitions = self.define_all([limit], conflict)?;
         Ok(definitions.pop().unwrap_or(Definition::Unchanged))
@@ -44,10 +44,10 @@ impl Limiter {
     ) -> Result<Vec<Definition>, Error>
     where
         L: TryInto<Limit>,
-        LimitError: From<L::Error>,
+        Error: From<L::Error>,
     {
         let limits = limits.into_iter().map(TryInto::try_into);
-        let limits: Vec<Limit> = limits.collect::<Result<_, _>>().map_err(LimitError::from)?;
+        let limits: Vec<Limit> = limits.collect::<Result<_, _>>()?;
         let definitions = self.store.define(&limits, conflict)?;
         for (limit, definition) in limits.iter().zip(&definitions) {
             if !matches!(definition, Definition::Unchanged) {
@@ -74,17 +74,17 @@ impl Limiter {
     /// ```
     ///
     /// # Errors
-    /// [`Error::UnknownLimit`], [`Error::Limit`] if the new definition is none, [`Error::OtherKind`],
+    /// [`Error::UnknownLimit`], [`Error::Definition`] if the new definition is none, [`Error::OtherKind`],
     /// [`RequestError::OtherKey`](crate::RequestError::OtherKey) if it is of another limit, and whatever can happen to
     /// the file. Nothing was changed then.
     pub fn update<L>(&self, key: &str, change: impl Fn(&Limit) -> L) -> Result<Limit, Error>
     where
         L: TryInto<Limit>,
-        LimitError: From<L::Error>,
+        Error: From<L::Error>,
     {
         loop {
             let former = self.store.limit(key)?;
-            let limit = change(&former).try_into().map_err(LimitError::from)?;
+            let limit = change(&former).try_into()?;
             if limit.key() != key {
                 let given = limit.key().to_owned();
                 let key = key.to_owned();

@@ -34,6 +34,9 @@ use crate::usage::{People, Usage};
 /// What errors name in place of a file.
 const PLACE: &str = ":memory:";
 
+/// No call takes long: whoever waits for one for longer than this waits in vain.
+const LONGEST_CALL: Duration = Duration::from_secs(5);
+
 /// How long somebody sleeps before trying again: time alone may have brought those ahead to where they leave it
 /// something, and that wakes nobody.
 const TRIES_AGAIN: Duration = Duration::from_secs(1);
@@ -194,7 +197,7 @@ impl MemoryStore {
                         since: now,
                     },
                     session: 0,
-                    pid: crate::process::id(),
+                    process: crate::process::mark(),
                     seen: state.changes,
                     in_the_way: Few::new(),
                     ahead: 0,
@@ -386,6 +389,10 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    fn busy_deadline(&self) -> Duration {
+        LONGEST_CALL
+    }
+
     fn connect(&self) -> Result<TableConnection, Error> {
         Err(RequestError::NoFile.into())
     }
@@ -551,7 +558,7 @@ impl State {
             at,
             wake_at: self.timeline.elapsed_at(at),
             session: 0,
-            pid: crate::process::id(),
+            process: crate::process::mark(),
             rows,
             booking: None,
             accepted: None,

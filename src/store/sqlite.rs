@@ -70,6 +70,7 @@ use crate::definition::{Author, Definition, LimitChange, OnConflict};
 use crate::error::Error;
 use crate::limit::Limit;
 use crate::plan::Plan;
+use crate::process::Mark;
 use crate::settlement::Settled;
 use crate::usage::Usage;
 
@@ -95,7 +96,7 @@ pub(crate) struct SqliteStore {
     options: Options,
     place: Place,
     /// The process that opened this.
-    pid: u32,
+    process: Mark,
     /// What was last added to the time since boot to give an instant.
     offset_ns: AtomicI64,
     state: RwLock<State>,
@@ -132,7 +133,7 @@ impl SqliteStore {
         let store = Self {
             options,
             place,
-            pid: crate::process::id(),
+            process: crate::process::mark(),
             offset_ns: AtomicI64::new(i64::MIN),
             state: RwLock::new(State {
                 session: Some(Arc::clone(&session)),
@@ -142,7 +143,7 @@ impl SqliteStore {
         };
         // The first transaction in a file, and the first one of a boot, ties its instants to the clock.
         let look = |transaction: &mut Transaction<'_>| Ok(transaction.clock_has_to_be_fixed());
-        if store.transact(&session, Access::Look, store.busy_deadline(), look)? {
+        if store.transact(&session, Access::Look, store.deadline(), look)? {
             store.write(&session, |_| Ok(()))?;
         }
         Ok(store)
@@ -151,7 +152,7 @@ impl SqliteStore {
 
 impl Store for SqliteStore {
     fn define(&self, limits: &[Limit], conflict: OnConflict) -> Result<Vec<Definition>, Error> {
-        let session = self.session(self.busy_deadline())?;
+        let session = self.session(self.deadline())?;
         let author = Author::this_process();
         self.write(&session, |transaction| {
             let define = |limit| transaction.define(limit, conflict, &author);
@@ -160,7 +161,7 @@ impl Store for SqliteStore {
     }
 
     fn replace(&self, stored: &Limit, limit: &Limit) -> Result<bool, Error> {
-        let session = self.session(self.busy_deadline())?;
+        let session = self.session(self.deadline())?;
         let author = Author::this_process();
         self.write(&session, |transaction| {
             let known = transaction.defined(stored.key())?;
@@ -174,7 +175,7 @@ impl Store for SqliteStore {
     }
 
     fn remove(&self, key: &str, is_forced: bool) -> Result<Limit, Error> {
-        let session = self.session(self.busy_deadline())?;
+        let session = self.session(self.deadline())?;
         let author = Author::this_process();
         self.write(&session, |transaction| {
             transaction.reclaim(&session.lock_file)?;
@@ -247,7 +248,7 @@ impl Store for SqliteStore {
     }
 
     fn wait(&self, queued: &Queued) {
-        let Ok(session) = self.session(self.busy_deadline()) else {
+        let Ok(session) = self.session(self.deadline()) else {
             return thread::sleep(SHORTEST_POLL);
         };
         let clock = &*self.options.clock;
@@ -273,8 +274,8 @@ impl Store for SqliteStore {
     }
 
     fn leave(&self, queued: &Queued) -> Result<(), Error> {
-        let session = self.session(self.busy_deadline())?;
-        if queued.pid != crate::process::id() || queued.session != session.number {
+        let session = self.session(self.deadline())?;
+        if queued.process != crate::process::mark() || queued.session != session.number {
             return Ok(());
         }
         self.let_go(&session, Dropped::Place(queued.ticket))
@@ -286,13 +287,13 @@ impl Store for SqliteStore {
         }
         let session = match change.which {
             Which::Claim(claim) => self.session_of(claim)?,
-            Which::Id(_) => self.session(self.busy_deadline())?,
+            Which::Id(_) => self.session(self.deadline())?,
         };
-        self.together(&session, self.busy_deadline(), &change)
+        self.together(&session, self.deadline(), &change)
     }
 
     fn acquire_all(&self, plans: &[Plan<'_>]) -> Result<Vec<Result<Outcome, Error>>, Error> {
-        let deadline = self.busy_deadline();
+        let deadline = self.deadline();
         let session = self.session(deadline)?;
         let mut is_careful = false;
         loop {
@@ -312,7 +313,7 @@ impl Store for SqliteStore {
     }
 
     fn change_all(&self, changes: &[Change<'_>]) -> Result<Vec<Result<Settled, Error>>, Error> {
-        let session = self.session(self.busy_deadline())?;
+        let session = self.session(self.deadline())?;
         self.write(&session, |transaction| {
             let mut all = Vec::with_capacity(changes.len());
             for change in changes {
@@ -336,7 +337,7 @@ impl Store for SqliteStore {
         let owner = loop {
             match session.owner() {
                 Some(owner) => break owner,
-                None => self.become_owner(&session, self.busy_deadline())?,
+                None => self.become_owner(&session, self.deadline())?,
             }
         };
         self.write(&session, |transaction| {
@@ -366,7 +367,7 @@ impl Store for SqliteStore {
                 })
             }
             Which::Id(id) => {
-                let session = self.session(self.busy_deadline())?;
+                let session = self.session(self.deadline())?;
                 self.write(&session, |transaction| {
                     match transaction.find_permit(id)? {
                         Some(found) if found.end.is_none() => {
@@ -384,7 +385,7 @@ impl Store for SqliteStore {
             return Ok(());
         }
         // What was inherited through `fork` is the parent's to use.
-        if claim.pid != crate::process::id() {
+        if claim.process != crate::process::mark() {
             return Ok(());
         }
         if let Some(registered) = &claim.registered {
@@ -401,7 +402,7 @@ impl Store for SqliteStore {
     }
 
     fn give_back(&self, claim: &Claim) -> Result<(), Error> {
-        if claim.pid != crate::process::id() {
+        if claim.process != crate::process::mark() {
             return Ok(());
         }
         let session = self.session_of(claim)?;
@@ -414,14 +415,18 @@ impl Store for SqliteStore {
 
     fn end_block(&self, handed: Handed<'_>) -> Result<(), Error> {
         let Handed { block, used } = handed;
-        if block.pid != crate::process::id() {
+        if block.process != crate::process::mark() {
             return Ok(());
         }
-        let session = self.session(self.busy_deadline())?;
+        let session = self.session(self.deadline())?;
         if block.session != session.number {
             return Ok(());
         }
         self.let_go(&session, Dropped::Block(block.clone(), used))
+    }
+
+    fn busy_deadline(&self) -> Duration {
+        self.options.busy_deadline
     }
 
     fn connect(&self) -> Result<TableConnection, Error> {

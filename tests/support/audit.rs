@@ -12,7 +12,10 @@ use super::processes::Acknowledged;
 /// What an audit has found.
 #[derive(Debug, Default)]
 pub struct Report {
+    /// The rows; what threads are charged at one instant may stand in one.
     pub charges: usize,
+    /// What they come to.
+    pub amount: i64,
     /// Windows that hold more than their capacity.
     pub over: Vec<String>,
     /// Charges that were acknowledged and are not in the ledger.
@@ -62,7 +65,7 @@ pub fn audit(file: &Path, acknowledged: &[Acknowledged]) -> Report {
         integrity: text(&connection, "PRAGMA integrity_check"),
         ..Report::default()
     };
-    let mut in_ledger: HashMap<Acknowledged, usize> = HashMap::new();
+    let mut in_ledger: HashMap<(String, i64), i64> = HashMap::new();
     let mut oldest_kept: HashMap<String, i64> = HashMap::new();
     for (limit_id, key, pad_ns) in limits(&connection) {
         let rows = ledger(&connection, limit_id);
@@ -77,17 +80,13 @@ pub fn audit(file: &Path, acknowledged: &[Acknowledged]) -> Report {
             oldest_kept.insert(key.clone(), last.at_ns - longest);
         }
         for row in rows {
-            let found = Acknowledged {
-                key: key.clone(),
-                at_ns: row.at_ns,
-                amount: row.amount,
-            };
-            *in_ledger.entry(found).or_default() += 1;
+            report.amount += row.amount;
+            *in_ledger.entry((key.clone(), row.at_ns)).or_default() += row.amount;
         }
     }
     for charge in acknowledged {
-        match in_ledger.get_mut(charge) {
-            Some(count) if *count > 0 => *count -= 1,
+        match in_ledger.get_mut(&(charge.key.clone(), charge.at_ns)) {
+            Some(amount) if *amount >= charge.amount => *amount -= charge.amount,
             _ => {
                 let swept = oldest_kept
                     .get(&charge.key)

@@ -240,7 +240,8 @@ impl Model {
     pub fn renew(&mut self, number: usize, timeout_ns: i64) -> Option<i64> {
         let now_ns = self.now_ns;
         let entry = &mut self.entries[number];
-        if !entry.is_open(now_ns) || entry.expires_ns.is_none() {
+        let is_abandoned = entry.owner.is_none() && !entry.is_detached;
+        if !entry.is_open(now_ns) || entry.expires_ns.is_none() || is_abandoned {
             return None;
         }
         entry.expires_ns = Some(now_ns + timeout_ns);

@@ -32,7 +32,7 @@ pub struct Charge {
     pub is_merged: bool,
     /// How much had been done to its limit before.
     pub order: usize,
-    /// From when on it counts, if that is not `at_ns`: of a block, which somebody hands out until then.
+    /// When it was taken, if it is a block, which somebody hands out until `at_ns`.
     pub since_ns: Option<i64>,
 }
 
@@ -55,8 +55,14 @@ pub struct Growth {
 }
 
 impl Charge {
-    pub fn since_ns(&self) -> i64 {
-        self.since_ns.unwrap_or(self.at_ns)
+    /// From when on it counts. An open block counts at every instant before its end, even if a clock that has fallen
+    /// back shows one at which it was not taken yet: nobody knows when that was.
+    fn counts_from_ns(&self) -> i64 {
+        if self.since_ns.is_some() {
+            i64::MIN
+        } else {
+            self.at_ns
+        }
     }
 
     /// What the law counts of it in a window that ends at an instant: nobody could know then what was
@@ -230,7 +236,7 @@ impl Line {
     /// The charges that count at an instant in the window of a rate.
     fn inside<'l>(&'l self, instant_ns: i64, rate: &'l Rate) -> impl Iterator<Item = &'l Charge> {
         self.charges.iter().filter(move |charge| {
-            charge.since_ns() <= instant_ns && instant_ns < self.leaves_ns(rate, charge.at_ns)
+            charge.counts_from_ns() <= instant_ns && instant_ns < self.leaves_ns(rate, charge.at_ns)
         })
     }
 

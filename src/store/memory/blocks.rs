@@ -39,7 +39,7 @@ impl State {
             at: now,
             wake_at: self.timeline.elapsed_at(now),
             session: 0,
-            pid: crate::process::id(),
+            process: crate::process::mark(),
             rows: Few::new(),
             booking: None,
             accepted: None,
@@ -50,7 +50,7 @@ impl State {
                 amount: amount.unsigned_abs(),
                 readings: self.timeline.elapsed_at(now)..self.timeline.elapsed_at(until),
                 session: 0,
-                pid: crate::process::id(),
+                process: crate::process::mark(),
             })),
             is_resumed: false,
             registered: None,
@@ -59,7 +59,7 @@ impl State {
 
     /// Gives back what was not used of a block, unless it was inherited through `fork`.
     pub(super) fn end_block(&mut self, handed: Handed<'_>) {
-        if handed.block.pid == crate::process::id() {
+        if handed.block.process == crate::process::mark() {
             let used = handed.used.cast_signed();
             if let Some(known) = self.limits.by_id(handed.block.limit) {
                 self.ledgers.end_block(handed.block, used, &known.limit);

@@ -172,10 +172,12 @@ impl State {
         }
     }
 
-    /// Lets a permit that ends by itself do so later.
+    /// Lets a permit that ends by itself do so later, as long as somebody answers for it.
     pub(super) fn renew(&mut self, number: PermitNumber, expires: Timestamp) -> Option<Timestamp> {
         let permit = self.permits.get_mut(&number)?;
-        permit.expires?;
+        permit
+            .expires
+            .filter(|_| permit.is_held || permit.is_detached)?;
         permit.expires = Some(expires);
         self.let_slots_expire(number, expires);
         Some(expires)
@@ -272,7 +274,7 @@ impl State {
             at,
             wake_at: self.timeline.elapsed_at(at),
             session: 0,
-            pid: crate::process::id(),
+            process: crate::process::mark(),
             rows: permit.map(|permit| permit.rows.clone()).unwrap_or_default(),
             booking: None,
             accepted: None,

@@ -109,17 +109,16 @@ pub(super) fn attempt(
                 look_whose_turn_it_is(transaction, &lines)?;
             }
             let mut refusal = refusal;
-            if plan.patience.waits() && latest > now && (has_slots || refusal.is_of_the_line()) {
-                let rates = rates_admit(transaction, &lines, now)?;
-                if let Some((at, blocker)) = rates.filter(|(at, _)| *at > latest) {
-                    // Whatever else stands in the way, it is for this that there is no use in waiting.
-                    refusal = Refusal::Until { at, blocker };
+            if could_wait(plan, &lines, &refusal, now, latest) {
+                if let Some(later) = no_use_in_waiting(transaction, &lines, now, latest)? {
+                    refusal = later;
                 } else {
                     let Some(owner) = owner else {
                         return Ok(Attempt::NeedsOwner);
                     };
                     let place = &transaction.place.database;
                     let denial = denial(refusal, &lines, now, place)?;
+                    let rates = rates_admit(transaction, &lines, now)?;
                     let again_at = rates.map_or(latest, |(at, _)| at);
                     transaction.open_ledgers(&mut lines)?;
                     let ticket = stand_in_line(transaction, &lines, owner, ticket, latest)?;
@@ -129,7 +128,7 @@ pub(super) fn attempt(
                         denial,
                         ticket,
                         session: session.number,
-                        pid: session.pid,
+                        process: session.process,
                         // Before the commit: whoever frees something after it will see the ticket.
                         seen: session.wakes.seen(ticket.number),
                         in_the_way: in_the_way(transaction, &lines, &ahead, owner)?,
@@ -144,6 +143,30 @@ pub(super) fn attempt(
             leave_with(transaction, ticket, Outcome::Refused { denial, deadline })
         }
     }
+}
+
+/// Whether a request that is refused now can wait by a ticket: for slots, or behind others who do.
+fn could_wait(
+    plan: &Plan<'_>,
+    lines: &[Line<'_>],
+    refusal: &Refusal,
+    now: Timestamp,
+    latest: Timestamp,
+) -> bool {
+    let is_of_the_line = lines.iter().any(is_of_slots) || refusal.is_of_the_line();
+    plan.patience.waits() && latest > now && is_of_the_line
+}
+
+/// What a request is refused for that could wait, if its rates admit it too late, whatever else stands in the way.
+fn no_use_in_waiting(
+    transaction: &mut Transaction<'_>,
+    lines: &[Line<'_>],
+    now: Timestamp,
+    latest: Timestamp,
+) -> Result<Option<Refusal>, Error> {
+    let rates = rates_admit(transaction, lines, now)?;
+    let later = rates.filter(|(at, _)| *at > latest);
+    Ok(later.map(|(at, blocker)| Refusal::Until { at, blocker }))
 }
 
 /// Time may have brought the turn of somebody ahead. If nobody told it, it could never be late, and one that is stopped
@@ -171,12 +194,23 @@ fn leave_with(
     Ok(Attempt::Done(outcome))
 }
 
-/// Refuses a request that the committed state refuses already, where nothing could come back and nobody waits; else
-/// says nothing. For this the write lock is not needed. Says also whether the wall clock has to do with it.
+/// What a request that is only looked at is told.
+#[derive(Debug)]
+pub(super) struct Glance {
+    pub(super) outcome: Outcome,
+    /// Whether the wall clock has to do with it.
+    pub(super) goes_by_wall: bool,
+    /// Whether the death of a process could end it, which nobody writes down.
+    pub(super) may_come_back: bool,
+}
+
+/// Refuses a request that the committed state refuses already, where nothing of the dead could come back and nobody waits;
+/// else says nothing. For this the write lock is not needed.
 pub(super) fn glance(
     transaction: &mut Transaction<'_>,
+    session: &Session,
     plan: &Plan<'_>,
-) -> Result<Option<(Outcome, bool)>, Error> {
+) -> Result<Option<Glance>, Error> {
     if transaction.clock_has_to_be_fixed() || !transaction.nobody_waits()? {
         return Ok(None);
     }
@@ -186,16 +220,27 @@ pub(super) fn glance(
     let lines = lines(plan, &known, &transaction.place.database)?;
     check_bookable(plan, &lines)?;
     let verdict = decide(transaction, &lines, now, latest)?;
-    let Verdict::Refuse(refusal) = verdict else {
+    let Verdict::Refuse(mut refusal) = verdict else {
         return Ok(None);
     };
-    if may_come_back(transaction, &lines, &verdict)? {
+    let may_come_back = may_come_back(transaction, &lines, &verdict)?;
+    if may_come_back && !transaction.all_owners_live(&session.lock_file)? {
         return Ok(None);
+    }
+    if could_wait(plan, &lines, &refusal, now, latest) {
+        match no_use_in_waiting(transaction, &lines, now, latest)? {
+            Some(later) => refusal = later,
+            None => return Ok(None),
+        }
     }
     let denial = denial(refusal, &lines, now, &transaction.place.database)?;
     let deadline = (plan.patience != Patience::Now).then_some(latest);
     let goes_by_wall = lines.iter().any(|line| line.limit.has_calendar());
-    Ok(Some((Outcome::Refused { denial, deadline }, goes_by_wall)))
+    Ok(Some(Glance {
+        outcome: Outcome::Refused { denial, deadline },
+        goes_by_wall,
+        may_come_back,
+    }))
 }
 
 /// What is decided behind those who wait, and who they are.
@@ -320,7 +365,7 @@ fn charge(
         at,
         wake_at: transaction.timeline().elapsed_at(at),
         session: session.number,
-        pid: session.pid,
+        process: session.process,
         rows,
         booking,
         accepted: booking.map(|_| Arc::clone(&session.accepted)),
@@ -361,7 +406,7 @@ fn charge_block(
         at: now,
         wake_at: transaction.timeline().elapsed_at(now),
         session: session.number,
-        pid: session.pid,
+        process: session.process,
         rows: Few::new(),
         booking: None,
         accepted: None,

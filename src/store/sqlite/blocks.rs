@@ -90,7 +90,7 @@ impl Transaction<'_> {
             amount: amount.unsigned_abs(),
             readings: timeline.elapsed_at(now)..timeline.elapsed_at(until),
             session: session.number,
-            pid: session.pid,
+            process: session.process,
         })
     }
 }
@@ -111,7 +111,7 @@ impl Transaction<'_> {
     /// one that was inherited through `fork` is the parent's.
     pub(super) fn end_block(&mut self, handed: Handed<'_>, session: &Session) -> Result<(), Error> {
         let Handed { block, used } = handed;
-        if (block.session, block.pid) != (session.number, session.pid) {
+        if (block.session, block.process) != (session.number, session.process) {
             return Ok(());
         }
         let used = used.cast_signed();

@@ -8,7 +8,7 @@ use super::acquire::glance;
 use super::acts::{Act, Alone, Borrowed, tried};
 use super::checkpoints::{Due, TIME_TO_COPY};
 use super::connection::{Deadline, waiting_until};
-use super::desk::{Came, Lead, Waited};
+use super::desk::{Came, Lead, Unwinding, Waited};
 use super::dropped::Dropped;
 use super::joined::check_not_within;
 use super::refusals::{Known, real_time};
@@ -72,7 +72,7 @@ impl SqliteStore {
         deadline: Deadline,
     ) -> Result<RwLockWriteGuard<'_, State>, Error> {
         locked_until(|| self.state.try_write(), deadline.at).ok_or_else(|| {
-            if self.pid == crate::process::id() {
+            if self.process == crate::process::mark() {
                 deadline.busy(&self.place)
             } else {
                 self.place.forked()
@@ -181,19 +181,21 @@ impl SqliteStore {
         let since = real_time(clock, clock.elapsed());
         let seen = session.generation.seen();
         let glanced = self.look(session, deadline, |transaction| {
-            let glanced = glance(transaction, plan)?;
+            let glanced = glance(transaction, session, plan)?;
             Ok(glanced.map(|glanced| (glanced, *transaction.timeline())))
         })?;
-        let Some(((outcome, goes_by_wall), timeline)) = glanced else {
+        let Some((glanced, timeline)) = glanced else {
             return Ok(None);
         };
+        let outcome = glanced.outcome;
         if let Some(seen) = seen.filter(|seen| session.generation.seen() == Some(*seen))
+            && !glanced.may_come_back
             && let Outcome::Refused { denial, .. } = &outcome
         {
             let known = Known {
                 denial: denial.clone(),
                 timeline,
-                goes_by_wall,
+                goes_by_wall: glanced.goes_by_wall,
                 seen,
                 since,
             };
@@ -212,9 +214,9 @@ impl SqliteStore {
         if access == Access::Write {
             check_not_within(&self.place.database)?;
         }
-        match session.desk.come(|| None::<Alone>) {
+        match session.desk.come(|| None::<Alone>, deadline) {
             Came::Leads(lead) => Ok(lead),
-            Came::Waits(slip) => match session.desk.wait(&slip, deadline.at) {
+            Came::Waits(slip) => match session.desk.wait(&slip) {
                 Waited::Leads(lead) => Ok(lead),
                 Waited::Told | Waited::TooLate => Err(deadline.busy(&self.place)),
             },
@@ -229,12 +231,16 @@ impl SqliteStore {
         act: &B,
     ) -> Result<B::Answer, Error> {
         check_not_within(&self.place.database)?;
-        let slip = match session.desk.come(|| Some(act.owned())) {
+        let slip = match session.desk.come(|| Some(act.owned()), deadline) {
             Came::Leads(lead) => return self.lead_with(session, deadline, lead, act),
             Came::Waits(slip) => slip,
         };
+        let _unwinding = Unwinding {
+            desk: &session.desk,
+            slip: &slip,
+        };
         loop {
-            let mut lead = match session.desk.wait(&slip, deadline.at) {
+            let mut lead = match session.desk.wait(&slip) {
                 Waited::Leads(lead) => lead,
                 Waited::TooLate => return Err(deadline.busy(&self.place)),
                 Waited::Told => match slip.told() {
@@ -249,7 +255,7 @@ impl SqliteStore {
             });
             match result {
                 Ok(()) => lead.tell_others(),
-                Err(_) if lead.has_others() => self.act_for_each(session, deadline, &mut lead),
+                Err(_) if lead.has_others() => self.act_for_each(session, &mut lead),
                 Err(error) => {
                     if session.desk.take_away(&slip) {
                         return Err(error);
@@ -284,7 +290,7 @@ impl SqliteStore {
                 let answer = self.transact_led(session, Access::Write, deadline, |transaction| {
                     act.act(transaction, session)
                 });
-                self.act_for_each(session, deadline, &mut lead);
+                self.act_for_each(session, &mut lead);
                 answer
             }
             Err(error) => return Err(error),
@@ -295,9 +301,9 @@ impl SqliteStore {
 
     /// Where a transaction for several has failed, each gets one of its own, so that an error is told to those alone
     /// whom it concerns.
-    fn act_for_each(&self, session: &Session, deadline: Deadline, lead: &mut Lead<'_>) {
+    fn act_for_each(&self, session: &Session, lead: &mut Lead<'_>) {
         lead.act_for_each(|slip| {
-            self.transact_led(session, Access::Write, deadline, |transaction| {
+            self.transact_led(session, Access::Write, slip.deadline(), |transaction| {
                 slip.act(transaction, session)
             })
         });
@@ -360,7 +366,7 @@ impl SqliteStore {
         &self,
         act: impl FnOnce(&mut Transaction<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let deadline = self.busy_deadline();
+        let deadline = self.deadline();
         let session = self.session(deadline)?;
         self.transact(&session, Access::Read, deadline, act)
     }
@@ -370,12 +376,12 @@ impl SqliteStore {
         session: &Session,
         act: impl FnOnce(&mut Transaction<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        self.transact(session, Access::Write, self.busy_deadline(), act)
+        self.transact(session, Access::Write, self.deadline(), act)
     }
 
     /// Lets go of something that was dropped; later, if that cannot be done now.
     pub(super) fn let_go(&self, session: &Session, dropped: Dropped) -> Result<(), Error> {
-        let result = self.together(session, self.busy_deadline(), &dropped);
+        let result = self.together(session, self.deadline(), &dropped);
         if result.is_err() {
             session.put_off.push([dropped]);
         }
@@ -411,7 +417,7 @@ impl SqliteStore {
 
     /// The session in which a claim was made; an error if that was left since.
     pub(super) fn session_of(&self, claim: &Claim) -> Result<Arc<Session>, Error> {
-        let session = self.session(self.busy_deadline())?;
+        let session = self.session(self.deadline())?;
         if session.number == claim.session {
             Ok(session)
         } else {
@@ -419,7 +425,7 @@ impl SqliteStore {
         }
     }
 
-    pub(super) fn busy_deadline(&self) -> Deadline {
+    pub(super) fn deadline(&self) -> Deadline {
         Deadline::after(self.options.busy_deadline)
     }
 

@@ -67,11 +67,12 @@ impl Crowd {
         }
     }
 
-    /// Takes a number and waits until it is called, or nobody has written for a while.
-    pub(super) fn wait(&self, generation: &Generation, deadline: Instant) {
+    /// Takes a number and waits until it is called, or nobody has written for a while. Whether it was called.
+    pub(super) fn wait(&self, generation: &Generation, deadline: Instant) -> bool {
         let Some(page) = &self.page else {
-            return;
+            return false;
         };
+        let mut is_called = true;
         let number = page.taken().fetch_add(1, Ordering::SeqCst).wrapping_add(1);
         loop {
             let seat = page.seat(number);
@@ -79,20 +80,26 @@ impl Crowd {
             let called = page.called().load(Ordering::SeqCst);
             let ahead = number.wrapping_sub(called);
             let left = deadline.saturating_duration_since(Instant::now());
-            if !is_ahead(ahead) || left.is_zero() {
+            if !is_ahead(ahead) {
+                break;
+            }
+            if left.is_zero() {
+                is_called = false;
                 break;
             }
             let written = generation.count();
             let nap = NAP.saturating_mul(ahead.min(MOST_CALLED));
-            let is_called = sleep_on(seat, seen, nap.min(left));
-            if !is_called && generation.count() == written {
+            let is_woken = sleep_on(seat, seen, nap.min(left));
+            if !is_woken && generation.count() == written {
                 // Those before it have had the time to see that, too.
                 let _ = move_from(page.called(), called, number);
+                is_called = false;
                 break;
             }
         }
         self.is_over.store(false, Ordering::Relaxed);
         self.began_us.store(self.now_us(), Ordering::Relaxed);
+        is_called
     }
 
     /// Calls the next one, if somebody waits and the turn of this process has lasted for long enough.
@@ -157,7 +164,60 @@ impl Crowd {
 
     pub(super) fn come(&self, _generation: &Generation, _deadline: Instant) {}
 
-    pub(super) fn wait(&self, _generation: &Generation, _deadline: Instant) {}
+    pub(super) fn wait(&self, _generation: &Generation, _deadline: Instant) -> bool {
+        false
+    }
 
     pub(super) fn leave(&self) {}
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::thread;
+
+    use super::*;
+
+    fn page() -> Arc<SharedPage> {
+        Arc::new(SharedPage::map(&tempfile::tempfile().unwrap()).unwrap())
+    }
+
+    fn far() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    #[test]
+    fn whoever_waits_is_called_by_one_that_goes_on_writing() {
+        let page = page();
+        let writes = Generation::new(Some(Arc::clone(&page)));
+        let (busy, other) = (
+            Crowd::new(Some(Arc::clone(&page))),
+            Crowd::new(Some(Arc::clone(&page))),
+        );
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::SeqCst) {
+                    busy.come(&writes, far());
+                    writes.begin().end(true);
+                    busy.leave();
+                }
+            });
+            let generation = Generation::new(Some(Arc::clone(&page)));
+            // It can seem to have stopped, where its thread has no processor.
+            let is_called = (0..1_000).any(|_| other.wait(&generation, far()));
+            is_over.store(true, Ordering::SeqCst);
+            assert!(is_called);
+        });
+    }
+
+    #[test]
+    fn nobody_waits_long_for_one_that_does_not_write_any_more() {
+        let page = page();
+        let generation = Generation::new(Some(Arc::clone(&page)));
+        let crowd = Crowd::new(Some(page));
+        assert!(!crowd.wait(&generation, far()));
+        // Nor beyond its deadline for one that does.
+        assert!(!crowd.wait(&generation, Instant::now()));
+    }
 }

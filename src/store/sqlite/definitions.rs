@@ -260,7 +260,10 @@ impl Transaction<'_> {
                 pattern.cmp_specific(Pattern(found.limit.key())) == Ordering::Greater
             });
             if counts && pattern.matches(key) {
-                return Err(error.clone().into());
+                return Err(Error::Definition {
+                    key: text.clone(),
+                    source: error.clone(),
+                });
             }
         }
         Ok(found.cloned())

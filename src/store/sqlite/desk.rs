@@ -16,6 +16,7 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use super::acts::{Act, tried};
+use super::connection::Deadline;
 use super::session::Session;
 use super::transaction::Transaction;
 use crate::error::Error;
@@ -65,6 +66,9 @@ pub(super) trait Waiting: fmt::Debug + Send + Sync {
 
     /// Whether others can do it for it.
     fn joins(&self) -> bool;
+
+    /// Until when it can wait for locks.
+    fn deadline(&self) -> Deadline;
 }
 
 /// What somebody asks for, until it is answered.
@@ -75,11 +79,13 @@ pub(super) struct Slip<A: Act> {
     answer: Mutex<Option<Result<A::Answer, Error>>>,
     is_told: AtomicBool,
     thread: Thread,
+    deadline: Deadline,
 }
 
 impl<A: Act> Slip<A> {
-    fn new(act: Option<A>) -> Arc<Self> {
+    fn new(act: Option<A>, deadline: Deadline) -> Arc<Self> {
         Arc::new(Self {
+            deadline,
             act,
             answer: Mutex::new(None),
             is_told: AtomicBool::new(false),
@@ -124,6 +130,25 @@ impl<A: Act> Waiting for Slip<A> {
     fn joins(&self) -> bool {
         self.act.is_some()
     }
+
+    fn deadline(&self) -> Deadline {
+        self.deadline
+    }
+}
+
+/// Takes a slip away whose thread unwinds: there would be nobody to receive what others do for it.
+#[derive(Debug)]
+pub(super) struct Unwinding<'d, A: Act + 'static> {
+    pub(super) desk: &'d Desk,
+    pub(super) slip: &'d Arc<Slip<A>>,
+}
+
+impl<A: Act + 'static> Drop for Unwinding<'_, A> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.desk.take_away(self.slip);
+        }
+    }
 }
 
 /// Who was let in at once, and who has to wait.
@@ -150,6 +175,7 @@ impl Desk {
         Lead {
             desk: self,
             taken: Vec::new(),
+            acting: None,
         }
     }
 
@@ -163,21 +189,22 @@ impl Desk {
     }
 
     /// Leads at once if nobody is there, else leaves a slip. Without an act it is one that only its thread can do.
-    pub(super) fn come<A: Act + 'static>(&self, act: impl FnOnce() -> Option<A>) -> Came<'_, A> {
+    pub(super) fn come<A: Act + 'static>(
+        &self,
+        act: impl FnOnce() -> Option<A>,
+        deadline: Deadline,
+    ) -> Came<'_, A> {
         if let Some(lead) = self.try_lead() {
             return Came::Leads(lead);
         }
-        let slip = Slip::new(act());
+        let slip = Slip::new(act(), deadline);
         self.lock().waiting.push_back(Arc::clone(&slip) as _);
         Came::Waits(slip)
     }
 
     /// Waits until the slip is answered, or its thread is to lead.
-    pub(super) fn wait<A: Act + 'static>(
-        &self,
-        slip: &Arc<Slip<A>>,
-        deadline: Instant,
-    ) -> Waited<'_> {
+    pub(super) fn wait<A: Act + 'static>(&self, slip: &Arc<Slip<A>>) -> Waited<'_> {
+        let deadline = slip.deadline.at;
         let mut sleeps_from = Instant::now() + GIVES_WAY;
         loop {
             if slip.is_told.load(Ordering::Acquire) {
@@ -244,6 +271,8 @@ fn is_same<A: Act + 'static>(other: &Arc<dyn Waiting>, slip: &Arc<Slip<A>>) -> b
 pub(super) struct Lead<'d> {
     desk: &'d Desk,
     taken: Vec<Arc<dyn Waiting>>,
+    /// For which of them it is acting.
+    acting: Option<usize>,
 }
 
 impl Lead<'_> {
@@ -282,9 +311,11 @@ impl Lead<'_> {
     ) -> Result<(), Error> {
         let mut done = 0;
         while done < self.taken.len() {
-            for slip in &self.taken[done..] {
+            for (place, slip) in self.taken.iter().enumerate().skip(done) {
+                self.acting = Some(place);
                 slip.act(transaction, session)?;
             }
+            self.acting = None;
             done = self.taken.len();
             self.take(transaction);
         }
@@ -299,9 +330,11 @@ impl Lead<'_> {
     /// Lets each of those for whom it has tried to act have it done by itself.
     pub(super) fn act_for_each(&mut self, act: impl Fn(&dyn Waiting) -> Result<(), Error>) {
         while let Some(slip) = self.taken.first() {
+            self.acting = Some(0);
             if let Err(error) = act(&**slip) {
                 slip.fail(error);
             }
+            self.acting = None;
             slip.tell();
             self.taken.remove(0);
         }
@@ -316,6 +349,12 @@ impl Lead<'_> {
 
 impl Drop for Lead<'_> {
     fn drop(&mut self) {
+        // Whoever does next what this thread panicked at would panic, too: it is told, and not done again.
+        if let Some(place) = self.acting.take().filter(|_| thread::panicking()) {
+            let slip = self.taken.remove(place);
+            slip.fail(Error::Panicked);
+            slip.tell();
+        }
         let mut queue = self.desk.lock();
         // What was not told was not done.
         for slip in self.taken.drain(..).rev() {
@@ -325,6 +364,94 @@ impl Drop for Lead<'_> {
         self.desk.is_led.store(false, Ordering::Relaxed);
         if let Some(first) = queue.waiting.front() {
             first.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{self, AssertUnwindSafe};
+    use std::time::Duration;
+
+    use super::super::acts::Borrowed;
+    use super::super::connection::Deadline;
+    use super::super::{Durability, Options, SqliteStore};
+    use super::*;
+    use crate::clock::ManualClock;
+
+    /// Asks for nothing, or for something that no thread can do.
+    #[derive(Clone, Debug)]
+    struct Asks {
+        panics: bool,
+    }
+
+    impl Act for Asks {
+        type Answer = ();
+
+        fn act(&self, _: &mut Transaction<'_>, _: &Session) -> Result<(), Error> {
+            assert!(!self.panics, "as it is told to");
+            Ok(())
+        }
+    }
+
+    impl Borrowed for Asks {
+        type Owned = Self;
+
+        fn owned(&self) -> Self {
+            self.clone()
+        }
+    }
+
+    #[test]
+    fn what_panics_is_told_and_not_done_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("limits.db");
+        let options = Options {
+            path: file.clone(),
+            clock: Box::new(ManualClock::new()),
+            durability: Durability::default(),
+            busy_deadline: Duration::from_secs(5),
+            reader_count: 1,
+            mode: 0o600,
+            trust_filesystem: true,
+            create: true,
+        };
+        let store = SqliteStore::open(options).unwrap();
+        let session = store.open_session().unwrap();
+        let ask = |panics: bool| {
+            let deadline = Deadline::after(Duration::from_secs(30));
+            let ask = Asks { panics };
+            panic::catch_unwind(AssertUnwindSafe(|| {
+                store.together(&session, deadline, &ask)
+            }))
+        };
+        for _ in 0..20 {
+            let raw = rusqlite::Connection::open(&file).unwrap();
+            raw.execute_batch("BEGIN IMMEDIATE").unwrap();
+            let told = thread::scope(|scope| {
+                let threads: Vec<_> = (0..6)
+                    .map(|number| scope.spawn(move || ask(number == 3)))
+                    .collect();
+                // Until all of them have come to where they wait: one leads.
+                while session.desk.lock().waiting.len() < 5 {
+                    thread::yield_now();
+                }
+                raw.execute_batch("ROLLBACK").unwrap();
+                let told = threads.into_iter().map(|thread| thread.join().unwrap());
+                told.collect::<Vec<_>>()
+            });
+            let panicked = told.iter().filter(|told| told.is_err()).count();
+            assert!(panicked <= 1, "{told:?}");
+            // Whoever asked for it is told, if it was another thread that panicked.
+            let is_told = matches!(told[3], Err(_) | Ok(Err(Error::Panicked)));
+            assert!(is_told, "{told:?}");
+            let done = told
+                .iter()
+                .filter(|told| matches!(told, Ok(Ok(()))))
+                .count();
+            assert!(done >= 4, "{told:?}");
+            assert!(session.desk.lock().waiting.is_empty());
+            assert!(matches!(ask(false), Ok(Ok(()))));
         }
     }
 }

@@ -58,13 +58,14 @@ impl Transaction<'_> {
 }
 
 const RENEW: &str = "UPDATE permit SET expires_ns = ?2
-    WHERE permit_id = ?1 AND ended_ns IS NULL AND expires_ns > ?3";
+    WHERE permit_id = ?1 AND ended_ns IS NULL AND expires_ns > ?3 AND (owner_id IS NOT NULL OR detached)";
 const OWNER_OF: &str = "SELECT owner_id FROM permit WHERE permit_id = ?1";
 const DETACH: &str = "UPDATE permit SET owner_id = NULL, detached = 1, expires_ns = ?2
     WHERE permit_id = ?1 AND ended_ns IS NULL AND (expires_ns IS NULL OR expires_ns > ?3)";
 
 impl Transaction<'_> {
-    /// Lets a permit that ends by itself do so later. Nothing if it has ended, or does not end by itself.
+    /// Lets a permit that ends by itself do so later. Nothing if it has ended, or does not end by itself, or if nobody answers
+    /// for it any more: its slots are back, and for how long it can still be settled is fixed.
     pub(super) fn renew(
         &mut self,
         permit: PermitNumber,

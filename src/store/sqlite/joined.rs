@@ -129,7 +129,7 @@ const STATEMENTS: usize = 64;
 impl SqliteStore {
     /// A connection to the file for the caller's own tables.
     pub(super) fn open_for_caller(&self) -> Result<TableConnection, Error> {
-        let deadline = self.busy_deadline();
+        let deadline = self.deadline();
         let session = self.session(deadline)?;
         check_not_within(&self.place.database)?;
         // What a transaction of the caller's could not do for itself: others see it only once that has ended.
@@ -156,7 +156,7 @@ impl SqliteStore {
         connection: &Connection,
         plan: &Plan<'_>,
     ) -> Result<(Outcome, Pending), Error> {
-        let deadline = self.busy_deadline();
+        let deadline = self.deadline();
         let session = self.session(deadline)?;
         self.check_same_file(connection, &session)?;
         let state = connection
@@ -200,7 +200,7 @@ impl SqliteStore {
     /// What other acquisitions do in passing, and one within a transaction of the caller's does not: sweeps, and a WAL
     /// that starts anew.
     fn clean_up_in_turn(&self, claim: &Claim) -> Result<(), Error> {
-        let deadline = self.busy_deadline();
+        let deadline = self.deadline();
         let session = self.session(deadline)?;
         let Some(turn) = session.sweep_turn() else {
             return Ok(());

@@ -10,6 +10,8 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
 #[cfg(target_os = "linux")]
+use std::path::PathBuf;
+#[cfg(target_os = "linux")]
 use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,6 +23,8 @@ pub(super) struct LockFile {
     /// `None` once it was closed in a forked child.
     file: Mutex<Option<File>>,
     inode: i64,
+    #[cfg(target_os = "linux")]
+    path: PathBuf,
     /// The owner that this is; 0 if it is none. The kernel does not show to a file what it has locked itself.
     #[cfg(target_os = "linux")]
     own: AtomicI64,
@@ -58,6 +62,8 @@ impl LockFile {
             file: Mutex::new(Some(file)),
             inode,
             #[cfg(target_os = "linux")]
+            path: path.to_owned(),
+            #[cfg(target_os = "linux")]
             own: AtomicI64::new(0),
             #[cfg(not(target_os = "linux"))]
             owners: portable::OwnerFiles::beside(path),
@@ -69,19 +75,35 @@ impl LockFile {
         self.inode
     }
 
-    /// The part of it that all its users share, if it can be mapped.
+    /// The part of it that all its users share; nothing where there is none. An error on a system that has it: a process
+    /// that does not tell others of what it writes would let them take for true what is no longer.
     ///
     /// It is mapped from a descriptor of its own: a mapping keeps what it was made from open, and with it a
     /// forked child would keep its parent's locks.
-    pub(super) fn page(&self) -> Option<Arc<SharedPage>> {
-        let page = self
-            .with_file(open_again)
-            .and_then(|file| SharedPage::map(&file));
-        page.map(Arc::new)
-            .map_err(
-                |error| tracing::debug!(%error, "the lock file cannot be mapped: who waits polls"),
-            )
-            .ok()
+    #[cfg(target_os = "linux")]
+    pub(super) fn page(&self) -> io::Result<Option<Arc<SharedPage>>> {
+        let page = SharedPage::map(&self.open_again()?)?;
+        Ok(Some(Arc::new(page)))
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn page(&self) -> io::Result<Option<Arc<SharedPage>>> {
+        Ok(None)
+    }
+
+    /// The same file, opened once more.
+    #[cfg(target_os = "linux")]
+    fn open_again(&self) -> io::Result<File> {
+        use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(nix::fcntl::OFlag::O_NOFOLLOW.bits())
+            .open(&self.path)?;
+        if file.metadata()?.ino().cast_signed() != self.inode {
+            return Err(io::Error::from(io::ErrorKind::NotFound));
+        }
+        Ok(file)
     }
 
     /// Closes this process's descriptor. A forked child does that with the one that it inherited: as
@@ -113,19 +135,6 @@ impl LockFile {
             std::thread::sleep(Duration::from_micros(fastrand::u64(100..2_000)));
         }
     }
-}
-
-/// The same file, opened once more.
-#[cfg(target_os = "linux")]
-fn open_again(file: &File) -> io::Result<File> {
-    use std::os::fd::AsRawFd;
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    OpenOptions::new().read(true).write(true).open(path)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn open_again(file: &File) -> io::Result<File> {
-    file.try_clone()
 }
 
 /// Holds the lock for opening and migrating.

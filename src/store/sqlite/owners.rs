@@ -22,7 +22,7 @@ impl Transaction<'_> {
     /// Where a row was lost with its file, its id is given out again while its owner lives and holds the
     /// byte. The next id is free then, or the one after: none is given out twice in one transaction.
     pub(super) fn insert_owner(&mut self, lock_file: &LockFile) -> Result<i64, Error> {
-        let (pid, boot) = (crate::process::id(), print_boot(self.timeline().boot));
+        let (pid, boot) = (std::process::id(), print_boot(self.timeline().boot));
         let (lock_inode, since_ns) = (lock_file.inode(), self.now().as_nanos());
         self.wrote();
         for _ in 0..MOST_IDS {
@@ -55,11 +55,8 @@ struct Owner {
 const READ_OWNERS: &str = "SELECT owner_id, boot_id, lock_inode FROM owner";
 
 impl Transaction<'_> {
-    /// Gives back what dead owners have booked and cannot have used. True if anything came back.
-    ///
-    /// An owner may have gone ahead and died since this transaction read the clock. So the clock is read
-    /// again after its death is certain: what was booked for later than that, it cannot have used.
-    pub(super) fn reclaim(&mut self, lock_file: &LockFile) -> Result<bool, Error> {
+    /// The owners whose locks say that they live no more.
+    fn dead_owners(&self, lock_file: &LockFile) -> Result<Vec<Owner>, Error> {
         let owners: Vec<Owner> = self
             .link
             .connection
@@ -84,6 +81,20 @@ impl Transaction<'_> {
                 dead.push(owner);
             }
         }
+        Ok(dead)
+    }
+
+    /// Whether there is nobody dead from whom anything could come back.
+    pub(super) fn all_owners_live(&self, lock_file: &LockFile) -> Result<bool, Error> {
+        Ok(self.dead_owners(lock_file)?.is_empty())
+    }
+
+    /// Gives back what dead owners have booked and cannot have used. True if anything came back.
+    ///
+    /// An owner may have gone ahead and died since this transaction read the clock. So the clock is read
+    /// again after its death is certain: what was booked for later than that, it cannot have used.
+    pub(super) fn reclaim(&mut self, lock_file: &LockFile) -> Result<bool, Error> {
+        let dead = self.dead_owners(lock_file)?;
         let reached = self.reached();
         let mut came_back = false;
         for owner in dead {

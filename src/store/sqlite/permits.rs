@@ -257,7 +257,7 @@ impl Transaction<'_> {
             at: found.at,
             wake_at: self.timeline().elapsed_at(found.at),
             session: session.number,
-            pid: session.pid,
+            process: session.process,
             rows,
             booking: None,
             accepted: None,

@@ -1,7 +1,7 @@
 //! Requests that were refused lately, and refusals that are known to stand: nothing was written since, and the time
 //! has not come.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::clock::{Clock, Reading, Timeline, Timestamp};
 use crate::decision::Denial;
 use crate::plan::{Patience, Plan};
 use crate::request::Request;
-use crate::store::latest;
+use crate::store::{Few, latest};
 
 /// How many are remembered at most.
 const PLACES: usize = 256;
@@ -33,6 +33,36 @@ pub(super) struct Refusals {
 struct Refused {
     request: Request,
     known: Option<Known>,
+    /// The smallest amounts of each of its limits that were refused since one was granted.
+    least: Few<u64>,
+}
+
+impl Refused {
+    fn new(plan: &Plan<'_>, known: Option<Known>, former: Option<Self>) -> Self {
+        let mut least: Few<u64> = plan.takes().map(|(_, amount)| amount).collect();
+        if let Some(former) = former.filter(|former| former.is_of(plan)) {
+            for (least, former) in least.iter_mut().zip(former.least) {
+                *least = former.min(*least);
+            }
+        }
+        Self {
+            request: plan.to_request(),
+            known,
+            least,
+        }
+    }
+
+    /// Whether a plan asks for the same limits.
+    fn is_of(&self, plan: &Plan<'_>) -> bool {
+        let keys = self.request.takes().map(|(key, _)| key);
+        plan.takes().map(|(key, _)| key).eq(keys)
+    }
+
+    /// Whether a plan asks for as much as was refused, or more.
+    fn covers(&self, plan: &Plan<'_>) -> bool {
+        let mut amounts = plan.takes().zip(&self.least);
+        self.is_of(plan) && amounts.all(|((_, amount), least)| amount >= *least)
+    }
 }
 
 /// A refusal that time alone ends, if nobody writes.
@@ -53,7 +83,7 @@ pub(super) struct Known {
 #[derive(Debug)]
 pub(super) enum Hint {
     Nothing,
-    /// It was refused when it was last asked for.
+    /// It was refused when it was last asked for, or less was.
     WasRefused,
     /// It is refused.
     IsRefused {
@@ -74,18 +104,18 @@ impl Default for Refusals {
 
 impl Refusals {
     fn place(&self, plan: &Plan<'_>) -> MutexGuard<'_, Option<Refused>> {
-        let key = plan.takes().next().map_or("", |(key, _)| key);
-        let number = self.hasher.hash_one(key) % PLACES as u64;
+        let mut hasher = self.hasher.build_hasher();
+        plan.takes().for_each(|(key, _)| key.hash(&mut hasher));
+        let number = hasher.finish() % PLACES as u64;
         let place = &self.places[usize::try_from(number).unwrap_or(0)];
         place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says what became of a request.
     pub(super) fn remember(&self, plan: &Plan<'_>, is_refused: bool) {
-        *self.place(plan) = is_refused.then(|| Refused {
-            request: plan.to_request(),
-            known: None,
-        });
+        let mut place = self.place(plan);
+        let former = place.take();
+        *place = is_refused.then(|| Refused::new(plan, None, former));
     }
 
     /// Says that a request is refused until something is written.
@@ -95,12 +125,7 @@ impl Refusals {
             Some(refused) if plan.takes().eq(refused.request.takes()) => {
                 refused.known = Some(known);
             }
-            other => {
-                *other = Some(Refused {
-                    request: plan.to_request(),
-                    known: Some(known),
-                });
-            }
+            other => *other = Some(Refused::new(plan, Some(known), other.take())),
         }
     }
 
@@ -113,6 +138,7 @@ impl Refusals {
                 let hint = known.and_then(|known| known.still(plan, generation, clock));
                 hint.unwrap_or(Hint::WasRefused)
             }
+            Some(refused) if refused.covers(plan) => Hint::WasRefused,
             _ => Hint::Nothing,
         }
     }
@@ -321,6 +347,24 @@ mod tests {
             });
         }
         told
+    }
+
+    /// A row that goes without the counter is missed for as long as what was refused is remembered.
+    #[test]
+    fn what_was_refused_is_answered_from_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("limits.db");
+        let limiter = Limiter::open(&file).unwrap();
+        limiter.define(Limit::new("a").per_day(4)).unwrap();
+        let is_granted = |amount| limiter.try_acquire(("a", amount)).unwrap().is_granted();
+        assert!(is_granted(4));
+        assert!(!is_granted(2) && !is_granted(2));
+        let raw = rusqlite::Connection::open(&file).unwrap();
+        raw.execute_batch("DELETE FROM charge").unwrap();
+        assert!(!is_granted(2));
+        // What was not asked for before is looked at.
+        assert!(is_granted(3));
+        assert!(!is_granted(2));
     }
 
     proptest! {

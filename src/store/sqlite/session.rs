@@ -1,5 +1,6 @@
 //! The time from opening a file to closing it, in one process.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
@@ -26,12 +27,13 @@ use super::sweep::{SWEEP_EVERY, Turn};
 use super::transaction::Access;
 use super::wakes::Wakes;
 use crate::error::Error;
+use crate::process::Mark;
 
 #[derive(Debug)]
 pub(super) struct Session {
     /// Tells this session from every other of this process and of those forked from it.
     pub(super) number: u64,
-    pub(super) pid: u32,
+    pub(super) process: Mark,
     pub(super) lock_file: Arc<LockFile>,
     pub(super) watch: Watch,
     pub(super) wakes: Wakes,
@@ -106,6 +108,13 @@ impl Session {
             }
             thread::sleep(NAP);
         };
+        let page = lock_file.page().map_err(|source| {
+            if source.kind() == ErrorKind::NotFound {
+                place.moved()
+            } else {
+                place.failed("mapping its lock file", source)
+            }
+        })?;
         remove_orphans(&lock_file, place)?;
         if opening.create {
             place.create(options.mode)?;
@@ -134,10 +143,9 @@ impl Session {
         drop(guard);
         let pools = Pools::new(place, &setup, connection)
             .map_err(|source| place.failed("starting a thread for its connections", source))?;
-        let page = lock_file.page();
         let session = Arc::new(Self {
             number: NUMBERS.fetch_add(1, Ordering::Relaxed),
-            pid: crate::process::id(),
+            process: crate::process::mark(),
             pools: Arc::new(pools),
             wakes: Wakes::new(page.clone()),
             generation: Generation::new(page.clone()),
@@ -215,7 +223,7 @@ impl Session {
 
     /// Whether this process opened the session, and did not inherit it through `fork`.
     pub(super) fn is_ours(&self) -> bool {
-        self.pid == crate::process::id()
+        self.process == crate::process::mark()
     }
 
     /// In a forked child: closes all that was inherited. False if that cannot be done.
@@ -226,20 +234,20 @@ impl Session {
     /// kernel's locks are not inherited) provided that no thread of the parent was inside SQLite, whatever
     /// file it had open there, and that the child does not take itself for the last user and remove the WAL.
     pub(super) fn close_inherited() -> bool {
-        let pid = crate::process::id();
-        // Before the process id: another thread of this child may have closed everything and be opening.
+        let mark = crate::process::mark().as_u32();
+        // Before the mark: another thread of this child may have closed everything and be opening.
         let under_way = UNDER_WAY.load(Ordering::SeqCst);
-        match PID.compare_exchange(0, pid, Ordering::SeqCst, Ordering::SeqCst) {
+        match MARK.compare_exchange(0, mark, Ordering::SeqCst, Ordering::SeqCst) {
             // Nothing was ever opened.
             Ok(_) => return true,
-            Err(last) if last == pid => return true,
+            Err(last) if last == mark => return true,
             Err(_) if under_way != 0 => return false,
             Err(_) => {}
         }
         let Some(mut sessions) = lock_until(&SESSIONS, Instant::now() + LONGEST_LOCK) else {
             return false;
         };
-        if PID.load(Ordering::SeqCst) == pid {
+        if MARK.load(Ordering::SeqCst) == mark {
             return true;
         }
         let inherited: Option<Vec<Arc<Self>>> = sessions
@@ -259,7 +267,7 @@ impl Session {
             session.lock_file.close();
         }
         sessions.clear();
-        PID.store(pid, Ordering::SeqCst);
+        MARK.store(mark, Ordering::SeqCst);
         // Before the sessions, which lock the list when they are dropped.
         drop(sessions);
         true
@@ -332,7 +340,7 @@ impl Drop for Session {
         let _under_way = UnderWay::new();
         if self.is_ours() {
             self.close();
-        } else if PID.load(Ordering::SeqCst) != crate::process::id() {
+        } else if MARK.load(Ordering::SeqCst) != crate::process::mark().as_u32() {
             if under_way != 0 || self.is_in_use() {
                 // It stays in the list as one that could not be closed.
                 return std::mem::forget(Arc::clone(&self.pools));
@@ -346,7 +354,7 @@ impl Drop for Session {
 }
 
 /// The process that last made sure that nothing inherited is open.
-static PID: AtomicU32 = AtomicU32::new(0);
+static MARK: AtomicU32 = AtomicU32::new(0);
 
 /// How many threads are opening or closing connections outside of calls. A child that is forked meanwhile
 /// can use nothing that it inherits.

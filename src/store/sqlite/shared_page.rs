@@ -17,6 +17,7 @@ mod linux {
     use std::ptr::NonNull;
     use std::sync::atomic::AtomicU32;
 
+    use nix::errno::Errno;
     use nix::fcntl::posix_fallocate;
     use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -51,7 +52,11 @@ mod linux {
         pub(in super::super) fn map(file: &File) -> io::Result<Self> {
             // With its place on the disk: if that is full, this fails, and not who touches the page.
             let (offset, bytes) = (OFFSET.cast_signed(), BYTES.cast_signed() as i64);
-            posix_fallocate(file, offset, bytes)?;
+            while let Err(errno) = posix_fallocate(file, offset, bytes) {
+                if errno != Errno::EINTR {
+                    return Err(errno.into());
+                }
+            }
             // SAFETY: a new mapping, of a range that the file has; the kernel chooses where.
             let page = unsafe {
                 mmap(
@@ -114,18 +119,12 @@ mod linux {
 /// Nothing is shared.
 #[cfg(not(target_os = "linux"))]
 mod portable {
-    use std::fs::File;
-    use std::io;
     use std::sync::atomic::AtomicU32;
 
     #[derive(Debug)]
     pub(in super::super) enum SharedPage {}
 
     impl SharedPage {
-        pub(in super::super) fn map(_file: &File) -> io::Result<Self> {
-            Err(io::Error::from(io::ErrorKind::Unsupported))
-        }
-
         pub(in super::super) fn generation(&self) -> &AtomicU32 {
             match *self {}
         }

@@ -48,7 +48,7 @@ impl Transaction<'_> {
         let after = LimitId(turn.definitions.0.saturating_add(1));
         let next = match self.read_definition_from(after) {
             // One that this program cannot read is swept by those that can.
-            Err(Error::Limit(_)) => after,
+            Err(Error::Definition { .. }) => after,
             Err(error) => return Err(error),
             Ok(Some(next)) => {
                 if lines.iter().all(|line| line.id != next.id) {
@@ -60,7 +60,7 @@ impl Transaction<'_> {
             Ok(None) => LimitId(0),
         };
         let keys = match self.sweep_keys(turn.keys) {
-            Err(Error::Limit(_)) => turn.keys.skipped(),
+            Err(Error::Definition { .. }) => turn.keys.skipped(),
             keys => keys?,
         };
         self.sweep_removed()?;

@@ -148,7 +148,7 @@ impl Transaction<'_> {
         for head in self.read_heads(READ_PATTERNS)? {
             match self.complete(&head) {
                 Ok(known) => patterns.known.push(known),
-                Err(Error::Limit(error)) => patterns.unreadable.push((head.key, error)),
+                Err(Error::Definition { key, source }) => patterns.unreadable.push((key, source)),
                 Err(error) => return Err(error),
             }
         }
@@ -300,7 +300,10 @@ impl Transaction<'_> {
                 return Err(damaged(format!("there is no period `{period}`")));
             };
             // Another program may have defined it, that was built to know time zones.
-            let quota = period.in_zone(&zone)?;
+            let quota = period.in_zone(&zone).map_err(|source| Error::Definition {
+                key: head.key.clone(),
+                source,
+            })?;
             known_quotas.push((capacity, quota));
         }
         Ok(Known {

@@ -1,5 +1,6 @@
 //! One transaction: the lock, the present, and the end.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
@@ -422,6 +423,11 @@ impl Drop for Open<'_> {
 const ASKS: Duration = Duration::from_micros(30);
 const ASKS_WHEN_CALLED: Duration = Duration::from_millis(1);
 
+/// How long it sleeps between its attempts, from the second on, while nobody writes and yet somebody has the lock; twice as
+/// long each time, up to so often.
+const HELD_UP: Duration = Duration::from_micros(200);
+const MOST_DOUBLED: u32 = 5;
+
 /// Begins a transaction that may write, in turn with other processes.
 fn begin_in_turn(
     connection: &Connection,
@@ -434,12 +440,20 @@ fn begin_in_turn(
     }
     crowd.come(generation, deadline.at);
     let mut asks = ASKS;
+    let mut held_up = 0;
     loop {
         let until = deadline.at.min(Instant::now() + asks);
         match waiting_until(until, || run(connection, BEGIN_WRITE)) {
             Err(error) if is_busy(&error) && !deadline.has_passed() => {
-                crowd.wait(generation, deadline.at);
-                asks = ASKS_WHEN_CALLED;
+                if crowd.wait(generation, deadline.at) {
+                    held_up = 0;
+                } else if held_up > 0 {
+                    // It is stopped, or another program's: there is no use in asking often.
+                    let nap = HELD_UP * (1 << (held_up - 1).min(MOST_DOUBLED));
+                    thread::sleep(nap.min(deadline.at.saturating_duration_since(Instant::now())));
+                }
+                asks = if held_up == 0 { ASKS_WHEN_CALLED } else { ASKS };
+                held_up += 1;
             }
             begun => return begun,
         }
