@@ -28,7 +28,7 @@ const BUSY: &str = "busy";
 const CALLERS_PER_HOUR: u64 = 100;
 
 /// Settlements and bookings change what they are measured on, so that a round makes only so many.
-const FEW: usize = 16;
+const FEW: usize = 64;
 const TO_SETTLE: usize = FEW * crate::MOST_ROUNDS * crate::PARTS as usize;
 
 /// As many charges lie between one to settle and the next: they share neither a page nor a correction.

@@ -204,13 +204,10 @@ impl Store for SqliteStore {
     fn acquire(&self, plan: &Plan<'_>, waited: Option<&Queued>) -> Result<Outcome, Error> {
         let ends_block = plan.block.is_some_and(|block| block.former.is_some());
         let may_be_known = plan.id().is_none() && waited.is_none() && !ends_block;
-        let open = self.open_session();
-        let hint = match &open {
-            Some(session) if may_be_known && !session.put_off.any() => {
-                let clock = &*self.options.clock;
-                session.refusals.hint(plan, &session.generation, clock)
-            }
-            _ => Hint::Nothing,
+        let hint = if may_be_known {
+            self.hint(plan)
+        } else {
+            Hint::Nothing
         };
         let was_refused = match hint {
             Hint::IsRefused { denial, deadline } => {
@@ -220,10 +217,7 @@ impl Store for SqliteStore {
             Hint::Nothing => false,
         };
         let deadline = self.lock_deadline(plan.patience);
-        let session = match open {
-            Some(session) => session,
-            None => self.session(deadline)?,
-        };
+        let session = self.session(deadline)?;
         if was_refused && let Some(outcome) = self.glance(&session, plan, deadline)? {
             self.use_time_of(&session, &outcome);
             return Ok(outcome);

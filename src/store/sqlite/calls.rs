@@ -11,7 +11,7 @@ use super::connection::{Deadline, waiting_until};
 use super::desk::{Came, Lead, Unwinding, Waited};
 use super::dropped::Dropped;
 use super::joined::check_not_within;
-use super::refusals::{Known, real_time};
+use super::refusals::{Hint, Known, real_time};
 use super::session::{Opening, Session, lock_until, locked_until};
 use super::transaction::{Access, Transaction};
 use super::{SHORTEST_LOCK_WAIT, SqliteStore, State};
@@ -56,6 +56,20 @@ impl SqliteStore {
         state.session = Some(Arc::clone(&session));
         self.session_number.store(session.number, Ordering::Relaxed);
         Ok(session)
+    }
+
+    /// What is known of a request from before, without a look at the file.
+    pub(super) fn hint(&self, plan: &Plan<'_>) -> Hint {
+        let Ok(state) = self.state.try_read() else {
+            return Hint::Nothing;
+        };
+        match &state.session {
+            Some(session) if session.is_ours() && !session.put_off.any() => {
+                let clock = &*self.options.clock;
+                session.refusals.hint(plan, &session.generation, clock)
+            }
+            _ => Hint::Nothing,
+        }
     }
 
     /// The session, if it is open and nobody is opening another.

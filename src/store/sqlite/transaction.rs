@@ -423,8 +423,9 @@ impl Drop for Open<'_> {
 const ASKS: Duration = Duration::from_micros(30);
 const ASKS_WHEN_CALLED: Duration = Duration::from_millis(1);
 
-/// How long it sleeps between its attempts, from the second on, while nobody writes and yet somebody has the lock; twice as
-/// long each time, up to so often.
+/// So often it may find nobody writing, and the lock taken all the same, because whoever has it has no processor just then.
+/// After that it sleeps between its attempts, twice as long each time, up to so often.
+const MOST_BAD_LUCK: u32 = 4;
 const HELD_UP: Duration = Duration::from_micros(200);
 const MOST_DOUBLED: u32 = 5;
 
@@ -440,20 +441,23 @@ fn begin_in_turn(
     }
     crowd.come(generation, deadline.at);
     let mut asks = ASKS;
-    let mut held_up = 0;
+    let mut held_up: u32 = 0;
     loop {
         let until = deadline.at.min(Instant::now() + asks);
         match waiting_until(until, || run(connection, BEGIN_WRITE)) {
             Err(error) if is_busy(&error) && !deadline.has_passed() => {
-                if crowd.wait(generation, deadline.at) {
-                    held_up = 0;
-                } else if held_up > 0 {
+                held_up = if crowd.wait(generation, deadline.at) {
+                    0
+                } else {
+                    held_up + 1
+                };
+                asks = ASKS_WHEN_CALLED;
+                if let Some(doubled) = held_up.checked_sub(MOST_BAD_LUCK + 1) {
                     // It is stopped, or another program's: there is no use in asking often.
-                    let nap = HELD_UP * (1 << (held_up - 1).min(MOST_DOUBLED));
+                    let nap = HELD_UP * (1 << doubled.min(MOST_DOUBLED));
                     thread::sleep(nap.min(deadline.at.saturating_duration_since(Instant::now())));
+                    asks = ASKS;
                 }
-                asks = if held_up == 0 { ASKS_WHEN_CALLED } else { ASKS };
-                held_up += 1;
             }
             begun => return begun,
         }
