@@ -162,7 +162,7 @@ fn figures(_: &mut Criterion) {
         ),
     ];
     compare_calls(&mut subjects);
-    println!("the same in rounds of 2 000 calls, with what they pay now and then:");
+    println!("the same in rounds of 20 000 calls, with what they pay now and then:");
     compare(&mut subjects);
     drop(subjects);
     open_times(
