@@ -35,6 +35,7 @@ const LONGEST_LOCK: Duration = Duration::from_secs(1);
 /// - What is handed out is no permit: it cannot be settled, cancelled or named by an id.
 /// - A file that is removed or replaced takes the block with it once this process has noticed, with any other call or when the
 ///   block has ended.
+/// - What is held is handed out until the block's end, though the limit may have been lowered or removed meanwhile.
 /// - A process that dies has used its block, as far as anybody knows. It counts for its time, and then no more.
 ///
 /// What is left of a block is given back when the next one is taken, when this is dropped, and by
@@ -113,13 +114,12 @@ impl Blocks {
     /// As [`Limiter::try_acquire`](crate::Limiter::try_acquire), when a block has to be taken; nothing was handed out then.
     /// [`RequestError::NotInBlocks`](crate::RequestError::NotInBlocks) if the limit has become one of another kind.
     pub fn try_acquire_many(&self, amount: u64) -> Result<Decision<()>, Error> {
-        let ask = Ask::from((&*self.key, amount));
-        let plan = Plan::new(ask, Patience::Now)?;
-        let is_handed_out = |state: &mut State| state.hand_out(amount, &*self.store);
+        let is_handed_out = |state: &mut State| amount > 0 && state.hand_out(amount, &*self.store);
         let Some(mut taking) = self.come(is_handed_out)? else {
             return Ok(Decision::Granted(()));
         };
-        let plan = plan.of_block(BlockAsk {
+        let ask = Ask::from((&*self.key, amount));
+        let plan = Plan::new(ask, Patience::Now)?.of_block(BlockAsk {
             size: self.size,
             lifetime_ns: self.lifetime_ns,
             former: taking.handed(),

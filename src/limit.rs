@@ -143,7 +143,7 @@ impl Limit {
     /// Where no limit is defined for a key itself, the most specific pattern that matches it counts: the one with
     /// the most characters besides `*`; among equals, the one with more of them before its first `*`. Nothing is
     /// written for a key until something is charged to it, and nothing is left of it when all of that has left
-    /// its windows.
+    /// its windows. The pattern's own text is a key as any other that it matches, and no sum over them.
     ///
     /// ```
     /// use quotalite::{Limit, Limiter};

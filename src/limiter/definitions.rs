@@ -10,7 +10,8 @@ impl Limiter {
     /// [`Error::Conflict`] shows both. Every process can define what it needs when it starts.
     ///
     /// # Errors
-    /// [`Error::Definition`] if the limit is not one, [`Error::Conflict`], and whatever can happen to the file.
+    /// [`Error::Definition`] if the limit is not one, [`Error::Conflict`], [`Error::Finer`] if it would count for keys whose
+    /// charges another definition has merged more coarsely, and whatever can happen to the file.
     /// Nothing is defined then, and what stood there stands.
     pub fn define<L>(&self, limit: L) -> Result<Definition, Error>
     where
