@@ -123,3 +123,30 @@ fn threads_that_share_blocks_wait_no_longer_than_one_of_them_would() {
     hot.give_back().unwrap();
     assert_eq!(limiter.usage("hot").unwrap().available(), 988);
 }
+
+/// Whoever has the lock may be stopped for as long as others care to wait.
+#[cfg(target_os = "linux")]
+#[test]
+fn who_waits_for_a_lock_that_does_not_come_free_hardly_needs_a_processor() {
+    use nix::sys::resource::{UsageWho, getrusage};
+
+    let cpu = || {
+        let usage = getrusage(UsageWho::RUSAGE_THREAD).unwrap();
+        let (user, system) = (usage.user_time(), usage.system_time());
+        let micros = user.tv_usec() + system.tv_usec();
+        let seconds = user.tv_sec() + system.tv_sec();
+        Duration::from_micros((seconds * 1_000_000 + micros).unsigned_abs())
+    };
+    let scratch = scratch();
+    let limiter = Limiter::builder(scratch.file())
+        .busy_deadline(Duration::from_secs(1))
+        .open()
+        .unwrap();
+    limiter.define(Limit::new("k").per_hour(10)).unwrap();
+    let _lock = keep_lock(&scratch);
+    let before = cpu();
+    let busy = limiter.try_acquire("k");
+    assert!(matches!(busy, Err(Error::Busy { .. })), "{busy:?}");
+    let used = cpu().checked_sub(before).unwrap();
+    assert!(used < Duration::from_millis(80), "{used:?} of a second");
+}
