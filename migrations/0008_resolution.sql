@@ -16,6 +16,8 @@ UPDATE booking SET
         0
     );
 
+CREATE INDEX booking_merged ON booking (limit_id, due_ns) WHERE due_ns > at_ns;
+
 -- What its owner has booked with the permit.
 ALTER TABLE permit ADD COLUMN booking_id INTEGER;
 UPDATE permit SET booking_id = (

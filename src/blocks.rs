@@ -175,6 +175,7 @@ impl Blocks {
                     blocks: self,
                     block: state.block.take(),
                     left: state.left,
+                    was_panicking: thread::panicking(),
                 }));
             }
             let waited = asked.get_or_insert_with(Instant::now).elapsed();
@@ -240,6 +241,8 @@ struct Taking<'b> {
     blocks: &'b Blocks,
     block: Option<Box<Block>>,
     left: u64,
+    /// Something that is dropped by a panic may come for a block, too.
+    was_panicking: bool,
 }
 
 impl Taking<'_> {
@@ -251,10 +254,12 @@ impl Taking<'_> {
 
 impl Drop for Taking<'_> {
     fn drop(&mut self) {
+        let panics = thread::panicking() && !self.was_panicking;
         // It fails only in a forked child, where nobody waits.
         if let Ok(mut state) = self.blocks.lock() {
+            // Where this thread panics, nobody knows whether the block was given back: it stays charged.
             *state = State {
-                block: self.block.take(),
+                block: self.block.take().filter(|_| !panics),
                 left: self.left,
                 taking: None,
             };

@@ -21,7 +21,7 @@ use crate::request::{MAX_BATCH, MAX_ID_BYTES, MAX_TAKES};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The definition of a limit is wrong.
+    /// Something that was to be part of a definition is wrong: a rate, or a limit that was built by itself.
     #[error(transparent)]
     Limit(#[from] LimitError),
     /// The definition of a limit or a pattern is wrong, or this program cannot read the one in the file: of a quota, if it

@@ -266,7 +266,7 @@ impl Limit {
         }
     }
 
-    /// By how much longer than its window a charge counts that is made in the last moment of what it is merged with.
+    /// By how much longer than its window a charge counts from where it is entered.
     pub(crate) fn lengthened_by_ns(&self) -> i64 {
         self.pad_ns() + self.resolution_ns()
     }

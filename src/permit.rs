@@ -255,9 +255,13 @@ impl Permit {
         if let Some(told) = inner.told() {
             return Ok(told);
         }
-        let settled = act(&inner.claim)?;
-        inner.state = State::Closed;
-        Ok(settled)
+        // Should it panic, nobody knows whether it was done: it must not be done twice.
+        let open = std::mem::replace(&mut inner.state, State::Closed);
+        let settled = act(&inner.claim);
+        if settled.is_err() {
+            inner.state = open;
+        }
+        settled
     }
 
     pub(crate) fn is_of(&self, store: &dyn Store) -> bool {

@@ -48,10 +48,11 @@ mod linux {
         if page.is_null() {
             page = keep();
         }
-        // SAFETY: null, or a page that stays mapped for ever, and is valid as atomics whatever it holds.
-        let Some(kept) = (unsafe { page.as_ref() }) else {
+        if ptr::eq(page, &raw const NONE) {
             return Mark(process::id());
-        };
+        }
+        // SAFETY: a page that stays mapped for ever, and is valid as atomics whatever it holds.
+        let kept = unsafe { &*page };
         match kept.load(Ordering::Relaxed) {
             // In a child that was forked, the page is wiped, and what was given out last is inherited.
             0 => {
@@ -64,8 +65,17 @@ mod linux {
         }
     }
 
-    /// Maps the page; null if this kernel cannot wipe it (before 4.14).
+    /// Stands for a page that could not be had: a process never goes from one kind of mark to the other.
+    static NONE: AtomicU32 = AtomicU32::new(0);
+
+    /// Maps the page, once and for all. There is none if this kernel cannot wipe it (before 4.14).
     fn keep() -> *mut AtomicU32 {
+        let none = (&raw const NONE).cast_mut();
+        let keep = |page: *mut AtomicU32| {
+            let kept =
+                KEPT.compare_exchange(ptr::null_mut(), page, Ordering::AcqRel, Ordering::Acquire);
+            kept.is_ok()
+        };
         // SAFETY: a new mapping; the kernel chooses where.
         let mapped = unsafe {
             mmap_anonymous(
@@ -76,19 +86,15 @@ mod linux {
             )
         };
         let Ok(page) = mapped else {
-            return ptr::null_mut();
+            keep(none);
+            return KEPT.load(Ordering::Acquire);
         };
         // SAFETY: of this mapping alone, which nothing stands in yet.
         let wiped = unsafe { madvise(page, BYTES, Advice::LinuxWipeOnFork) };
-        let kept = wiped.is_ok()
-            && KEPT
-                .compare_exchange(
-                    ptr::null_mut(),
-                    page.cast(),
-                    Ordering::AcqRel,
-                    Ordering::Acquire,
-                )
-                .is_ok();
+        let kept = wiped.is_ok() && keep(page.cast());
+        if wiped.is_err() {
+            keep(none);
+        }
         if !kept {
             // SAFETY: this mapping, which nobody has seen.
             let _: Result<(), _> = unsafe { munmap(page, BYTES) };

@@ -384,17 +384,21 @@ fn a_file_of_a_newer_version_is_refused_and_left_as_it_was() {
 
 /// The schema is migrated by another process while this one has the file open.
 #[test]
-fn a_file_that_becomes_newer_while_it_is_open_is_refused_when_it_is_opened_next() {
+fn a_file_that_becomes_newer_while_it_is_open_is_refused_from_then_on() {
     let scratch = scratch();
     let limiter = Limiter::open(scratch.file()).unwrap();
     limiter.define(Limit::new("mail").per_second(1)).unwrap();
     open_raw(&scratch.file())
-        .execute_batch("PRAGMA user_version = 999")
+        .execute_batch("PRAGMA user_version = 999; UPDATE clock SET definitions = definitions + 1")
         .unwrap();
     assert!(matches!(
         Limiter::open(scratch.file()),
         Err(Error::NewerSchema { .. })
     ));
+    let told = limiter.try_acquire("mail");
+    assert!(matches!(told, Err(Error::NewerSchema { .. })), "{told:?}");
+    let charges: i64 = scratch.sqlite("SELECT count(*) FROM charge");
+    assert_eq!(charges, 0);
 }
 
 #[test]

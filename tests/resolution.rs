@@ -149,6 +149,42 @@ fn what_a_dead_process_has_booked_of_a_row_comes_back_and_the_rest_stays() {
     assert_eq!(amount, 10);
 }
 
+/// Its row stands at the beginning of the span, and that has come.
+#[test]
+fn what_a_dead_process_has_booked_comes_back_up_to_its_very_instant() {
+    let (scratch, limiter, clock) = on_file();
+    let limit = Limit::new("k").rate(1, 90 * SECOND).resolution(MINUTE);
+    limiter.define(limit).unwrap();
+    go_to_next(&clock, &limiter, MINUTE);
+    assert!(is_granted(&limiter, 1));
+    let other = open(&scratch, &clock);
+    let lost = other.book("k").unwrap();
+    assert_eq!(lost.wait_time(), 150 * SECOND);
+    let due = lost.at();
+    clock.advance(130 * SECOND);
+    // Who looks without the lock sees that somebody has died, too.
+    assert!(!is_granted(&limiter, 1) && !is_granted(&limiter, 1));
+    forget_bookings_of(&scratch, || drop((lost, other)));
+    assert_eq!(limiter.book("k").unwrap().at(), due);
+}
+
+#[test]
+fn what_is_settled_before_its_instant_grows_as_far_as_it_fits_from_there_on() {
+    in_both_stores(|limiter, clock| {
+        let limit = Limit::new("k").rate(10, 90 * SECOND).resolution(MINUTE);
+        limiter.define(limit).unwrap();
+        go_to_next(clock, limiter, MINUTE);
+        assert!(is_granted(limiter, 10));
+        let booking = limiter.book(("k", 4)).unwrap();
+        clock.advance(130 * SECOND);
+        let settled = booking.accept().settle([("k", 9)]).unwrap();
+        let amount = settled.settlement().unwrap().amount("k").unwrap();
+        assert_eq!((amount.charged(), amount.debt()), (9, 0));
+        clock.advance(20 * SECOND);
+        assert_eq!(available(limiter), 1);
+    });
+}
+
 /// Lets the file be after something as it was before, as if nobody had written.
 fn forget_bookings_of(scratch: &Scratch, something: impl FnOnce()) {
     const TABLES: [&str; 4] = ["charge", "booking", "permit", "permit_charge"];

@@ -303,7 +303,10 @@ impl Line {
 
     pub fn has_bookings_after(&self, now_ns: i64) -> bool {
         let mut charges = self.charges.iter();
-        charges.any(|charge| charge.at_ns > now_ns && charge.since_ns.is_none())
+        charges.any(|charge| {
+            let is_due_later = charge.booked_by.is_some() && charge.due_ns > now_ns;
+            charge.since_ns.is_none() && (charge.at_ns > now_ns || is_due_later)
+        })
     }
 
     pub fn charge_of(&self, claim: usize) -> Option<&Charge> {
@@ -350,7 +353,7 @@ impl Line {
         let position = self.charges.iter().position(of_it);
         let excess = used.saturating_sub(estimated);
         let entered_ns = position.map_or(at_ns, |position| self.charges[position].at_ns);
-        let fitting = excess.min(self.room(entered_ns, now_ns));
+        let fitting = excess.min(self.room(entered_ns, now_ns.max(at_ns)));
         let rest = excess - fitting;
         let (beyond, debt) = match self.limit.overage() {
             Overage::Debt => (0, rest),

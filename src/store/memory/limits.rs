@@ -184,7 +184,8 @@ impl State {
             .chain(new.filter(|limit| limit.is_pattern()))
             .collect();
         let specific = |a: &Limit, b: &Limit| Pattern(a.key()).cmp_specific(Pattern(b.key()));
-        for key in self.limits.keys.keys() {
+        let is_taken = |key: &str| planned.get(key).is_some_and(|limit| !limit.is_pattern());
+        for key in self.limits.keys.keys().filter(|key| !is_taken(key)) {
             let matching = patterns
                 .iter()
                 .filter(|other| Pattern(other.key()).matches(key));

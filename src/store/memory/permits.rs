@@ -312,7 +312,9 @@ impl State {
                 used: used.cast_signed(),
                 can_grow: stands || known.limit.bucket().is_some(),
             };
-            let Ok(correction) = correction(&mut self.ledgers, &estimate, now);
+            // Before its instant nobody is let through by it.
+            let from = now.max(claim.at);
+            let Ok(correction) = correction(&mut self.ledgers, &estimate, from);
             let more = correction.charged - estimate.charged;
             // It may have been closed meanwhile because it was empty.
             let needs_none = known.limit.bucket().is_none() && correction.debt == 0;

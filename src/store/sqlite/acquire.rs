@@ -306,7 +306,9 @@ fn may_come_back(
     }
     let now = transaction.now();
     for line in lines {
-        if transaction.is_booked_after(line.id, now)? {
+        if transaction.is_booked_after(line.id, now)?
+            || (line.limit.resolution_ns() > 0 && transaction.is_merged_ahead(line.id)?)
+        {
             return Ok(true);
         }
     }

@@ -94,6 +94,21 @@ impl Transaction<'_> {
     }
 }
 
+const IS_MERGED_AHEAD: &str = "SELECT EXISTS (
+        SELECT 1 FROM booking WHERE limit_id = ?1 AND due_ns > ?2 AND due_ns > at_ns
+    )";
+
+impl Transaction<'_> {
+    /// Whether anything is booked for later than now that is entered earlier: it may be in a row that is not ahead.
+    pub(super) fn is_merged_ahead(&self, limit: LimitId) -> Result<bool, Error> {
+        self.link
+            .connection
+            .prepare_cached(IS_MERGED_AHEAD)
+            .and_then(|mut s| s.query_row((limit.0, self.now().as_nanos()), |row| row.get(0)))
+            .map_err(|error| self.sqlite(error))
+    }
+}
+
 const FORGET_ONE: &str = "DELETE FROM booking WHERE owner_id = ?1 AND booking_id = ?2";
 const FORGET_ALL: &str = "DELETE FROM booking WHERE owner_id = ?1";
 

@@ -1,5 +1,6 @@
 //! A call: the session it uses, the lock it waits for, and the transaction it runs.
 
+use std::cell::Cell;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, RwLockWriteGuard};
 use std::time::Duration;
@@ -8,7 +9,7 @@ use super::acquire::glance;
 use super::acts::{Act, Alone, Borrowed, tried};
 use super::checkpoints::{Due, TIME_TO_COPY};
 use super::connection::{Deadline, waiting_until};
-use super::desk::{Came, Lead, Unwinding, Waited};
+use super::desk::{Came, Lead, Waited};
 use super::dropped::Dropped;
 use super::joined::check_not_within;
 use super::refusals::{Hint, Known, real_time};
@@ -249,10 +250,6 @@ impl SqliteStore {
             Came::Leads(lead) => return self.lead_with(session, deadline, lead, act),
             Came::Waits(slip) => slip,
         };
-        let _unwinding = Unwinding {
-            desk: &session.desk,
-            slip: &slip,
-        };
         loop {
             let mut lead = match session.desk.wait(&slip) {
                 Waited::Leads(lead) => lead,
@@ -332,10 +329,14 @@ impl SqliteStore {
         act: impl FnOnce(&mut Transaction<'_>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let mut is_stuck = false;
-        let mut is_committed = false;
-        let put_off = match access {
-            Access::Write => session.put_off.take(),
-            Access::Read | Access::Look => Vec::new(),
+        let ending = Ending {
+            session,
+            access,
+            put_off: match access {
+                Access::Write => session.put_off.take(),
+                Access::Read | Access::Look => Vec::new(),
+            },
+            is_committed: Cell::new(false),
         };
         let result = match session.call() {
             None => Err(self.place.moved()),
@@ -348,27 +349,20 @@ impl SqliteStore {
                             Transaction::begin(&mut link, access, place, session, clock, deadline)?;
                         let offset_ns = transaction.timeline().offset_ns;
                         self.offset_ns.store(offset_ns, Ordering::Relaxed);
-                        transaction.let_go_of_all(&put_off, session);
+                        transaction.let_go_of_all(&ending.put_off, session);
                         let value = act(&mut transaction)?;
                         let is_undone = transaction.is_undone();
                         for ticket in transaction.finish()? {
                             session.wakes.wake(ticket);
                         }
-                        is_committed = !is_undone;
+                        ending.is_committed.set(!is_undone);
                         Ok(value)
                     });
-                    if access == Access::Write {
-                        session.crowd.leave();
-                        session.accepted.ended(is_committed);
-                        session.checkpoints.ended();
-                    }
                     is_stuck = link.stuck;
                     result
                 }),
         };
-        if !is_committed {
-            session.put_off.push(put_off);
-        }
+        drop(ending);
         // After the call has ended: whoever opens the file anew waits for that, and has the state.
         if is_stuck || matches!(result, Err(Error::Moved { .. })) {
             self.leave(session, deadline);
@@ -460,5 +454,27 @@ impl SqliteStore {
     pub(super) fn elapsed_at(&self, at: Timestamp) -> Option<Duration> {
         let offset_ns = self.offset_ns.load(Ordering::Relaxed);
         (offset_ns != i64::MIN).then(|| elapsed_at(at, offset_ns))
+    }
+}
+
+/// What is to be done at the end of a transaction, whatever that is: a panic of the caller's clock, too.
+struct Ending<'s> {
+    session: &'s Session,
+    access: Access,
+    put_off: Vec<Dropped>,
+    is_committed: Cell<bool>,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        let (session, is_committed) = (self.session, self.is_committed.get());
+        if self.access == Access::Write {
+            session.crowd.leave();
+            session.accepted.ended(is_committed);
+            session.checkpoints.ended();
+        }
+        if !is_committed {
+            session.put_off.push(std::mem::take(&mut self.put_off));
+        }
     }
 }

@@ -69,6 +69,9 @@ pub(super) trait Waiting: fmt::Debug + Send + Sync {
 
     /// Until when it can wait for locks.
     fn deadline(&self) -> Deadline;
+
+    /// Whether it is this thread's.
+    fn is_mine(&self) -> bool;
 }
 
 /// What somebody asks for, until it is answered.
@@ -134,20 +137,9 @@ impl<A: Act> Waiting for Slip<A> {
     fn deadline(&self) -> Deadline {
         self.deadline
     }
-}
 
-/// Takes a slip away whose thread unwinds: there would be nobody to receive what others do for it.
-#[derive(Debug)]
-pub(super) struct Unwinding<'d, A: Act + 'static> {
-    pub(super) desk: &'d Desk,
-    pub(super) slip: &'d Arc<Slip<A>>,
-}
-
-impl<A: Act + 'static> Drop for Unwinding<'_, A> {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            self.desk.take_away(self.slip);
-        }
+    fn is_mine(&self) -> bool {
+        self.thread.id() == thread::current().id()
     }
 }
 
@@ -176,6 +168,7 @@ impl Desk {
             desk: self,
             taken: Vec::new(),
             acting: None,
+            was_panicking: thread::panicking(),
         }
     }
 
@@ -273,6 +266,8 @@ pub(super) struct Lead<'d> {
     taken: Vec<Arc<dyn Waiting>>,
     /// For which of them it is acting.
     acting: Option<usize>,
+    /// Something that is dropped by a panic may come to the desk, too.
+    was_panicking: bool,
 }
 
 impl Lead<'_> {
@@ -313,9 +308,10 @@ impl Lead<'_> {
         while done < self.taken.len() {
             for (place, slip) in self.taken.iter().enumerate().skip(done) {
                 self.acting = Some(place);
-                slip.act(transaction, session)?;
+                let acted = slip.act(transaction, session);
+                self.acting = None;
+                acted?;
             }
-            self.acting = None;
             done = self.taken.len();
             self.take(transaction);
         }
@@ -350,7 +346,8 @@ impl Lead<'_> {
 impl Drop for Lead<'_> {
     fn drop(&mut self) {
         // Whoever does next what this thread panicked at would panic, too: it is told, and not done again.
-        if let Some(place) = self.acting.take().filter(|_| thread::panicking()) {
+        let panics = thread::panicking() && !self.was_panicking;
+        if let Some(place) = self.acting.take().filter(|_| panics) {
             let slip = self.taken.remove(place);
             slip.fail(Error::Panicked);
             slip.tell();
@@ -359,6 +356,10 @@ impl Drop for Lead<'_> {
         // What was not told was not done.
         for slip in self.taken.drain(..).rev() {
             queue.waiting.push_front(slip);
+        }
+        if panics {
+            // There would be nobody to receive what others do for it.
+            queue.waiting.retain(|slip| !slip.is_mine());
         }
         queue.is_led = false;
         self.desk.is_led.store(false, Ordering::Relaxed);

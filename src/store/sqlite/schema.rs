@@ -84,6 +84,11 @@ fn latest() -> i64 {
     i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
 }
 
+/// Refuses a file that a newer program has migrated while it was open.
+pub(super) fn check_version(connection: &Connection, place: &Place) -> Result<(), Error> {
+    version(connection, place).map(drop)
+}
+
 /// The version of the schema; 0 in an empty file. An error if the file is not ours or too new.
 fn version(connection: &Connection, place: &Place) -> Result<i64, Error> {
     let failed = |error| place.sqlite(error);
@@ -124,6 +129,10 @@ fn apply(connection: &Connection, place: &Place) -> Result<(), Error> {
     for migration in &MIGRATIONS[done..] {
         connection.execute_batch(migration).map_err(failed)?;
     }
+    // Who has the file open looks at its version when the definitions have changed.
+    connection
+        .execute_batch("UPDATE clock SET definitions = definitions + 1")
+        .map_err(failed)?;
     connection
         .pragma_update(None, "application_id", APPLICATION_ID)
         .map_err(failed)?;

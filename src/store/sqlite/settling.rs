@@ -37,7 +37,8 @@ impl Transaction<'_> {
                 can_grow: matches!(stands, Stands::InLedger(_)) || known.limit.bucket().is_some(),
             };
             let now = self.now();
-            let correction = correction(self, &estimate, now)?;
+            // Before its instant nobody is let through by it.
+            let correction = correction(self, &estimate, now.max(claim.at))?;
             // It may have been closed meanwhile because it was empty.
             let needs_none = known.limit.bucket().is_none() && correction.debt == 0;
             let id = if needs_none {

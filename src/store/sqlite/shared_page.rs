@@ -53,8 +53,17 @@ mod linux {
             // With its place on the disk: if that is full, this fails, and not who touches the page.
             let (offset, bytes) = (OFFSET.cast_signed(), BYTES.cast_signed() as i64);
             while let Err(errno) = posix_fallocate(file, offset, bytes) {
-                if errno != Errno::EINTR {
-                    return Err(errno.into());
+                match errno {
+                    Errno::EINTR => {}
+                    // Not everywhere can a file be given its place.
+                    Errno::EOPNOTSUPP | Errno::EINVAL => {
+                        let end = OFFSET + BYTES as u64;
+                        if file.metadata()?.len() < end {
+                            file.set_len(end)?;
+                        }
+                        break;
+                    }
+                    errno => return Err(errno.into()),
                 }
             }
             // SAFETY: a new mapping, of a range that the file has; the kernel chooses where.

@@ -11,7 +11,7 @@ use super::generation::Begun;
 use super::ledger::Unwritten;
 use super::memo::{ClockRow, Memo};
 use super::place::{Place, Watch};
-use super::schema::is_busy;
+use super::schema::{check_version, is_busy};
 use super::session::Session;
 use crate::calendar::LimitId;
 use crate::clock::{BootId, Change, Clock, Present, Reading, Timeline, Timestamp};
@@ -371,6 +371,8 @@ impl Open<'_> {
         let row = read_clock(self.connection, place)?;
         if memo.clock.map(|row| row.definitions) != row.map(|row| row.definitions) {
             memo.forget_limits();
+            // A newer program may have made of the file what this one would not understand.
+            check_version(self.connection, place)?;
         }
         memo.clock = row;
         Ok(row)
