@@ -397,3 +397,18 @@ fn a_permit_of_an_idle_key_is_settled_by_the_definition_that_follows() {
         assert_eq!(free(limiter, "u:1"), 6);
     });
 }
+
+#[test]
+fn a_permit_under_an_id_holds_no_slots_of_a_limit_that_was_removed_since() {
+    support::in_both_stores(|limiter, _| {
+        limiter.define(Limit::slots("gpu", 1)).unwrap();
+        let ask = Request::new().take("gpu", 1).id("job");
+        let permit = limiter.try_acquire(&ask).unwrap().granted().unwrap();
+        assert!(permit.fence().is_some());
+        limiter.force_remove("gpu").unwrap();
+        limiter.define(Limit::slots("gpu", 1)).unwrap();
+        let again = limiter.try_acquire(&ask).unwrap().granted().unwrap();
+        assert!(again.is_resumed());
+        assert_eq!(again.fence(), None);
+    });
+}

@@ -266,8 +266,7 @@ impl State {
         let other = taken.filter(|(_, former)| is_other(former));
         let ids: Vec<LimitId> = other.map(|(id, _)| id).collect();
         for id in ids {
-            self.close_ledger(id);
-            self.limits.remember_removed(id);
+            self.give_up_ledger(id);
         }
     }
 
@@ -351,8 +350,7 @@ impl State {
         self.limits.defined.remove(key);
         self.limits.patterns.retain(|other| other.id != known.id);
         for id in ledgers {
-            self.close_ledger(id);
-            self.limits.remember_removed(id);
+            self.give_up_ledger(id);
         }
         self.limits.remember_removed(known.id);
         let now = self.ledgers.now;
@@ -376,6 +374,15 @@ impl State {
                 }
             });
         }
+    }
+
+    /// What was charged to a limit and is held of it is no more.
+    fn give_up_ledger(&mut self, id: LimitId) {
+        for permit in self.permits.values_mut() {
+            permit.slots.retain(|slot| slot.limit != id);
+        }
+        self.close_ledger(id);
+        self.limits.remember_removed(id);
     }
 
     fn close_ledger(&mut self, id: LimitId) {
