@@ -23,6 +23,8 @@ fn child() {
         ("say the time", say_the_time),
         ("book", book_and_sleep),
         ("use up", use_up),
+        ("open in vain", open_in_vain),
+        ("acquire when told", acquire_when_told),
     ]);
 }
 
@@ -422,4 +424,83 @@ fn under_load_neither_the_wal_nor_the_file_grows_with_what_has_expired() {
         "{forsaken} charges of a limit that nobody uses"
     );
     audit(&scratch.file(), &[]).assert_clean();
+}
+
+fn open_in_vain() {
+    for _ in 0..3 {
+        let opened = Limiter::open(path("FILE"));
+        assert!(matches!(opened, Err(Error::Io { .. })), "{opened:?}");
+    }
+}
+
+/// It would write without telling those who answer from memory.
+#[test]
+fn whoever_cannot_share_what_it_writes_does_not_open_the_file() {
+    let scratch = scratch();
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    limiter.define(Limit::new("mail").per_hour(1)).unwrap();
+    let (file, trace) = (scratch.file(), scratch.path().join("trace"));
+    for error in ["ENOSPC", "EIO"] {
+        let inject = format!("inject=fallocate:error={error}");
+        let strace = ["strace", "-f", "-o", trace.to_str().unwrap(), "-e", &inject];
+        let arguments = [("FILE", file.to_str().unwrap())];
+        match command_under(&strace, "open in vain", &arguments).status() {
+            Err(error) => return println!("skipped: strace cannot be run: {error}"),
+            Ok(status) => assert!(status.success(), "{error}: {status}"),
+        }
+        let trace = std::fs::read_to_string(&trace).unwrap();
+        assert!(trace.contains("(INJECTED)"), "{error}");
+    }
+    assert!(limiter.try_acquire("mail").unwrap().is_granted());
+}
+
+fn acquire_when_told() {
+    let limiter = Limiter::open(path("FILE")).unwrap();
+    assert!(limiter.try_acquire("mail").unwrap().is_granted());
+    signal_by(&path("READY"));
+    await_signal(&path("GO"));
+    let _ = limiter.try_acquire("mail");
+}
+
+/// The kernel kills whoever touches a page that is no longer there. The next one finds the file whole.
+#[test]
+fn what_is_cut_short_kills_who_has_it_open_and_nobody_after_that() {
+    for suffix in ["-shm", "-lock"] {
+        let scratch = scratch();
+        let limiter = Limiter::open(scratch.file()).unwrap();
+        limiter.define(Limit::new("mail").per_hour(10)).unwrap();
+        drop(limiter);
+        let (file, ready, go) = (
+            scratch.file(),
+            scratch.path().join("ready"),
+            scratch.path().join("go"),
+        );
+        let child = spawn(
+            "acquire when told",
+            &[
+                ("FILE", file.to_str().unwrap()),
+                ("READY", ready.to_str().unwrap()),
+                ("GO", go.to_str().unwrap()),
+            ],
+        );
+        await_signal(&ready);
+        let cut = scratch.path().join(format!("limits.db{suffix}"));
+        std::fs::File::options()
+            .write(true)
+            .open(&cut)
+            .and_then(|cut| cut.set_len(0))
+            .unwrap();
+        signal_by(&go);
+        let status = child.wait();
+        assert_eq!(
+            status.signal(),
+            Some(nix::libc::SIGBUS),
+            "{suffix}: {status}"
+        );
+        let limiter = Limiter::open(scratch.file()).unwrap();
+        let used = 10 - limiter.usage("mail").unwrap().available();
+        assert!((1..=2).contains(&used), "{suffix}: {used}");
+        assert!(limiter.try_acquire("mail").unwrap().is_granted());
+        audit(&scratch.file(), &[]).assert_clean();
+    }
 }
