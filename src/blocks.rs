@@ -148,7 +148,7 @@ impl Blocks {
     ///
     /// # Errors
     /// Whatever can happen to the file. What could not be given back then is given back by the next change that this process
-    /// makes.
+    /// makes; or it counts for its time, if the file cannot be opened any more.
     pub fn give_back(&self) -> Result<(), Error> {
         let Some(mut taking) = self.come(|state| state.block.is_none())? else {
             return Ok(());
@@ -166,7 +166,7 @@ impl Blocks {
         let mut state = self.lock()?;
         let mut asked = None;
         loop {
-            if state.taking != Some(process::mark()) {
+            if state.taking.is_none_or(|taking| taking != process::mark()) {
                 if is_all(&mut state) {
                     return Ok(None);
                 }
@@ -275,8 +275,7 @@ fn handed(block: &Block, left: u64) -> Handed<'_> {
     }
 }
 
-/// Gives back what is left. That waits for the file's lock, up to the busy deadline; what cannot be given back then is
-/// given back by the next change that this process makes.
+/// Gives back what is left, as [`give_back`](Blocks::give_back). That waits for the file's lock, up to the busy deadline.
 impl Drop for Blocks {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);

@@ -38,7 +38,8 @@
     feature = "file",
     doc = "- [`LimitsFile`], [`Limiter::apply`]: definitions that an operator writes in a TOML file."
 )]
-//! - [`Limiter::blocks`], [`Blocks`]: hot keys, handed out from memory.
+//! - [`Limiter::blocks`], [`Blocks`]: hot keys, handed out from memory. [`LimitBuilder::resolution`]: their long windows,
+//!   kept small.
 //! - [`Decision`], [`Denial`], [`Permit`], [`Booking`], [`Peek`], [`Usage`]: the answers.
 //! - [`Permit::settle`], [`Permit::cancel`], [`Permit::detach`]: what becomes of a permit; [`Settled`] tells, and
 //!   [`Overage`] says what a limit does about too low an estimate. [`PermitId`], [`Request::id`]: permits that other
@@ -49,7 +50,7 @@
 //! # Features
 //!
 //! - `calendar`: quotas that end with the day, week, month or year of a time zone ([`LimitBuilder::quota`]). Without it, a
-//!   file that has such limits can be opened; requests for these fail.
+//!   file that has such limits can be opened; whatever names these fails, and so does [`Limiter::limits`].
 //! - `file`: limits read from a TOML file, and applied as a whole.
 //!
 //! # What is promised, and where

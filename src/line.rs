@@ -19,6 +19,7 @@ use crate::clock::Timestamp;
 use crate::decision::{Books, Refusal, Verdict, decide};
 use crate::definition::Known;
 use crate::limit::Obstacle;
+use crate::plan::Patience;
 use crate::store::Few;
 
 /// How many tickets are looked at for one decision. Who has more ahead of it, is behind them.
@@ -183,7 +184,7 @@ pub(crate) fn who_can_go<B: Books>(
 }
 
 /// When the rates of a request would admit it at the earliest, if they do not now.
-pub(crate) fn rates_admit<B: Books>(
+fn rates_admit<B: Books>(
     books: &mut B,
     lines: &[Line<'_>],
     now: Timestamp,
@@ -192,6 +193,36 @@ pub(crate) fn rates_admit<B: Books>(
         Earliest::Now => None,
         Earliest::Later { at, blocker } => Some((at, blocker)),
         Earliest::Beyond { blocker } => Some((Timestamp::from_nanos(i64::MAX), blocker)),
+    })
+}
+
+/// Whether a request that is refused now waits by a ticket, and when to come again then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    /// It asks for nothing that is waited for in this way, or its caller does not wait.
+    Not,
+    /// Its rates admit it too late, whatever else stands in the way.
+    InVain(Refusal),
+    /// Without being called, it comes again when its rates admit it, or to be told that it is too late.
+    Until(Timestamp),
+}
+
+/// Whether somebody who is refused now can wait until `latest` for slots, or behind others who do.
+pub(crate) fn waiting<B: Books>(
+    books: &mut B,
+    lines: &[Line<'_>],
+    refusal: &Refusal,
+    patience: Patience,
+    (now, latest): (Timestamp, Timestamp),
+) -> Result<Waiting, B::Error> {
+    let is_of_the_line = refusal.is_of_the_line() || lines.iter().any(is_of_slots);
+    if !is_of_the_line || !patience.waits() || latest <= now {
+        return Ok(Waiting::Not);
+    }
+    Ok(match rates_admit(books, lines, now)? {
+        Some((at, blocker)) if at > latest => Waiting::InVain(Refusal::Until { at, blocker }),
+        Some((at, _)) => Waiting::Until(at),
+        None => Waiting::Until(latest),
     })
 }
 

@@ -37,21 +37,22 @@ pub(super) enum Span {
     },
     Calendar {
         quota: Quota,
-        pad_ns: i64,
+        /// By how much its windows are lengthened, as those that roll are.
+        longer_ns: i64,
         wall_shift_ns: i64,
     },
 }
 
 impl Span {
     pub(super) fn of(limit: &Limit, rate: &Rate, wall_shift_ns: i64) -> Self {
-        let pad_ns = limit.lengthened_by_ns();
+        let longer_ns = limit.lengthened_by_ns();
         match rate.window() {
             limit::Window::Rolling(window) => Self::Rolling {
-                reach_ns: nanos(window) + pad_ns,
+                reach_ns: nanos(window) + longer_ns,
             },
             limit::Window::Calendar(quota) => Self::Calendar {
                 quota,
-                pad_ns,
+                longer_ns,
                 wall_shift_ns,
             },
         }
@@ -84,11 +85,11 @@ impl Span {
             Self::Rolling { reach_ns } => at.saturating_minus_ns(reach_ns),
             Self::Calendar {
                 quota,
-                pad_ns,
+                longer_ns,
                 wall_shift_ns,
             } => {
                 let (from, _) = Self::around(quota, wall_shift_ns, at);
-                from.saturating_minus_ns(pad_ns).saturating_minus_ns(1)
+                from.saturating_minus_ns(longer_ns).saturating_minus_ns(1)
             }
         }
     }
@@ -99,10 +100,10 @@ impl Span {
             Self::Rolling { reach_ns } => at.checked_plus_ns(reach_ns),
             Self::Calendar {
                 quota,
-                pad_ns,
+                longer_ns,
                 wall_shift_ns,
             } => {
-                let (_, until) = Self::around(quota, wall_shift_ns, at.checked_plus_ns(pad_ns)?);
+                let (_, until) = Self::around(quota, wall_shift_ns, at.checked_plus_ns(longer_ns)?);
                 (until.as_nanos() < i64::MAX.saturating_sub(wall_shift_ns.max(0))).then_some(until)
             }
         }

@@ -22,11 +22,11 @@ use super::{
 };
 use crate::calendar::{LimitId, Line};
 use crate::clock::{Clock, Reading, Timeline, Timestamp};
-use crate::decision::{Peek, Refusal, Verdict, decide};
+use crate::decision::{Peek, Verdict, decide};
 use crate::definition::{Definition, Known, LimitChange, OnConflict};
 use crate::error::{Error, RequestError};
 use crate::limit::{Limit, MAX_CAPACITY};
-use crate::line::{Waiter, book_behind, decide_behind, is_of_slots, rates_admit};
+use crate::line::{Waiter, Waiting, book_behind, decide_behind, is_of_slots, waiting};
 use crate::plan::{Patience, Plan};
 use crate::settlement::Settled;
 use crate::usage::{People, Usage};
@@ -154,7 +154,6 @@ impl MemoryStore {
                 }
             }
         }
-        let has_slots = lines.iter().any(is_of_slots);
         check_bookable(plan, &lines)?;
         let number = waited.map(|queued| queued.ticket.number);
         let refusal = match state.decide(&lines, plan, number, now, latest) {
@@ -175,17 +174,15 @@ impl MemoryStore {
             }
             Verdict::Refuse(refusal) => refusal,
         };
-        let mut refusal = refusal;
-        if plan.patience.waits() && latest > now && (has_slots || refusal.is_of_the_line()) {
-            let Ok(rates) = rates_admit(&mut state.ledgers, &lines, now);
-            if let Some((at, blocker)) = rates.filter(|(at, _)| *at > latest) {
-                // Whatever else stands in the way, it is for this that there is no use in waiting.
-                refusal = Refusal::Until { at, blocker };
-            } else {
+        let times = (now, latest);
+        let Ok(waits) = waiting(&mut state.ledgers, &lines, &refusal, plan.patience, times);
+        let refusal = match waits {
+            Waiting::Not => refusal,
+            Waiting::InVain(refusal) => refusal,
+            Waiting::Until(mut again_at) => {
                 let denial = denial(refusal, &lines, now, Path::new(PLACE))?;
                 state.open_ledgers(&mut lines);
                 let number = number.unwrap_or_else(|| state.queue(&lines, latest));
-                let mut again_at = rates.map_or(latest, |(at, _)| at);
                 for line in lines.iter().filter(|line| is_of_slots(line)) {
                     again_at = again_at.min(state.ledgers.next_expiry(line.id));
                 }
@@ -205,7 +202,7 @@ impl MemoryStore {
                         .then(|| state.timeline.elapsed_at(again_at)),
                 }));
             }
-        }
+        };
         if let Some(number) = number {
             state.tickets.remove(&number);
             self.changed(state);

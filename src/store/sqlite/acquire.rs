@@ -7,9 +7,9 @@ use super::session::Session;
 use super::transaction::Transaction;
 use crate::calendar::Line;
 use crate::clock::Timestamp;
-use crate::decision::{Refusal, Verdict, block_size, decide};
+use crate::decision::{Verdict, block_size, decide};
 use crate::error::Error;
-use crate::line::{Waiter, book_behind, decide_behind, is_of_slots, rates_admit};
+use crate::line::{Waiter, Waiting, book_behind, decide_behind, is_of_slots, waiting};
 use crate::plan::{Patience, Plan};
 use crate::settlement::End;
 use crate::store::{
@@ -108,18 +108,16 @@ pub(super) fn attempt(
             if !plan.patience.books() {
                 look_whose_turn_it_is(transaction, &lines)?;
             }
-            let mut refusal = refusal;
-            if could_wait(plan, &lines, &refusal, now, latest) {
-                if let Some(later) = no_use_in_waiting(transaction, &lines, now, latest)? {
-                    refusal = later;
-                } else {
+            let times = (now, latest);
+            let refusal = match waiting(transaction, &lines, &refusal, plan.patience, times)? {
+                Waiting::Not => refusal,
+                Waiting::InVain(refusal) => refusal,
+                Waiting::Until(again_at) => {
                     let Some(owner) = owner else {
                         return Ok(Attempt::NeedsOwner);
                     };
                     let place = &transaction.place.database;
                     let denial = denial(refusal, &lines, now, place)?;
-                    let rates = rates_admit(transaction, &lines, now)?;
-                    let again_at = rates.map_or(latest, |(at, _)| at);
                     transaction.open_ledgers(&mut lines)?;
                     let ticket = stand_in_line(transaction, &lines, owner, ticket, latest)?;
                     transaction.came(ticket);
@@ -137,36 +135,12 @@ pub(super) fn attempt(
                             .then(|| transaction.timeline().elapsed_at(again_at)),
                     })));
                 }
-            }
+            };
             let denial = denial(refusal, &lines, now, &transaction.place.database)?;
             let deadline = (plan.patience != Patience::Now).then_some(latest);
             leave_with(transaction, ticket, Outcome::Refused { denial, deadline })
         }
     }
-}
-
-/// Whether a request that is refused now can wait by a ticket: for slots, or behind others who do.
-fn could_wait(
-    plan: &Plan<'_>,
-    lines: &[Line<'_>],
-    refusal: &Refusal,
-    now: Timestamp,
-    latest: Timestamp,
-) -> bool {
-    let is_of_the_line = lines.iter().any(is_of_slots) || refusal.is_of_the_line();
-    plan.patience.waits() && latest > now && is_of_the_line
-}
-
-/// What a request is refused for that could wait, if its rates admit it too late, whatever else stands in the way.
-fn no_use_in_waiting(
-    transaction: &mut Transaction<'_>,
-    lines: &[Line<'_>],
-    now: Timestamp,
-    latest: Timestamp,
-) -> Result<Option<Refusal>, Error> {
-    let rates = rates_admit(transaction, lines, now)?;
-    let later = rates.filter(|(at, _)| *at > latest);
-    Ok(later.map(|(at, blocker)| Refusal::Until { at, blocker }))
 }
 
 /// Time may have brought the turn of somebody ahead. If nobody told it, it could never be late, and one that is stopped
@@ -220,19 +194,19 @@ pub(super) fn glance(
     let lines = lines(plan, &known, &transaction.place.database)?;
     check_bookable(plan, &lines)?;
     let verdict = decide(transaction, &lines, now, latest)?;
-    let Verdict::Refuse(mut refusal) = verdict else {
+    let Verdict::Refuse(refusal) = verdict else {
         return Ok(None);
     };
     let may_come_back = may_come_back(transaction, &lines, &verdict)?;
     if may_come_back && !transaction.all_owners_live(&session.lock_file)? {
         return Ok(None);
     }
-    if could_wait(plan, &lines, &refusal, now, latest) {
-        match no_use_in_waiting(transaction, &lines, now, latest)? {
-            Some(later) => refusal = later,
-            None => return Ok(None),
-        }
-    }
+    let times = (now, latest);
+    let refusal = match waiting(transaction, &lines, &refusal, plan.patience, times)? {
+        Waiting::Not => refusal,
+        Waiting::InVain(refusal) => refusal,
+        Waiting::Until(_) => return Ok(None),
+    };
     let denial = denial(refusal, &lines, now, &transaction.place.database)?;
     let deadline = (plan.patience != Patience::Now).then_some(latest);
     let goes_by_wall = lines.iter().any(|line| line.limit.has_calendar());

@@ -32,16 +32,14 @@ impl Transaction<'_> {
             // missing; what was taken of another kind says nothing of this one.
             let mut keys = self.keys_for(limit)?;
             let kind = limit.kind().as_str();
-            for (_, former) in &keys {
-                if former.limit.kind().as_str() == kind {
-                    check_resolution(&former.limit, limit, &self.place.database)?;
-                }
-            }
             for (key, former) in &keys {
                 if former.limit.kind().as_str() != kind {
                     self.delete_key(*key)?;
                     self.give_up_ledger(*key)?;
-                } else if let Some(bucket) = former.limit.bucket() {
+                    continue;
+                }
+                check_resolution(&former.limit, limit, &self.place.database)?;
+                if let Some(bucket) = former.limit.bucket() {
                     self.pour(*key, bucket, |poured| poured)?;
                 }
             }
