@@ -109,22 +109,22 @@ impl Transaction<'_> {
     }
 }
 
-const READ: &str =
-    "SELECT limit_id, key, is_pattern, unit, pad_ns, overage, slots, timeout_ns, burst, refill,
-        refill_ns, changed_ns, was_lowered, resolution_ns
-    FROM limit_definition WHERE key = ?1";
-const READ_FROM: &str =
-    "SELECT limit_id, key, is_pattern, unit, pad_ns, overage, slots, timeout_ns, burst, refill,
-        refill_ns, changed_ns, was_lowered, resolution_ns
-    FROM limit_definition WHERE limit_id >= ?1 ORDER BY limit_id LIMIT 1";
-const READ_ALL: &str =
-    "SELECT limit_id, key, is_pattern, unit, pad_ns, overage, slots, timeout_ns, burst, refill,
-        refill_ns, changed_ns, was_lowered, resolution_ns
-    FROM limit_definition ORDER BY key";
-const READ_PATTERNS: &str =
-    "SELECT limit_id, key, is_pattern, unit, pad_ns, overage, slots, timeout_ns, burst,
-        refill, refill_ns, changed_ns, was_lowered, resolution_ns
-    FROM limit_definition WHERE is_pattern";
+/// The rows of `limit_definition` that `Head` reads, of which the rest says.
+macro_rules! heads {
+    ($which:literal) => {
+        concat!(
+            "SELECT limit_id, key, is_pattern, unit, pad_ns, overage, slots, timeout_ns, burst, refill,
+                refill_ns, changed_ns, was_lowered, resolution_ns
+            FROM limit_definition ",
+            $which
+        )
+    };
+}
+
+const READ: &str = heads!("WHERE key = ?1");
+const READ_FROM: &str = heads!("WHERE limit_id >= ?1 ORDER BY limit_id LIMIT 1");
+const READ_ALL: &str = heads!("ORDER BY key");
+const READ_PATTERNS: &str = heads!("WHERE is_pattern");
 
 impl Transaction<'_> {
     /// The definition of a key, or the pattern that is written so.
