@@ -109,7 +109,7 @@ impl Transaction<'_> {
     }
 }
 
-/// The rows of `limit_definition` that `Head` reads, of which the rest says.
+/// Selects what a [`Head`] is read from.
 macro_rules! heads {
     ($which:literal) => {
         concat!(
