@@ -226,7 +226,9 @@ impl State {
             return false;
         }
         let reading = store.clock().elapsed();
-        if !block.readings.contains(&reading) {
+        let (moves, seen) = &block.moves;
+        // In this order: see `Moves`.
+        if !block.readings.contains(&reading) || moves.have_moved(*seen) {
             return false;
         }
         // A clock that falls back would let the block live for longer.

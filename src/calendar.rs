@@ -4,6 +4,7 @@
 
 mod block;
 mod bucket;
+mod slow_start;
 mod window;
 
 use std::collections::BTreeMap;
@@ -11,9 +12,12 @@ use std::collections::BTreeMap;
 pub(crate) use self::block::{OpenBlock, OpenBlocks};
 use self::bucket::Tank;
 pub(crate) use self::bucket::{Full, Poured, corrected, farthest, poured_now, poured_until};
+use self::slow_start::SlowStart;
 use self::window::{Span, Window};
 use crate::clock::Timestamp;
 use crate::limit::{Kind, Limit, Obstacle, Rate};
+use crate::pause::Pause;
+use crate::store::Few;
 
 /// Names a limit inside a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -76,6 +80,9 @@ pub(crate) trait Ledgers {
 
     /// When a bucket is full again, by what was poured out of it and is no longer in its ledger. Nothing if it is full.
     fn full_at(&mut self, limit: LimitId) -> Result<Option<Full>, Self::Error>;
+
+    /// The last pause of a limit, which may be over.
+    fn pause(&mut self, limit: LimitId) -> Result<Option<Pause>, Self::Error>;
 
     /// What to add to an instant to know where it lies in a calendar.
     fn wall_shift_ns(&self) -> i64;
@@ -156,6 +163,7 @@ enum Fit {
 /// One thing that a line has to fit.
 enum Gauge<'l> {
     Window(Window<'l>),
+    SlowStart(SlowStart<'l>),
     Tank(Tank),
 }
 
@@ -169,23 +177,28 @@ impl Gauge<'_> {
     ) -> Result<Fit, L::Error> {
         match self {
             Self::Window(window) => window.fit(ledgers, at, amount, skips_from),
+            Self::SlowStart(start) => start.fit(ledgers, at, amount),
             Self::Tank(tank) => tank.fit(ledgers, at, amount),
         }
     }
 }
 
 /// How many gauges a limit has.
-fn gauge_count(limit: &Limit) -> usize {
-    match limit.kind() {
-        Kind::Rates(_) => limit.rates().len(),
-        Kind::Bucket(_) => 1,
-        Kind::Slots(_) => 0,
-    }
+fn gauge_count(limit: &Limit, pause: Option<Pause>) -> usize {
+    let starts = pause.map_or(0, |pause| slow_start::rates(limit, pause).count());
+    starts
+        + match limit.kind() {
+            Kind::Rates(_) => limit.rates().len(),
+            Kind::Bucket(_) => 1,
+            Kind::Slots(_) => 0,
+        }
 }
 
-/// The gauges of a line, and what each is called; the widest window first, since it moves furthest.
+/// The gauges of a line, and what each is called; the widest window first, since it moves furthest. With the last pause,
+/// as long as that still matters.
 fn gauges<'l>(
     line: &Line<'l>,
+    pause: Option<Pause>,
     wall_shift_ns: i64,
 ) -> impl Iterator<Item = (Gauge<'l>, Obstacle)> + use<'l> {
     let (id, limit) = (line.id, line.limit);
@@ -198,13 +211,28 @@ fn gauges<'l>(
         let tank = Tank { limit: id, bucket };
         (Gauge::Tank(tank), Obstacle::Bucket(bucket))
     });
-    windows.chain(tank)
+    let starts = pause.map(|pause| slow_start::rates(limit, pause));
+    let starts = starts.into_iter().flatten().map(move |(rate, pause)| {
+        let start = SlowStart::new(id, limit, rate, pause);
+        (Gauge::SlowStart(start), Obstacle::SlowStart)
+    });
+    windows.chain(tank).chain(starts)
+}
+
+/// The last pause of a limit, as long as it matters at `now` or later.
+pub(crate) fn pause_of<L: Ledgers>(
+    ledgers: &mut L,
+    limit: LimitId,
+    now: Timestamp,
+) -> Result<Option<Pause>, L::Error> {
+    let pause = ledgers.pause(limit)?;
+    Ok(pause.filter(|pause| now < slow_start::end(*pause)))
 }
 
 /// How often what is in the way is looked at one by one, before a look is taken at how far all is full.
 const MOVES_BETWEEN_SKIPS: u64 = 4;
 
-/// Finds the earliest instant at or after `now` at which all lines fit, bookings included.
+/// Finds the earliest instant at or after `now` at which all lines fit, bookings included, and no pause holds.
 ///
 /// A charge at `t` counts in the windows that end in `[t, t + w)`. While one of those is over, `t`
 /// moves to where enough of that window's charges have left; every instant skipped would be over too, so
@@ -217,15 +245,28 @@ pub(crate) fn earliest<L: Ledgers>(
 ) -> Result<Earliest, L::Error> {
     let mut at = now;
     let mut blocker = None;
-    let checks: usize = lines.iter().map(|line| gauge_count(line.limit)).sum();
+    let mut checks = 0;
+    let mut pauses = Few::with_capacity(lines.len());
+    for (position, line) in lines.iter().enumerate() {
+        let pause = pause_of(ledgers, line.id, now)?;
+        if let Some(pause) = pause.filter(|pause| pause.holds(at)) {
+            at = pause.until();
+            blocker = Some(Blocker {
+                line: position,
+                obstacle: Obstacle::Paused,
+            });
+        }
+        checks += gauge_count(line.limit, pause);
+        pauses.push(pause);
+    }
     let mut agreed = 0;
     if checks == 0 {
-        return Ok(Earliest::Now);
+        return Ok(blocker.map_or(Earliest::Now, |blocker| Earliest::Later { at, blocker }));
     }
     let wall_shift_ns = ledgers.wall_shift_ns();
     loop {
         for (position, line) in lines.iter().enumerate() {
-            for (gauge, obstacle) in gauges(line, wall_shift_ns) {
+            for (gauge, obstacle) in gauges(line, pauses[position], wall_shift_ns) {
                 if agreed == checks {
                     return Ok(
                         blocker.map_or(Earliest::Now, |blocker| Earliest::Later { at, blocker })
@@ -270,6 +311,27 @@ pub(crate) fn usage<L: Ledgers>(
     now: Timestamp,
 ) -> Result<Use, L::Error> {
     Window::new(id, limit, rate, ledgers.wall_shift_ns()).usage(ledgers, now)
+}
+
+/// Whether a limit admits less than it could at an instant, because of a pause that has ended or not.
+pub(crate) fn starts_slowly(limit: &Limit, pause: Pause, at: Timestamp) -> bool {
+    let mut rates = slow_start::rates(limit, pause);
+    pause.holds(at) || rates.any(|(rate, pause)| at < slow_start::end_of(rate, pause))
+}
+
+/// How much of a rate can be charged at an instant, as far as a slow start limits it.
+pub(crate) fn room_at_start<L: Ledgers>(
+    ledgers: &mut L,
+    id: LimitId,
+    limit: &Limit,
+    rate: &Rate,
+    pause: Pause,
+    at: Timestamp,
+) -> Result<Option<i64>, L::Error> {
+    if slow_start::rates(limit, pause).all(|(slow, _)| slow != rate) {
+        return Ok(None);
+    }
+    SlowStart::new(id, limit, rate, pause).room(ledgers, at)
 }
 
 /// Reads off how a bucket stands at `now`, if the limit is one.

@@ -89,10 +89,16 @@ impl Denial {
         &self.key
     }
 
-    /// What of that limit stands in the way: the rate that has to be waited for longest, or its slots.
+    /// What of that limit stands in the way: the rate that has to be waited for longest, its slots, or a pause.
     #[must_use]
     pub const fn obstacle(&self) -> Obstacle {
         self.obstacle
+    }
+
+    /// Whether that limit is [paused](crate::Limiter::pause).
+    #[must_use]
+    pub const fn is_paused(&self) -> bool {
+        matches!(self.obstacle, Obstacle::Paused)
     }
 
     /// What was asked of that limit.
@@ -209,11 +215,20 @@ pub(crate) fn decide<B: Books>(
     latest: Timestamp,
 ) -> Result<Verdict, B::Error> {
     let mut latest = latest;
+    let mut is_paused = false;
+    for line in lines {
+        let pause = calendar::pause_of(books, line.id, now)?;
+        is_paused |= pause.is_some_and(|pause| pause.holds(now));
+    }
     for (position, line) in lines.iter().enumerate() {
         let Some(count) = line.limit.slot_count() else {
             continue;
         };
         latest = now;
+        // Then what is known is when it ends, and not who holds slots then.
+        if is_paused {
+            break;
+        }
         let free = count.cast_signed().saturating_sub(books.held(line.id)?);
         if line.amount > free {
             let blocker = Blocker {
@@ -231,6 +246,32 @@ pub(crate) fn decide<B: Books>(
     })
 }
 
+/// Where a booking goes that has to be moved: to the earliest instant after `now` at which it fits, or where nothing but
+/// pauses is in its way if a limit has become too small for it since.
+pub(crate) fn place_again<L: Ledgers>(
+    ledgers: &mut L,
+    lines: &[Line<'_>],
+    booked: Timestamp,
+    now: Timestamp,
+) -> Result<Timestamp, L::Error> {
+    let first = now.saturating_plus_ns(1);
+    let capacity = |line: &Line<'_>| line.limit.tightest().capacity().cast_signed();
+    if lines.iter().all(|line| line.amount <= capacity(line)) {
+        match calendar::earliest(ledgers, lines, first)? {
+            Earliest::Now => return Ok(first),
+            Earliest::Later { at, .. } => return Ok(at),
+            Earliest::Beyond { .. } => {}
+        }
+    }
+    let mut at = booked.max(first);
+    for line in lines {
+        if let Some(pause) = calendar::pause_of(ledgers, line.id, now)? {
+            at = at.max(pause.until());
+        }
+    }
+    Ok(at)
+}
+
 /// How large a block can be that is taken now and ends at `until`, if its caller gains by it: no more than what it asks
 /// for at once is charged at once.
 pub(crate) fn block_size<L: Ledgers>(
@@ -241,7 +282,10 @@ pub(crate) fn block_size<L: Ledgers>(
     until: Timestamp,
 ) -> Result<Option<i64>, L::Error> {
     let size = size.min(MAX_CAPACITY).cast_signed();
-    if size <= line.amount || until <= now {
+    // As long as a limit starts slowly after a pause, nothing is taken beyond what is needed.
+    let pause = calendar::pause_of(ledgers, line.id, now)?;
+    let is_slow = pause.is_some_and(|pause| calendar::starts_slowly(line.limit, pause, now));
+    if size <= line.amount || until <= now || is_slow {
         return Ok(None);
     }
     let room = calendar::room_until(ledgers, line.id, line.limit, now, until)?;
@@ -249,6 +293,22 @@ pub(crate) fn block_size<L: Ledgers>(
 }
 
 impl Denial {
+    /// What is told to somebody whose booking was moved too far behind a pause.
+    pub(crate) const fn of_moved(
+        key: Arc<str>,
+        amount: u64,
+        now: Timestamp,
+        retry_at: Timestamp,
+    ) -> Self {
+        Self {
+            key,
+            obstacle: Obstacle::Paused,
+            amount,
+            now,
+            retry_at: Some(retry_at),
+        }
+    }
+
     /// The same, decided at another instant.
     pub(crate) fn as_of(&self, now: Timestamp) -> Self {
         Self {

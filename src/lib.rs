@@ -40,6 +40,7 @@
 )]
 //! - [`Limiter::blocks`], [`Blocks`]: hot keys, handed out from memory. [`LimitBuilder::resolution`]: their long windows,
 //!   kept small.
+//! - [`Limiter::pause`], [`Backoff`], [`PausePolicy`]: nobody before an instant, when a provider has said no.
 //! - [`Decision`], [`Denial`], [`Permit`], [`Booking`], [`Peek`], [`Usage`]: the answers.
 //! - [`Permit::settle`], [`Permit::cancel`], [`Permit::detach`]: what becomes of a permit; [`Settled`] tells, and
 //!   [`Overage`] says what a limit does about too low an estimate. [`PermitId`], [`Request::id`]: permits that other
@@ -87,6 +88,7 @@ mod limiter;
 #[cfg(feature = "file")]
 mod limits_file;
 mod line;
+mod pause;
 mod permit;
 mod plan;
 mod process;
@@ -109,6 +111,7 @@ pub use limit::{
 pub use limiter::{Builder, Limiter};
 #[cfg(feature = "file")]
 pub use limits_file::{FilePlace, LimitsFile, LimitsFileError};
+pub use pause::{Backoff, MAX_STRIKES, Pause, PausePolicy};
 pub use permit::{Booking, Permit, PermitId, Provisional};
 pub use request::{Ask, MAX_BATCH, MAX_ID_BYTES, MAX_TAKES, Request};
 pub use settlement::{Overage, Settled, SettledAmount, Settlement};

@@ -24,6 +24,7 @@ pub use text::ParseRatesError;
 pub(crate) use text::parse_time;
 
 use crate::clock::Timestamp;
+use crate::pause::PausePolicy;
 use crate::settlement::Overage;
 
 /// One second, as a window.
@@ -71,6 +72,7 @@ pub struct Limit {
 struct Terms {
     unit: Option<String>,
     overage: Overage,
+    pauses: PausePolicy,
     kind: Kind,
 }
 
@@ -203,6 +205,11 @@ impl Limit {
         self.terms.overage
     }
 
+    /// What is done about strikes: see [`Limiter::pause`](crate::Limiter::pause).
+    pub fn pauses(&self) -> PausePolicy {
+        self.terms.pauses
+    }
+
     /// How many may be held at once, if this is a concurrency limit.
     #[must_use]
     pub fn slot_count(&self) -> Option<u64> {
@@ -314,7 +321,7 @@ impl Limit {
     }
 }
 
-/// What stands in the way of a request: a rate, slots, or a bucket.
+/// What stands in the way of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Obstacle {
@@ -324,13 +331,18 @@ pub enum Obstacle {
     Slots(u64),
     /// The limit's bucket.
     Bucket(Bucket),
+    /// The limit is [paused](crate::Limiter::pause).
+    Paused,
+    /// The limit [starts slowly](crate::PausePolicy::slow_start) after a pause, and admits less than its rates will.
+    SlowStart,
 }
 
 impl Obstacle {
-    /// The most that it could ever admit at once.
+    /// The most that it could ever admit at once; 0 where it is a pause or the slow start after one, which pass.
     #[must_use]
     pub const fn capacity(&self) -> u64 {
         match self {
+            Self::Paused | Self::SlowStart => 0,
             Self::Rate(rate) => rate.capacity(),
             Self::Slots(count) => *count,
             Self::Bucket(bucket) => bucket.burst(),
@@ -345,6 +357,8 @@ impl fmt::Display for Obstacle {
             Self::Slots(1) => f.write_str("1 slot"),
             Self::Slots(count) => write!(f, "{count} slots"),
             Self::Bucket(bucket) => bucket.fmt(f),
+            Self::Paused => f.write_str("paused"),
+            Self::SlowStart => f.write_str("slow start after a pause"),
         }
     }
 }
@@ -383,6 +397,9 @@ impl fmt::Display for AsGiven<'_> {
         }
         if limit.overage() != Overage::default() {
             write!(f, ", overage {}", limit.overage().as_str())?;
+        }
+        if limit.pauses() != PausePolicy::default() {
+            write!(f, ", {}", limit.pauses())?;
         }
         Ok(())
     }

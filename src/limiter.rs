@@ -2,6 +2,7 @@
 
 mod builder;
 mod definitions;
+mod pauses;
 mod within;
 
 use std::fmt;
@@ -184,10 +185,10 @@ impl Limiter {
                     place.queued = None;
                     let booking = self.booked(&plan, outcome)?;
                     let Some(since) = since else {
-                        return Ok(booking.wait());
+                        return booking.wait();
                     };
                     let was_told = !booking.wait_time().is_zero();
-                    let permit = booking.wait().queued_since(since);
+                    let permit = booking.wait()?.queued_since(since);
                     if !was_told {
                         let waited = permit.waited();
                         tracing::debug!(limit = first_key(&plan), ?waited, "waited");
@@ -269,7 +270,9 @@ impl Limiter {
                 } else {
                     tracing::debug!(limit = first_key(plan), ?wait, "booked");
                 }
-                return Ok(Booking::new(Arc::clone(&self.store), claim, wait));
+                let latest = plan.patience.latest().unwrap_or(Latest::Forever);
+                let store = Arc::clone(&self.store);
+                return Ok(Booking::new(store, claim, wait, latest));
             }
             Outcome::Refused { denial, deadline } => (denial, deadline),
             Outcome::Queued(queued) => {

@@ -2,6 +2,7 @@
 //! calendar.
 
 mod memory;
+mod moves;
 mod sqlite;
 
 use std::fmt;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 use smallvec::SmallVec;
 
+use self::moves::{Moves, MovesSeen};
 use crate::calendar::{Blocker, LimitId, Line};
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{Denial, Peek, Refusal};
@@ -20,6 +22,7 @@ use crate::definition::{Definition, Known, LimitChange, OnConflict};
 use crate::error::{Error, RequestError};
 use crate::limit::{Kind, Limit};
 use crate::line::is_of_slots;
+use crate::pause::{Backoff, Pause};
 use crate::plan::{Latest, Patience, Plan, print_takes};
 use crate::process::Mark;
 use crate::settlement::{End, Settled, Used};
@@ -44,6 +47,19 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
 
     /// Removes a limit, and all that was charged to it; if it is in use, only where that is forced.
     fn remove(&self, key: &str, is_forced: bool) -> Result<Limit, Error>;
+
+    /// Lets nobody in before an instant, and moves those behind it who have booked before.
+    fn pause(&self, key: &str, backoff: Backoff) -> Result<Pause, Error>;
+
+    /// Lets everybody in again. Returns the pause that was in force.
+    fn resume(&self, key: &str) -> Result<Option<Pause>, Error>;
+
+    /// Sleeps until the instant of a claim, or until what it has booked may have been moved.
+    fn sleep(&self, claim: &Claim);
+
+    /// Looks whether what a claim has booked was moved. Nothing if it certainly was not; else the claim as it is now, which
+    /// can be where it was. Who has read the clock before may go ahead if it was not moved beyond that.
+    fn look_after(&self, claim: &Claim) -> Result<Option<Claim>, Error>;
 
     /// The last changes of a limit, the last one first.
     fn changes_of(&self, key: &str) -> Result<Vec<LimitChange>, Error>;
@@ -189,6 +205,8 @@ pub(crate) struct Claim {
     pub(crate) at: Timestamp,
     /// The reading of the clock at `at`.
     pub(crate) wake_at: Duration,
+    /// What was known of pauses when it was booked.
+    pub(crate) moves: MovesSeen,
     /// The file that was open when this was charged: what stands at the path later may be another one.
     pub(crate) session: u64,
     pub(crate) process: Mark,
@@ -214,6 +232,8 @@ pub(crate) struct Block {
     pub(crate) amount: u64,
     /// The readings of the clock from which it may be handed out, and before which it has to be.
     pub(crate) readings: Range<Duration>,
+    /// Pauses, and what was known of them when it was taken: with the next one it ends.
+    pub(crate) moves: (Moves, MovesSeen),
     pub(crate) session: u64,
     pub(crate) process: Mark,
 }

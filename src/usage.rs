@@ -4,6 +4,7 @@ use crate::calendar::{self, LimitId};
 use crate::clock::Timestamp;
 use crate::decision::Books;
 use crate::limit::{Bucket, Limit, Rate};
+use crate::pause::Pause;
 
 /// How a limit stands at an instant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +13,7 @@ pub struct Usage {
     at: Timestamp,
     rates: Vec<RateUsage>,
     bucket: Option<BucketUsage>,
+    pause: Option<Pause>,
     held: u64,
     is_over: bool,
     people: People,
@@ -66,9 +68,18 @@ impl Usage {
         self.held
     }
 
+    /// The pause that is in force, if the limit is [paused](crate::Limiter::pause).
+    #[must_use]
+    pub const fn pause(&self) -> Option<Pause> {
+        self.pause
+    }
+
     /// The largest amount that would be admitted now, if nobody waits in line for it; 0 if none would.
     #[must_use]
     pub fn available(&self) -> u64 {
+        if self.pause.is_some() {
+            return 0;
+        }
         if let Some(count) = self.limit.slot_count() {
             return count.saturating_sub(self.held);
         }
@@ -118,14 +129,24 @@ impl Usage {
             None => 0,
         };
         let mut is_over = limit.slot_count().is_some_and(|count| held > count);
+        let last_pause = calendar::pause_of(ledgers, id, at)?;
+        let pause = last_pause.filter(|pause| pause.holds(at));
         let mut rates = Vec::with_capacity(limit.rates().len());
         for rate in limit.rates() {
             let read = calendar::usage(ledgers, id, limit, rate, at)?;
             is_over |= read.is_over;
+            let mut available = read.available.unsigned_abs();
+            if let Some(last) = last_pause {
+                let starts = calendar::room_at_start(ledgers, id, limit, rate, last, at)?;
+                available = available.min(starts.map_or(u64::MAX, i64::unsigned_abs));
+            }
+            if pause.is_some() {
+                available = 0;
+            }
             rates.push(RateUsage {
                 rate: *rate,
                 used: read.used.unsigned_abs(),
-                available: read.available.unsigned_abs(),
+                available,
                 next_release: read.next_release,
             });
         }
@@ -134,7 +155,11 @@ impl Usage {
         let bucket = limit.bucket().zip(level).map(|(bucket, read)| BucketUsage {
             bucket,
             used: read.used.unsigned_abs(),
-            available: read.available.unsigned_abs(),
+            available: if pause.is_some() {
+                0
+            } else {
+                read.available.unsigned_abs()
+            },
             next_release: read.next_release,
         });
         Ok(Self {
@@ -142,6 +167,7 @@ impl Usage {
             at,
             rates,
             bucket,
+            pause,
             held,
             is_over,
             people: People::default(),

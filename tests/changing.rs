@@ -89,7 +89,7 @@ fn use_what_changes() {
             _ => {
                 let booking = limiter.book(&ask).unwrap();
                 if fastrand::bool() {
-                    diary.note(booking.wait().at(), &ask);
+                    diary.note(booking.wait().unwrap().at(), &ask);
                 }
             }
         }

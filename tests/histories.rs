@@ -2,7 +2,7 @@
 //!
 //! `cargo test` plays some hundreds of them; `QUOTALITE_HISTORIES=20000` says how many per test, and
 //! `QUOTALITE_TOPICS=bq` that they are about buckets and quotas, and not about changes, patterns, what is handed out from
-//! memory (`h`) and what is merged (`m`).
+//! memory (`h`), what is merged (`m`) and pauses (`s`).
 
 mod support;
 
@@ -34,6 +34,8 @@ mod player;
 mod real;
 #[path = "support/shapes.rs"]
 mod shapes;
+#[path = "support/strikes.rs"]
+mod strikes;
 #[path = "support/subject.rs"]
 mod subject;
 #[path = "support/told.rs"]
@@ -140,6 +142,7 @@ const BUCKETS: Topics = Topics {
     quotas: false,
     handles: false,
     merged: false,
+    strikes: false,
 };
 
 #[test]
@@ -254,6 +257,7 @@ fn shape_of(rates: &[(usize, u64)]) -> Shape {
         is_huge: false,
         pad: 0,
         resolution: 0,
+        policy: 0,
         overage: Overage::Debt,
         bucket: None,
         quotas: Vec::new(),

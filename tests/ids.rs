@@ -157,7 +157,7 @@ fn booked_ahead_under_an_id() {
         assert_eq!(other.wait_time(), MINUTE);
         drop((booked, again));
         clock.advance(MINUTE);
-        drop(other.wait());
+        drop(other.wait().unwrap());
         assert_eq!(free(limiter).1, 0);
     });
 }
@@ -202,7 +202,7 @@ fn nobody_goes_on_a_booking_that_whoever_asked_first_has_dropped() {
             (MINUTE, 2 * MINUTE)
         );
         clock.advance(MINUTE);
-        let second = second.wait();
+        let second = second.wait().unwrap();
         assert!(!second.has_ended());
         assert!(matches!(
             second.settle([("tokens", 40)]),
@@ -233,7 +233,7 @@ fn nobody_goes_on_a_booking_of_a_process_that_has_died() {
         (MINUTE, 2 * MINUTE)
     );
     clock.advance(MINUTE);
-    let settled = booked.wait().settle([("tokens", 1)]).unwrap();
+    let settled = booked.wait().unwrap().settle([("tokens", 1)]).unwrap();
     assert!(matches!(settled, Settled::Now(_)), "{settled:?}");
 }
 
@@ -250,7 +250,7 @@ fn a_place_in_line_under_an_id_is_no_permit_to_go_now() {
         assert!(matches!(refused, Err(Error::TooLate { .. })), "{refused:?}");
         clock.advance(MINUTE);
         assert_eq!(get(limiter, &ask).at(), booked.at());
-        drop(booked.wait());
+        drop(booked.wait().unwrap());
     });
 }
 

@@ -86,7 +86,7 @@ fn those_who_wait_are_served_in_the_order_in_which_they_came() {
                 let waiting = limiter.book("k").unwrap();
                 let order = Arc::clone(&order);
                 thread::spawn(move || {
-                    let permit = waiting.wait();
+                    let permit = waiting.wait().unwrap();
                     order.lock().unwrap().push((number, permit.waited()));
                 })
             })
@@ -119,7 +119,7 @@ fn dropping_or_cancelling_a_booking_gives_its_place_to_the_next() {
         now.cancel().unwrap();
         let now = limiter.book("k").unwrap();
         assert_eq!(now.wait_time(), Duration::ZERO);
-        let _permit = now.wait();
+        let _permit = now.wait().unwrap();
         clock.advance(Duration::from_nanos(999_999_999));
         assert!(!limiter.try_acquire("k").unwrap().is_granted());
     });

@@ -86,7 +86,7 @@ fn what_happens_is_traced_with_the_limit() {
         assert!(!limiter.try_acquire("k").unwrap().is_granted());
         let booking = limiter.book("k").unwrap();
         clock.advance(SECOND);
-        drop(booking.wait());
+        drop(booking.wait().unwrap());
         let accepted = limiter.book("k").unwrap().accept();
         drop((accepted, limiter));
         let survivor = open();

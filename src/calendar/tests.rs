@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::limit::MAX_CAPACITY;
+use crate::pause::Pause;
 use crate::settlement::Overage;
 
 const LEDGER: LimitId = LimitId(1);
@@ -129,6 +130,10 @@ impl Ledgers for Booked {
     }
 
     fn full_at(&mut self, _: LimitId) -> Result<Option<Full>, Infallible> {
+        Ok(None)
+    }
+
+    fn pause(&mut self, _: LimitId) -> Result<Option<Pause>, Infallible> {
         Ok(None)
     }
 

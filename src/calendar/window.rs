@@ -130,11 +130,16 @@ fn sum_between(first: Option<&Charge>, last: &Charge) -> i64 {
 
 impl<'l> Window<'l> {
     pub(super) fn new(id: LimitId, limit: &'l Limit, rate: &Rate, wall_shift_ns: i64) -> Self {
+        let span = Span::of(limit, rate, wall_shift_ns);
+        Self::of(id, limit, rate.capacity_units(), span)
+    }
+
+    pub(super) const fn of(id: LimitId, limit: &'l Limit, capacity: i64, span: Span) -> Self {
         Self {
             id,
             limit,
-            capacity: rate.capacity_units(),
-            span: Span::of(limit, rate, wall_shift_ns),
+            capacity,
+            span,
         }
     }
 
@@ -213,7 +218,8 @@ impl<'l> Window<'l> {
         skips_from: Option<Timestamp>,
     ) -> Result<Fit, L::Error> {
         let open = ledgers.open_blocks(self.id)?;
-        let Some(over) = self.last_over(ledgers, &open, at, amount)? else {
+        let end = self.end_of_new(at);
+        let Some(over) = self.last_over(ledgers, &open, (at, end), amount)? else {
             return Ok(Fit::Now);
         };
         let further = match skips_from {
@@ -227,6 +233,35 @@ impl<'l> Window<'l> {
         Ok(release
             .and_then(|release| self.span.leaves(release))
             .map_or(Fit::Never, Fit::NotBefore))
+    }
+
+    /// Whether an amount fits at `at`, as far as windows tell that end at `last` or earlier.
+    pub(super) fn fit_up_to<L: Ledgers>(
+        &self,
+        ledgers: &mut L,
+        at: Timestamp,
+        amount: i64,
+        last: Timestamp,
+    ) -> Result<Fit, L::Error> {
+        let open = ledgers.open_blocks(self.id)?;
+        let end = self.end_of_new(at).min(last);
+        let Some(over) = self.last_over(ledgers, &open, (at, end), amount)? else {
+            return Ok(Fit::Now);
+        };
+        let release = self.release(ledgers, &open, &over)?;
+        Ok(release
+            .and_then(|release| self.span.leaves(release))
+            .map_or(Fit::Never, Fit::NotBefore))
+    }
+
+    /// The most that any window holds in which a charge at `at` would count, and which ends at `last` or earlier.
+    pub(super) fn most_up_to<L: Ledgers>(
+        &self,
+        ledgers: &mut L,
+        at: Timestamp,
+        last: Timestamp,
+    ) -> Result<i64, L::Error> {
+        self.peak(ledgers, at, self.end_of_new(at).min(last))
     }
 
     /// The instant of what has to leave a window before there is room in it.
@@ -272,17 +307,17 @@ impl<'l> Window<'l> {
         Ok(most)
     }
 
-    /// The last window that would be over if `amount` was charged at `at`.
+    /// The last window that would be over if `amount` was charged at `at`, of those that end at `end` or earlier.
     fn last_over<L: Ledgers>(
         &self,
         ledgers: &mut L,
         open: &OpenBlocks,
-        at: Timestamp,
+        (at, end): (Timestamp, Timestamp),
         amount: i64,
     ) -> Result<Option<Over>, L::Error> {
         // Bookings may lie in (at, at + reach); they are looked at from the end, for the last one that
         // is over moves `at` furthest.
-        let mut last = ledgers.last_at(self.id, self.end_of_new(at))?;
+        let mut last = ledgers.last_at(self.id, end)?;
         loop {
             let ends_at = last.map_or(at, |charge| charge.at.max(at));
             let over = self.over(ledgers, open, ends_at, last, amount)?;

@@ -10,6 +10,7 @@ use super::{
     Terms, text,
 };
 use crate::error::Error;
+use crate::pause::PausePolicy;
 use crate::settlement::Overage;
 
 /// The definition of a [`Limit`] in the making.
@@ -27,6 +28,7 @@ pub struct LimitBuilder {
     timeout: Option<Duration>,
     burst: Option<u64>,
     refill: Option<Rate>,
+    pauses: PausePolicy,
     wrong: Option<LimitError>,
 }
 
@@ -44,6 +46,7 @@ impl LimitBuilder {
             timeout: None,
             burst: None,
             refill: None,
+            pauses: PausePolicy::default(),
             wrong: None,
         }
     }
@@ -61,6 +64,7 @@ impl LimitBuilder {
             timeout: limit.timeout(),
             burst: bucket.map(|bucket| bucket.burst()),
             refill: bucket.and_then(|bucket| Rate::new(bucket.refill(), bucket.per()).ok()),
+            pauses: limit.pauses(),
             ..Self::new(limit.key().to_owned())
         }
     }
@@ -245,6 +249,16 @@ impl LimitBuilder {
         self
     }
 
+    /// What is done about strikes, and how the limit starts again after a pause: see
+    /// [`Limiter::pause`](crate::Limiter::pause).
+    pub fn pauses(mut self, pauses: PausePolicy) -> Self {
+        match pauses.check() {
+            Ok(pauses) => self.pauses = pauses,
+            Err(error) => self.wrong = self.wrong.or(Some(error)),
+        }
+        self
+    }
+
     /// What is wrong so far, so that whoever reads definitions can say where they go wrong.
     #[cfg(feature = "file")]
     pub(crate) fn take_wrong(&mut self) -> Option<LimitError> {
@@ -287,6 +301,7 @@ impl LimitBuilder {
             terms: Arc::new(Terms {
                 unit: self.unit,
                 overage: self.overage,
+                pauses: self.pauses,
                 kind,
             }),
         })

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{MAX_CAPACITY, MAX_KEY_BYTES, MAX_RATES, MAX_UNIT_BYTES, ParseRatesError, Rate};
+use crate::pause::MAX_STRIKES;
 
 /// What is wrong with the definition of a limit. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -133,6 +134,27 @@ pub enum LimitError {
         resolution: Duration,
         /// The shortest window; of a quota, its usual length.
         shortest: Duration,
+    },
+    /// A time of a [`PausePolicy`](crate::PausePolicy) is shorter than [`MIN_WINDOW`](crate::MIN_WINDOW) or longer than
+    /// [`MAX_WINDOW`](crate::MAX_WINDOW).
+    #[error("the {what} is 1 ms to 366 days, not {time:?}")]
+    PauseTime {
+        /// Which time.
+        what: &'static str,
+        /// The time asked for.
+        time: Duration,
+    },
+    /// So many strikes are never counted.
+    #[error("pauses become longer from 1 to {MAX_STRIKES} strikes on, not {count}")]
+    Strikes {
+        /// The number asked for.
+        count: u32,
+    },
+    /// A slow start has no such share.
+    #[error("a slow start has 1 to 100 percent, not {percent}")]
+    SlowStart {
+        /// The share asked for.
+        percent: u8,
     },
     /// The text is not a list of rates.
     #[error(transparent)]

@@ -7,6 +7,7 @@ use super::{Waiter, is_of_slots, rates_admit, who_can_go};
 use crate::calendar::{Charge, Full, Ledgers, LimitId, Line, OpenBlocks, Total};
 use crate::clock::Timestamp;
 use crate::decision::{Books, Verdict, decide};
+use crate::pause::Pause;
 use crate::store::Few;
 
 /// Decides a booking: in the calendar, around the places of those who wait ahead of it.
@@ -145,6 +146,10 @@ impl<B: Ledgers> Ledgers for Places<'_, B> {
 
     fn full_at(&mut self, limit: LimitId) -> Result<Option<Full>, B::Error> {
         self.books.full_at(limit)
+    }
+
+    fn pause(&mut self, limit: LimitId) -> Result<Option<Pause>, B::Error> {
+        self.books.pause(limit)
     }
 
     fn wall_shift_ns(&self) -> i64 {

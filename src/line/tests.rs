@@ -9,6 +9,7 @@ use super::places::Places;
 use super::*;
 use crate::calendar::{Charge, Full, Ledgers, OpenBlocks, Total};
 use crate::limit::{Limit, SECOND, Window, nanos};
+use crate::pause::Pause;
 
 const NOW_MS: i64 = 1_000_000;
 
@@ -102,6 +103,10 @@ impl Ledgers for Tiny {
     }
 
     fn full_at(&mut self, _limit: LimitId) -> Result<Option<Full>, Infallible> {
+        Ok(None)
+    }
+
+    fn pause(&mut self, _: LimitId) -> Result<Option<Pause>, Infallible> {
         Ok(None)
     }
 

@@ -3,6 +3,7 @@
 mod accounts;
 mod blocks;
 mod limits;
+mod pauses;
 mod permits;
 
 use std::collections::{BTreeMap, HashMap};
@@ -14,7 +15,9 @@ use rusqlite::Connection;
 
 use self::accounts::Accounts;
 use self::limits::Limits;
+use self::pauses::Booked;
 use self::permits::{EndedPermit, OpenPermit, Resumed};
+use super::moves::Moves;
 use super::{
     Change, Claim, Few, Handed, Holder, Outcome, Pending, PermitNumber, Queued, Registered, Row,
     SlotTake, Store, TableConnection, TicketId, Which, booked_for_later, check_bookable, denial,
@@ -27,6 +30,7 @@ use crate::definition::{Definition, Known, LimitChange, OnConflict};
 use crate::error::{Error, RequestError};
 use crate::limit::{Limit, MAX_CAPACITY};
 use crate::line::{Waiter, Waiting, book_behind, decide_behind, is_of_slots, waiting};
+use crate::pause::{Backoff, Pause};
 use crate::plan::{Patience, Plan};
 use crate::settlement::Settled;
 use crate::usage::{People, Usage};
@@ -50,6 +54,8 @@ pub(crate) struct MemoryStore {
     state: Mutex<State>,
     /// Wakes those who wait in line.
     freed: Condvar,
+    /// Wakes those who have booked.
+    moved: Condvar,
 }
 
 #[derive(Debug)]
@@ -63,6 +69,10 @@ struct State {
     permits: BTreeMap<PermitNumber, OpenPermit>,
     ids: HashMap<Box<str>, PermitNumber>,
     ended: HashMap<Box<str>, EndedPermit>,
+    /// What is booked and lies ahead, by the order in which it was.
+    booked: BTreeMap<i64, Booked>,
+    last_booking: i64,
+    moves: Moves,
     /// Who waits in line, the smallest number first.
     tickets: BTreeMap<i64, Ticket>,
     last_ticket: i64,
@@ -90,11 +100,15 @@ impl MemoryStore {
                 permits: BTreeMap::new(),
                 ids: HashMap::new(),
                 ended: HashMap::new(),
+                booked: BTreeMap::new(),
+                last_booking: 0,
+                moves: Moves::own(),
                 tickets: BTreeMap::new(),
                 last_ticket: 0,
                 changes: 0,
             }),
             freed: Condvar::new(),
+            moved: Condvar::new(),
         }
     }
 
@@ -237,6 +251,52 @@ impl Store for MemoryStore {
         Ok(removed)
     }
 
+    fn pause(&self, key: &str, backoff: Backoff) -> Result<Pause, Error> {
+        let (mut state, _, now) = self.enter();
+        state.end_what_is_due(now);
+        let paused = state.pause(key, backoff);
+        state.moves.count();
+        self.changed(&mut state);
+        self.moved.notify_all();
+        paused
+    }
+
+    fn resume(&self, key: &str) -> Result<Option<Pause>, Error> {
+        let (mut state, _, now) = self.enter();
+        state.end_what_is_due(now);
+        let resumed = state.lift_pause(key);
+        state.moves.count();
+        self.changed(&mut state);
+        self.moved.notify_all();
+        resumed
+    }
+
+    fn sleep(&self, claim: &Claim) {
+        if !self.clock.is_real() {
+            return self.clock.sleep_until(claim.wake_at);
+        }
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let left = claim.wake_at.saturating_sub(self.clock.elapsed());
+            let is_moved = claim.booking.is_some() && !state.moves.is_unmoved(claim.moves);
+            if left.is_zero() || is_moved {
+                return;
+            }
+            let woken = self.moved.wait_timeout(state, left);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn look_after(&self, claim: &Claim) -> Result<Option<Claim>, Error> {
+        let (state, _, _) = self.enter();
+        if claim.booking.is_none() || state.moves.is_unmoved(claim.moves) {
+            return Ok(None);
+        }
+        let moves = state.moves.seen();
+        let claim = state.moved(claim).unwrap_or_else(|| claim.clone());
+        Ok(Some(Claim { moves, ..claim }))
+    }
+
     fn changes_of(&self, key: &str) -> Result<Vec<LimitChange>, Error> {
         let (state, _, _) = self.enter();
         Ok(state.limits.changes_of(key))
@@ -306,6 +366,8 @@ impl Store for MemoryStore {
     fn register(&self, claim: &Claim, id: &str) -> Result<Registered, Error> {
         let (mut state, _, now) = self.enter();
         state.end_what_is_due(now);
+        let moved = state.moved(claim);
+        let claim = moved.as_ref().unwrap_or(claim);
         let Some(registered) = &claim.registered else {
             let registered = Registered {
                 number: state.next_permit(),
@@ -315,6 +377,11 @@ impl Store for MemoryStore {
                 holder: Holder::Claim,
             };
             state.enter_permit(&registered, claim.at, claim.print(), &claim.rows, None);
+            if let Some(booking) = claim.booking
+                && let Some(booked) = state.booked.get_mut(&booking.number)
+            {
+                booked.permit = Some(registered.number);
+            }
             return Ok(registered);
         };
         let mut registered = (**registered).clone();
@@ -534,6 +601,13 @@ impl State {
             .map(|line| Row::new(line, self.ledgers.charge_line(line, at)))
             .collect();
         let slots = lines.iter().filter(|line| is_of_slots(line));
+        let booking = (at > now).then(|| {
+            self.remember_booked(Booked {
+                at,
+                rows: rows.clone(),
+                permit: None,
+            })
+        });
         let mut registered = None;
         if plan.id().is_some() || slots.clone().next().is_some() {
             let expires = expiry(slots.clone(), now);
@@ -545,6 +619,11 @@ impl State {
                 holder: Holder::Claim,
             };
             self.enter_permit(&permit, at, plan.print(), &rows, expires);
+            if let Some(booking) = booking
+                && let Some(booked) = self.booked.get_mut(&booking.number)
+            {
+                booked.permit = Some(permit.number);
+            }
             registered = Some(Box::new(permit));
         }
         for line in lines {
@@ -554,10 +633,11 @@ impl State {
         Claim {
             at,
             wake_at: self.timeline.elapsed_at(at),
+            moves: self.moves.seen(),
             session: 0,
             process: crate::process::mark(),
             rows,
-            booking: None,
+            booking,
             accepted: None,
             block: None,
             is_resumed: false,

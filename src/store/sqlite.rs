@@ -20,8 +20,10 @@ mod joined;
 mod ledger;
 mod lock_file;
 mod memo;
+mod moving;
 mod owners;
 mod patterns;
+mod pauses;
 mod permits;
 mod place;
 mod record;
@@ -69,6 +71,7 @@ use crate::decision::{Peek, Verdict};
 use crate::definition::{Author, Definition, LimitChange, OnConflict};
 use crate::error::Error;
 use crate::limit::Limit;
+use crate::pause::{Backoff, Pause};
 use crate::plan::Plan;
 use crate::process::Mark;
 use crate::settlement::Settled;
@@ -180,6 +183,55 @@ impl Store for SqliteStore {
         self.write(&session, |transaction| {
             transaction.reclaim(&session.lock_file)?;
             transaction.remove(key, is_forced, &author)
+        })
+    }
+
+    fn pause(&self, key: &str, backoff: Backoff) -> Result<Pause, Error> {
+        let session = self.session(self.deadline())?;
+        // Before the clock is read: see `Moves`.
+        session.moves.count();
+        let paused = self.write(&session, |transaction| {
+            transaction.pause(key, backoff, &session)
+        });
+        session.wake_all_who_booked();
+        paused
+    }
+
+    fn resume(&self, key: &str) -> Result<Option<Pause>, Error> {
+        let session = self.session(self.deadline())?;
+        session.moves.count();
+        let resumed = self.write(&session, |transaction| transaction.resume(key, &session));
+        session.wake_all_who_booked();
+        resumed
+    }
+
+    fn sleep(&self, claim: &Claim) {
+        let clock = &*self.options.clock;
+        match self.open_session() {
+            Some(session)
+                if claim.booking.is_some()
+                    && clock.is_real()
+                    && session.number == claim.session =>
+            {
+                session.sleep_until_moved(claim, clock);
+            }
+            _ => clock.sleep_until(claim.wake_at),
+        }
+    }
+
+    fn look_after(&self, claim: &Claim) -> Result<Option<Claim>, Error> {
+        if claim.booking.is_none() || claim.process != crate::process::mark() {
+            return Ok(None);
+        }
+        let session = self.session_of(claim)?;
+        if session.moves.is_unmoved(claim.moves) {
+            return Ok(None);
+        }
+        // With the lock: nobody who pauses something now has read the clock before whoever asks.
+        self.write(&session, |transaction| {
+            let moves = session.moves.seen();
+            let claim = transaction.moved(claim)?.unwrap_or_else(|| claim.clone());
+            Ok(Some(Claim { moves, ..claim }))
         })
     }
 

@@ -135,6 +135,12 @@ impl Model {
         if !takes.contains(&(refused.key.clone(), refused.amount)) {
             return Err(format!("a denial of something else: {refused:?}"));
         }
+        if refused.obstacle == Obstacle::Paused {
+            return match self.paused_until_ns(&refused.key) {
+                Some(until_ns) if until_ns == refused.retry_at_ns => Ok(()),
+                other => Err(format!("paused until {other:?}, the denial: {refused:?}")),
+            };
+        }
         let line = &self.lines[&refused.key];
         let (just_before_ns, amount) = (refused.retry_at_ns - 1, refused.amount);
         let is_the_one = match refused.obstacle {
@@ -145,6 +151,7 @@ impl Model {
             Obstacle::Bucket(bucket) => {
                 line.limit.bucket() == Some(bucket) && !line.admits(just_before_ns, amount)
             }
+            Obstacle::SlowStart => !self.start_admits(line, just_before_ns, amount),
             _ => false,
         };
         if is_the_one {

@@ -165,6 +165,7 @@ impl Model {
     fn forget(&mut self, key: &str) {
         self.lines.remove(key);
         self.pools.remove(key);
+        self.paused.remove(key);
         for entry in &mut self.entries {
             entry.slots.retain(|(of, _)| of != key);
         }

@@ -27,6 +27,8 @@ struct Taken {
     until_ns: i64,
     amount: u64,
     left: u64,
+    /// Whether something was paused since.
+    is_broken: bool,
 }
 
 impl Player<'_> {
@@ -53,6 +55,7 @@ impl Player<'_> {
         if let Some(taken) = &mut self.handles[position].taken
             && amount <= taken.left
             && self.model.now_ns < taken.until_ns
+            && !taken.is_broken
         {
             taken.left -= amount;
             let line = self.model.lines.get(&handle.key);
@@ -100,16 +103,29 @@ impl Player<'_> {
         self.tell_witness(&takes, &verdict, claim)?;
         if let Verdict::Admitted { .. } = verdict {
             let now_ns = self.model.now_ns;
+            let is_starting = self.model.is_starting(&self.model.lines[&key]);
             let line = self.model.lines.get_mut(&key).expect("it was admitted");
-            let block = line.become_block(claim, handle.size, handle.lifetime_ns, now_ns);
+            let block = if is_starting {
+                None
+            } else {
+                line.become_block(claim, handle.size, handle.lifetime_ns, now_ns)
+            };
             self.handles[position].taken = block.map(|(size, until_ns)| Taken {
                 claim,
                 until_ns,
                 amount: size,
                 left: size - amount,
+                is_broken: false,
             });
         }
         Ok(())
+    }
+
+    /// Whatever was paused, nobody hands out what was taken before.
+    pub(super) fn break_blocks(&mut self) {
+        for taken in self.handles.iter_mut().flat_map(|handle| &mut handle.taken) {
+            taken.is_broken = true;
+        }
     }
 
     /// The position of a new one, if there is a limit for it.

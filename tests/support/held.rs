@@ -126,6 +126,9 @@ impl Player<'_> {
 
     fn accept(&mut self, booking: Held, holds: bool) -> Check {
         let (must_be, opening) = (booking.at_ns, booking.opening);
+        let entry = booking.entry.map(|entry| &self.model.entries[entry]);
+        // Where it was moved to is forgotten then.
+        let has_ended = entry.is_some_and(|entry| !entry.is_open(self.model.now_ns));
         let at_ns = self.subject.accept(booking.claim, holds);
         if holds {
             self.permits.push(booking);
@@ -133,6 +136,9 @@ impl Player<'_> {
             self.let_go_of(&booking);
         }
         self.bury_if_nothing_is_left(opening);
+        if has_ended {
+            return Ok(());
+        }
         same(&must_be, &at_ns)
     }
 

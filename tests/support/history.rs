@@ -11,6 +11,7 @@ use quotalite::{OnConflict, Overage};
 
 use crate::asks::{Amount, Ask, Pace, Patience, Spent, ask, pace, patience, spent};
 use crate::shapes::{Pool, Shape, Turn, overage, pool, shape, turn};
+use crate::strikes::How;
 
 pub const KEYS: [&str; 4] = ["a", "b", "c", "d"];
 /// The keys of limits of slots.
@@ -69,6 +70,7 @@ pub struct Topics {
     pub handles: bool,
     /// Limits that merge what is charged within a span of time.
     pub merged: bool,
+    pub strikes: bool,
 }
 
 /// A permit that is held, or one that is known by its id.
@@ -280,6 +282,16 @@ pub enum Op {
         handle: usize,
         by_dropping: bool,
     },
+    /// Of any limit that there is.
+    Pause {
+        slot: usize,
+        key: usize,
+        how: How,
+    },
+    Resume {
+        slot: usize,
+        key: usize,
+    },
 }
 
 impl Op {
@@ -289,6 +301,7 @@ impl Op {
             Self::DefineName { .. } => topics.patterns,
             Self::Update { .. } | Self::Remove { .. } => topics.changes,
             Self::HandOut { .. } | Self::EndBlock { .. } => topics.handles,
+            Self::Pause { .. } | Self::Resume { .. } => topics.strikes,
             _ => true,
         }
     }
@@ -313,6 +326,8 @@ impl Op {
                 | Self::CancelAll { .. }
                 | Self::HandOut { .. }
                 | Self::EndBlock { .. }
+                | Self::Pause { .. }
+                | Self::Resume { .. }
         )
     }
 }
@@ -363,6 +378,18 @@ impl History {
             }
             if !topics.merged {
                 shape.resolution = 0;
+            }
+            if !topics.strikes {
+                shape.policy = 0;
+            }
+        }
+        let in_ops = self.ops.iter_mut().filter_map(|op| match op {
+            Op::DefinePool { shape: pool, .. } | Op::DefineName { pool, .. } => Some(pool),
+            _ => None,
+        });
+        for pool in self.pools.iter_mut().chain(in_ops) {
+            if !topics.strikes {
+                pool.policy = 0;
             }
         }
         self
@@ -512,8 +539,37 @@ fn handing_out() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// What is about pauses.
+fn pausing() -> impl Strategy<Value = Op> {
+    let length_ns = select(vec![
+        0,
+        1,
+        1_000_000,
+        3_000_000,
+        40_000_000,
+        300_000_000,
+        2_000_000_000,
+        1 << 50,
+    ]);
+    let how = prop_oneof![
+        3 => Just(How::Strike),
+        3 => length_ns.clone().prop_map(|ns| How::RetryAfter { ns }),
+        1 => length_ns.prop_map(|ns| How::Planned { ns }),
+    ];
+    prop_oneof![
+        3 => (0_usize..6, 0_usize..32, how).prop_map(|(slot, key, how)| Op::Pause { slot, key, how }),
+        1 => (0_usize..6, 0_usize..32).prop_map(|(slot, key)| Op::Resume { slot, key }),
+    ]
+}
+
 fn op() -> impl Strategy<Value = Op> {
-    prop_oneof![12 => plain_op(), 6 => named_op(), 1 => changing_op(), 6 => handing_out()]
+    prop_oneof![
+        12 => plain_op(),
+        6 => named_op(),
+        1 => changing_op(),
+        6 => handing_out(),
+        2 => pausing(),
+    ]
 }
 
 fn plain_op() -> impl Strategy<Value = Op> {
@@ -561,9 +617,16 @@ fn topics(told: Option<String>) -> impl Strategy<Value = Topics> {
     let has_calendar = cfg!(feature = "calendar");
     let often = || prop::bool::weighted(0.5);
     let seldom = || prop::bool::weighted(0.35);
-    let drawn = (often(), often(), seldom(), seldom(), often(), often());
+    let drawn = (
+        often(),
+        often(),
+        seldom(),
+        seldom(),
+        often(),
+        (often(), often()),
+    );
     drawn.prop_map(move |drawn| {
-        let (buckets, changes, patterns, quotas, handles, merged) = drawn;
+        let (buckets, changes, patterns, quotas, handles, (merged, strikes)) = drawn;
         let is_told = |letter: char| told.as_ref().map(|told| told.contains(letter));
         Topics {
             buckets: is_told('b').unwrap_or(buckets),
@@ -572,6 +635,7 @@ fn topics(told: Option<String>) -> impl Strategy<Value = Topics> {
             quotas: has_calendar && is_told('q').unwrap_or(quotas),
             handles: is_told('h').unwrap_or(handles),
             merged: is_told('m').unwrap_or(merged),
+            strikes: is_told('s').unwrap_or(strikes),
         }
     })
 }

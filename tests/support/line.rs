@@ -65,6 +65,11 @@ impl Charge {
         }
     }
 
+    /// Whether it has begun to count at an instant.
+    pub fn counts_at(&self, instant_ns: i64) -> bool {
+        self.counts_from_ns() <= instant_ns
+    }
+
     /// What the law counts of it in a window that ends at an instant: nobody could know then what was
     /// added later, and what was charged though it did not fit is over by intention.
     fn lawful(&self, end_ns: i64) -> Sum {

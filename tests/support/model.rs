@@ -10,6 +10,7 @@ use quotalite::Limit;
 use crate::definitions::{Stored, described};
 use crate::entry::{Entry, Found, REMEMBERED_NS, Whose};
 use crate::line::{Line, Sum};
+use crate::strikes::Record;
 use crate::subject::{BucketStanding, RateStanding, Settling, Standing, Takes};
 
 /// What a request must be answered.
@@ -64,6 +65,8 @@ pub struct Model {
     /// Limits of slots, in the same way.
     pub pools: BTreeMap<String, Limit>,
     pub entries: Vec<Entry>,
+    /// By key: when it was paused, and by whom.
+    pub paused: BTreeMap<String, Record>,
     /// The openings of limiters of which something is still held.
     pub alive: BTreeSet<usize>,
     /// Those that have booked ahead, or had a permit that is in the list.
@@ -233,6 +236,7 @@ impl Model {
         for (key, amount) in takes {
             let count = self.pools.get(key).and_then(Limit::slot_count);
             if let Some(count) = count
+                && !self.is_any_paused(takes)
                 && self.held(key) + amount > count
             {
                 return Verdict::Taken {
@@ -321,14 +325,20 @@ impl Model {
             debt: 0,
             held: 0,
             permits: 0,
+            paused: self.paused(key),
             is_decreasing: self.is_decreasing(key),
         };
+        let is_paused = standing.paused.is_some();
         if let Some(count) = limit.slot_count() {
             let held = self.held(key);
             let holders = self.entries.iter();
             let holders = holders.filter(|entry| entry.slots_of(key, self.now_ns) > 0);
             return Some(Standing {
-                available: count.saturating_sub(held),
+                available: if is_paused {
+                    0
+                } else {
+                    count.saturating_sub(held)
+                },
                 held,
                 permits: holders.count() as u64,
                 ..standing
@@ -344,14 +354,19 @@ impl Model {
                 RateStanding {
                     rate: *rate,
                     used: u64::try_from(line.used(self.now_ns, rate)).expect("small"),
-                    available: u64::try_from(available.max(0)).expect("small"),
+                    available: if is_paused {
+                        0
+                    } else {
+                        let left = self.start_leaves(line, rate).unwrap_or(u64::MAX);
+                        left.min(u64::try_from(available.max(0)).expect("small"))
+                    },
                     next_release_ns: line.next_release_ns(self.now_ns, rate),
                 }
             })
             .collect();
         let bucket = line.tank().map(|tank| BucketStanding {
             used: tank.used(self.now_ns),
-            available: tank.room(self.now_ns),
+            available: if is_paused { 0 } else { tank.room(self.now_ns) },
             next_release_ns: tank.next_release_ns(self.now_ns),
         });
         let available = rates.iter().map(|rate| rate.available);
@@ -378,6 +393,8 @@ impl Model {
                 changes.extend(tank.next_release_ns(self.now_ns));
             }
         }
+        let keys = self.paused.keys();
+        changes.extend(keys.flat_map(|key| self.ends_of_pauses(key)));
         for entry in &self.entries {
             changes.extend(entry.expires_ns.filter(|_| entry.end.is_none()));
             let ended = entry.ended(self.now_ns).filter(|_| entry.id.is_some());
@@ -405,14 +422,18 @@ impl Model {
     fn admits(&self, takes: &Takes, at_ns: i64) -> bool {
         takes.iter().all(|(key, amount)| {
             let line = self.lines.get(key);
-            line.is_none_or(|line| line.admits(at_ns, *amount))
+            let is_over = self.paused_until_ns(key).is_none_or(|ends| ends <= at_ns);
+            let starts = |line: &Line| self.start_admits(line, at_ns, *amount);
+            is_over && line.is_none_or(|line| line.admits(at_ns, *amount) && starts(line))
         })
     }
 
     /// Whether a request becomes admissible is told by one of its limits, so these are all instants to try.
-    fn earliest(&self, takes: &Takes) -> i64 {
+    pub fn earliest(&self, takes: &Takes) -> i64 {
         let mut candidates = BTreeSet::from([self.now_ns]);
         for (key, amount) in takes {
+            let ends = self.ends_of_pauses(key).into_iter();
+            candidates.extend(ends.filter(|end_ns| *end_ns > self.now_ns));
             if let Some(line) = self.lines.get(key) {
                 let later = line.candidates(self.now_ns, *amount).into_iter();
                 candidates.extend(later.filter(|later_ns| *later_ns > self.now_ns));

@@ -8,6 +8,8 @@ mod handles;
 mod held;
 #[path = "named.rs"]
 mod named;
+#[path = "pausing.rs"]
+mod pausing;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -201,6 +203,8 @@ impl Player<'_> {
                 self.end_block(*handle, *by_dropping);
                 Ok(())
             }
+            Op::Pause { slot, key, how } => self.pause(*slot, *key, *how),
+            Op::Resume { slot, key } => self.resume(*slot, *key),
             op => self.step_named(op),
         }
     }

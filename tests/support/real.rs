@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use quotalite::{
-    Blocks, Booking, BootId, Clock, DAY, Decision, Definition, Error, Handle, Limit, Limiter,
-    ManualClock, OnConflict, Peek, Permit, Request, Timestamp,
+    Backoff, Blocks, Booking, BootId, Clock, DAY, Decision, Definition, Error, Handle, Limit,
+    Limiter, ManualClock, OnConflict, Pause, Peek, Permit, Request, Timestamp,
 };
 
+use crate::strikes::How;
 use crate::subject::{
-    Answer, Asked, BucketStanding, Closing, Defined, FileEntry, RateStanding, Removed, Row,
+    Answer, Asked, BucketStanding, Closing, Defined, FileEntry, Paused, RateStanding, Removed, Row,
     Standing, Subject, Takes, Wait, Which, ns,
 };
 use crate::support::{Scratch, open_raw, scratch};
@@ -224,13 +225,37 @@ impl Subject for Real {
     }
 
     fn accept(&mut self, claim: usize, holds: bool) -> i64 {
-        let booking = self.bookings.remove(&claim).expect("the booking is held");
+        let mut booking = self.bookings.remove(&claim).expect("the booking is held");
+        match booking.check() {
+            // The history goes ahead all the same.
+            Ok(_) | Err(Error::TooLate { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
         let permit = booking.accept();
         let at_ns = permit.at().as_nanos();
         if holds {
             self.permits.insert(claim, permit);
         }
         at_ns
+    }
+
+    fn pause(&mut self, slot: usize, key: &str, how: How) -> Option<Paused> {
+        let length = |ns: i64| Duration::from_nanos(ns.unsigned_abs());
+        let backoff = match how {
+            How::Strike => Backoff::strike(),
+            How::RetryAfter { ns } => Backoff::retry_after(length(ns)),
+            How::Planned { ns } => Backoff::planned(length(ns)),
+        };
+        match self.limiter(slot).pause(key, backoff) {
+            Ok(pause) => Some(paused(&pause)),
+            Err(Error::UnknownLimit { .. }) => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn resume(&mut self, slot: usize, key: &str) -> Result<Option<Paused>, Answer> {
+        let lifted = self.limiter(slot).resume(key).map_err(answer)?;
+        Ok(lifted.as_ref().map(paused))
     }
 
     fn settle(&mut self, claim: usize, used: &Takes) -> Closing {
@@ -386,6 +411,7 @@ impl Subject for Real {
                 available: bucket.available(),
                 next_release_ns: bucket.next_release().map(Timestamp::as_nanos),
             }),
+            paused: usage.pause().map(|pause| paused(&pause)),
             is_decreasing: usage.is_decreasing(),
         }))
     }
@@ -522,6 +548,13 @@ impl Subject for Real {
             WHERE last.limit_id = charge.limit_id";
         let connection = open_raw(&self.file.as_ref().expect("on a file").file());
         connection.execute(WIND_UP, []).unwrap();
+    }
+}
+
+fn paused(pause: &Pause) -> Paused {
+    Paused {
+        since_ns: pause.since().as_nanos(),
+        until_ns: pause.until().as_nanos(),
     }
 }
 

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use quotalite::{Limit, LimitBuilder, MAX_CAPACITY, Overage, Period, Window};
 
+use crate::strikes::POLICIES;
 use crate::subject::ns;
 
 const ZONES: [&str; 6] = [
@@ -59,6 +60,8 @@ pub struct Shape {
     pub pad: usize,
     pub resolution: usize,
     pub overage: Overage,
+    /// What is done about strikes.
+    pub policy: usize,
     /// It is a bucket, and has no rates.
     pub bucket: Option<Tub>,
     /// Its other rates, if they are asked for and it is no bucket. The shorter windows may be left out for them.
@@ -68,6 +71,7 @@ pub struct Shape {
 /// The definition of a limit of slots, whatever its key.
 #[derive(Clone, Copy, Debug)]
 pub struct Pool {
+    pub policy: usize,
     pub count: u64,
     pub timeout: Option<usize>,
 }
@@ -81,14 +85,16 @@ pub fn shape() -> impl Strategy<Value = Shape> {
         prop::collection::vec(allowance(), 0..=2),
     );
     let longer = (0..PADS_NS.len(), 0..RESOLUTIONS_NS.len());
-    (rates, grows, is_huge, longer, overage(), kinds).prop_map(
-        |(rates, grows, is_huge, (pad, resolution), overage, (bucket, quotas))| Shape {
+    let besides = (overage(), 0..POLICIES.len());
+    (rates, grows, is_huge, longer, besides, kinds).prop_map(
+        |(rates, grows, is_huge, (pad, resolution), (overage, policy), (bucket, quotas))| Shape {
             rates,
             grows,
             is_huge,
             pad,
             resolution,
             overage,
+            policy,
             bucket,
             quotas,
         },
@@ -135,7 +141,11 @@ pub fn overage() -> impl Strategy<Value = Overage> {
 
 pub fn pool() -> impl Strategy<Value = Pool> {
     let timeout = prop::option::of(0..TIMEOUTS_MS.len());
-    (1_u64..=4, timeout).prop_map(|(count, timeout)| Pool { count, timeout })
+    (1_u64..=4, timeout, 0..POLICIES.len()).prop_map(|(count, timeout, policy)| Pool {
+        policy,
+        count,
+        timeout,
+    })
 }
 
 impl Shape {
@@ -166,6 +176,7 @@ impl Shape {
         let resolution = if fits { resolution } else { Duration::ZERO };
         let mut builder = builder_of(key).pad(pad).overage(self.overage);
         builder = builder.resolution(resolution);
+        builder = builder.pauses(POLICIES[self.policy].built());
         let mut former = 0;
         for (window, capacity) in rates {
             let capacity = if self.grows {
@@ -269,6 +280,7 @@ impl Tub {
     fn limit(self, key: &str, shape: &Shape) -> Limit {
         let builder = builder_of(key).overage(shape.overage);
         builder
+            .pauses(POLICIES[shape.policy].built())
             .burst(shape.base() + self.burst)
             .refill(
                 shape.base() + self.refill,
@@ -312,6 +324,7 @@ impl Turn {
 impl Pool {
     pub fn limit(&self, key: &str) -> Limit {
         let limit = builder_of(key).slots(self.count);
+        let limit = limit.pauses(POLICIES[self.policy].built());
         let timeout = self.timeout.map(|timeout| TIMEOUTS_MS[timeout]);
         let limit = match timeout {
             Some(ms) => limit.timeout(Duration::from_millis(ms)),

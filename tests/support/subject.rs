@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use quotalite::{Definition, Limit, Obstacle, OnConflict, Rate};
 
+use crate::strikes::How;
+
 /// Amounts by key, no key twice.
 pub type Takes = Vec<(String, u64)>;
 
@@ -104,6 +106,13 @@ pub struct BucketStanding {
     pub next_release_ns: Option<i64>,
 }
 
+/// A pause that is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Paused {
+    pub since_ns: i64,
+    pub until_ns: i64,
+}
+
 /// How a limit stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
@@ -116,6 +125,7 @@ pub struct Standing {
     pub debt: u64,
     pub held: u64,
     pub permits: u64,
+    pub paused: Option<Paused>,
     pub is_decreasing: bool,
 }
 
@@ -207,6 +217,15 @@ pub trait Subject {
     }
     fn remove(&mut self, _slot: usize, _name: &str, _is_forced: bool) -> Removed {
         unreachable!("its limits stay")
+    }
+
+    /// The pause that is in force then, unless there is no such limit.
+    fn pause(&mut self, _slot: usize, _key: &str, _how: How) -> Option<Paused> {
+        unreachable!("it has no pauses")
+    }
+    /// The pause that was in force, if one was.
+    fn resume(&mut self, _slot: usize, _key: &str) -> Result<Option<Paused>, Answer> {
+        unreachable!("it has no pauses")
     }
 
     /// Only those that have permits with ids are asked these.

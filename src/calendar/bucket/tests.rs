@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::super::{Charge, OpenBlocks, Total};
 use super::*;
 use crate::limit::{Limit, MAX_CAPACITY, MAX_WINDOW, MIN_WINDOW, nanos};
+use crate::pause::Pause;
 
 const LEDGER: LimitId = LimitId(1);
 
@@ -65,6 +66,10 @@ impl Ledgers for Book {
 
     fn full_at(&mut self, _: LimitId) -> Result<Option<Full>, Infallible> {
         Ok(self.full)
+    }
+
+    fn pause(&mut self, _: LimitId) -> Result<Option<Pause>, Infallible> {
+        Ok(None)
     }
 
     fn wall_shift_ns(&self) -> i64 {

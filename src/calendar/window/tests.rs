@@ -10,6 +10,7 @@ use crate::calendar::{
     self, Earliest, Full, Line, OpenBlock, OpenBlocks, Total, earliest, room_until,
 };
 use crate::limit::MIN_WINDOW;
+use crate::pause::Pause;
 
 const LEDGER: LimitId = LimitId(1);
 const NOW: i64 = 1_000;
@@ -83,6 +84,10 @@ impl Ledgers for Scene {
     }
 
     fn full_at(&mut self, _: LimitId) -> Result<Option<Full>, Infallible> {
+        Ok(None)
+    }
+
+    fn pause(&mut self, _: LimitId) -> Result<Option<Pause>, Infallible> {
         Ok(None)
     }
 

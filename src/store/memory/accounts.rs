@@ -10,6 +10,7 @@ use crate::calendar::{
 use crate::clock::Timestamp;
 use crate::decision::Books;
 use crate::limit::{Bucket, Limit};
+use crate::pause::{Pause, Strikes};
 use crate::store::{Block, MERGED, POURED, PermitNumber};
 
 /// How many expired charges one acquisition removes from each ledger that it charges.
@@ -36,6 +37,8 @@ pub(super) struct Accounts {
     pub(super) kept: Kept,
     /// The charges that are blocks, some of which have ended.
     pub(super) blocks: HashMap<LimitId, BTreeSet<(Timestamp, i64)>>,
+    /// Strikes and pauses.
+    pub(super) strikes: HashMap<LimitId, Strikes>,
     pub(super) now: Timestamp,
     pub(super) wall_shift_ns: i64,
 }
@@ -61,6 +64,7 @@ impl Accounts {
             buckets: HashMap::new(),
             kept: Kept::default(),
             blocks: HashMap::new(),
+            strikes: HashMap::new(),
             now,
             wall_shift_ns: 0,
         }
@@ -140,7 +144,9 @@ impl Accounts {
             .buckets
             .get(&limit)
             .is_none_or(|poured| poured.full.at < self.now);
-        is_empty && is_free && is_full
+        let strikes = self.strikes.get(&limit);
+        let is_calm = strikes.is_none_or(|strikes| strikes.are_forgotten(self.now));
+        is_empty && is_free && is_full && is_calm
     }
 
     pub(super) fn forget(&mut self, limit: LimitId) {
@@ -148,6 +154,7 @@ impl Accounts {
         self.slots.remove(&limit);
         self.buckets.remove(&limit);
         self.blocks.remove(&limit);
+        self.strikes.remove(&limit);
     }
 
     /// Takes a block of a limit that has room for it, and returns its position in its end.
@@ -324,6 +331,11 @@ impl Ledgers for Accounts {
 
     fn full_at(&mut self, limit: LimitId) -> Result<Option<Full>, Infallible> {
         Ok(self.buckets.get(&limit).map(|poured| poured.full))
+    }
+
+    fn pause(&mut self, limit: LimitId) -> Result<Option<Pause>, Infallible> {
+        let strikes = self.strikes.get(&limit);
+        Ok(strikes.and_then(|strikes| strikes.pause))
     }
 
     fn wall_shift_ns(&self) -> i64 {

@@ -38,6 +38,7 @@ impl State {
         Claim {
             at: now,
             wake_at: self.timeline.elapsed_at(now),
+            moves: self.moves.seen(),
             session: 0,
             process: crate::process::mark(),
             rows: Few::new(),
@@ -49,6 +50,7 @@ impl State {
                 seq,
                 amount: amount.unsigned_abs(),
                 readings: self.timeline.elapsed_at(now)..self.timeline.elapsed_at(until),
+                moves: (self.moves.clone(), self.moves.seen()),
                 session: 0,
                 process: crate::process::mark(),
             })),

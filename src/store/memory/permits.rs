@@ -123,6 +123,7 @@ impl State {
 
     pub(super) fn end_permit(&mut self, number: PermitNumber, end: End, now: Timestamp) {
         self.give_back_slots(number);
+        self.forget_booked_of(number);
         if let Some(permit) = self.permits.remove(&number)
             && let Some(id) = permit.id
         {
@@ -145,6 +146,7 @@ impl State {
             && let Some(permit) = self.permits.get_mut(&registered.number)
         {
             permit.is_shared = true;
+            self.forget_booked_of(registered.number);
         }
     }
 
@@ -162,6 +164,7 @@ impl State {
     /// The claim on a permit is dropped: its slots come back, and if it has an id it can still be settled for a while.
     pub(super) fn abandon(&mut self, number: PermitNumber, now: Timestamp) {
         self.give_back_slots(number);
+        self.forget_booked_of(number);
         match self.permits.get_mut(&number) {
             Some(permit) if permit.id.is_some() => {
                 permit.is_held = false;
@@ -189,6 +192,7 @@ impl State {
         permit.expires = Some(expires);
         permit.is_held = false;
         permit.is_detached = true;
+        self.forget_booked_of(number);
         self.let_slots_expire(number, expires);
         Some(expires)
     }
@@ -207,7 +211,13 @@ impl State {
         self.end_what_is_due(now);
         let found;
         let claim = match change.which {
-            Which::Claim(claim) => claim,
+            Which::Claim(claim) => match self.moved(claim) {
+                Some(moved) => {
+                    found = moved;
+                    &found
+                }
+                None => claim,
+            },
             Which::Id(id) => {
                 let Some(number) = self.ids.get(id).copied() else {
                     let ended = self.ended.get(id).map(|ended| ended.end.told());
@@ -231,6 +241,7 @@ impl State {
             Some(used) => (self.settle(claim, used), End::Settled),
             None => (self.take_back(claim), End::Cancelled),
         };
+        self.forget_booked(claim);
         if let Some(registered) = &claim.registered {
             self.end_permit(registered.number, end, now);
         }
@@ -273,6 +284,7 @@ impl State {
         Claim {
             at,
             wake_at: self.timeline.elapsed_at(at),
+            moves: self.moves.seen(),
             session: 0,
             process: crate::process::mark(),
             rows: permit.map(|permit| permit.rows.clone()).unwrap_or_default(),

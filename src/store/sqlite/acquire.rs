@@ -333,13 +333,17 @@ fn charge(
     if let Some(booking) = booking {
         transaction.book(booking, at, &rows)?;
         for number in session.accepted.take_used(now) {
-            transaction.forget_booking(BookingId { number, ..booking })?;
+            let used = BookingId { number, ..booking };
+            if let Some(moved_to) = transaction.forget_used(used)? {
+                session.accepted.push(moved_to, number);
+            }
         }
     }
     sweep_in_passing(transaction, session, lines)?;
     Ok(Claim {
         at,
         wake_at: transaction.timeline().elapsed_at(at),
+        moves: session.moves.seen(),
         session: session.number,
         process: session.process,
         rows,
@@ -381,6 +385,7 @@ fn charge_block(
     Ok(Claim {
         at: now,
         wake_at: transaction.timeline().elapsed_at(now),
+        moves: session.moves.seen(),
         session: session.number,
         process: session.process,
         rows: Few::new(),

@@ -89,6 +89,7 @@ impl Transaction<'_> {
             seq,
             amount: amount.unsigned_abs(),
             readings: timeline.elapsed_at(now)..timeline.elapsed_at(until),
+            moves: (session.moves.clone(), session.moves.seen()),
             session: session.number,
             process: session.process,
         })

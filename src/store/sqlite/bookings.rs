@@ -5,7 +5,7 @@ use std::collections::BinaryHeap;
 use std::collections::binary_heap::PeekMut;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rusqlite::{CachedStatement, Row as SqlRow};
+use rusqlite::{CachedStatement, OptionalExtension, Row as SqlRow};
 
 use super::ledger::{Taken, taken};
 use super::transaction::Transaction;
@@ -133,6 +133,31 @@ impl Transaction<'_> {
             .and_then(|mut statement| statement.execute([owner]))
             .map(drop)
             .map_err(|error| self.sqlite(error))
+    }
+}
+
+const FORGET_USED: &str = "DELETE FROM booking
+    WHERE owner_id = ?1 AND booking_id = ?2 AND due_ns <= ?3";
+const DUE: &str = "SELECT due_ns FROM booking WHERE owner_id = ?1 AND booking_id = ?2 LIMIT 1";
+
+impl Transaction<'_> {
+    /// Removes a booking whose instant has come, as far as its owner knows. If it was moved beyond the present, it stays:
+    /// then the instant is told.
+    pub(super) fn forget_used(&mut self, booking: BookingId) -> Result<Option<Timestamp>, Error> {
+        self.wrote();
+        let BookingId { owner, number } = booking;
+        let now_ns = self.now().as_nanos();
+        let connection = self.link.connection;
+        let forget = || -> rusqlite::Result<Option<i64>> {
+            let mut forget = connection.prepare_cached(FORGET_USED)?;
+            if forget.execute((owner, number, now_ns))? > 0 {
+                return Ok(None);
+            }
+            let mut due = connection.prepare_cached(DUE)?;
+            due.query_row((owner, number), |row| row.get(0)).optional()
+        };
+        let due_ns = forget().map_err(|error| self.sqlite(error))?;
+        Ok(due_ns.map(Timestamp::from_nanos))
     }
 }
 

@@ -42,6 +42,8 @@ impl Transaction<'_> {
             }
             Dropped::Place(ticket) => return self.leave_line(*ticket),
         };
+        let moved = self.moved(claim)?;
+        let claim = moved.as_ref().unwrap_or(claim);
         if let Some(registered) = &claim.registered {
             let number = registered.number;
             if !self.is_held_by(number, session.owner())? {

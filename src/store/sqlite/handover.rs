@@ -20,6 +20,8 @@ impl Transaction<'_> {
         owner: i64,
         id: &str,
     ) -> Result<Registered, Error> {
+        let moved = self.moved(claim)?;
+        let claim = moved.as_ref().unwrap_or(claim);
         let request = claim.print();
         let registered = match &claim.registered {
             None => {

@@ -11,6 +11,7 @@ use crate::calendar::{
 use crate::clock::Timestamp;
 use crate::error::Error;
 use crate::limit::{Bucket, Limit};
+use crate::pause::Pause;
 use crate::store::{Claim, Few, MERGED, POURED, Row};
 
 const LAST_AT: &str = "SELECT at_ns, seq, amount, total FROM charge
@@ -62,6 +63,10 @@ impl Ledgers for Transaction<'_> {
 
     fn full_at(&mut self, limit: LimitId) -> Result<Option<Full>, Error> {
         self.bucket_full_at(limit)
+    }
+
+    fn pause(&mut self, limit: LimitId) -> Result<Option<Pause>, Error> {
+        self.last_pause(limit)
     }
 
     fn wall_shift_ns(&self) -> i64 {

@@ -17,6 +17,7 @@ use crate::calendar::{Charge, Kept, LimitId, OpenBlocks, Poured};
 use crate::clock::{Timeline, Timestamp};
 use crate::definition::Known;
 use crate::limit::LimitError;
+use crate::pause::Pause;
 
 /// How many limits and ledgers are remembered at most.
 pub(super) const MOST: usize = 1_024;
@@ -52,6 +53,10 @@ pub(super) struct Memo {
     pub(super) any_shifts: Option<bool>,
     /// The keys of all limits that are defined by themselves, if there are few; holds as long.
     pub(super) plain_keys: Option<BTreeSet<Box<str>>>,
+    /// The last pauses of limits; holds as long.
+    pauses: BTreeMap<LimitId, Option<Pause>>,
+    /// Whether there are any; holds as long.
+    pub(super) any_pauses: Option<bool>,
     /// Which windows keep to their capacities; holds as long.
     pub(super) kept: Kept,
     ledgers: BTreeMap<LimitId, LedgerMemo>,
@@ -135,6 +140,8 @@ impl Memo {
         self.keys.clear();
         self.shifted.clear();
         self.any_shifts = None;
+        self.pauses.clear();
+        self.any_pauses = None;
         self.plain_keys = None;
         self.kept.clear();
     }
@@ -222,6 +229,18 @@ impl Memo {
     /// Remembers that no total is shifted from a place on, where more was not known.
     pub(super) fn remember_unshifted(&mut self, limit: LimitId, from: Position) {
         self.ledger(limit).unshifted_from = Some(from);
+    }
+
+    /// The last pause of a limit, if that is remembered.
+    pub(super) fn pause(&self, limit: LimitId) -> Option<Option<Pause>> {
+        self.pauses.get(&limit).copied()
+    }
+
+    pub(super) fn remember_pause(&mut self, limit: LimitId, pause: Option<Pause>) {
+        if self.pauses.len() >= MOST {
+            self.pauses.clear();
+        }
+        self.pauses.insert(limit, pause);
     }
 
     pub(super) fn limit_by_id(&self, id: LimitId) -> Option<&Arc<Known>> {

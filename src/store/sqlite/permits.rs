@@ -256,6 +256,7 @@ impl Transaction<'_> {
         Ok(Claim {
             at: found.at,
             wake_at: self.timeline().elapsed_at(found.at),
+            moves: session.moves.seen(),
             session: session.number,
             process: session.process,
             rows,

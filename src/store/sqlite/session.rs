@@ -19,6 +19,7 @@ use super::dropped::PutOff;
 use super::file_control::has_moved;
 use super::generation::Generation;
 use super::lock_file::LockFile;
+use super::moving::Page;
 use super::place::{Place, Watch};
 use super::record::{note_opened, remove_orphans};
 use super::refusals::Refusals;
@@ -26,8 +27,13 @@ use super::schema::{is_busy, migrate};
 use super::sweep::{SWEEP_EVERY, Turn};
 use super::transaction::Access;
 use super::wakes::Wakes;
+#[cfg(target_os = "linux")]
+use super::wakes::{sleep_on, wake_all_on};
+use crate::clock::Clock;
 use crate::error::Error;
 use crate::process::Mark;
+use crate::store::Claim;
+use crate::store::moves::Moves;
 
 #[derive(Debug)]
 pub(super) struct Session {
@@ -38,6 +44,7 @@ pub(super) struct Session {
     pub(super) watch: Watch,
     pub(super) wakes: Wakes,
     pub(super) generation: Generation,
+    pub(super) moves: Moves,
     pub(super) crowd: Crowd,
     pub(super) refusals: Refusals,
     pools: Arc<Pools>,
@@ -149,6 +156,7 @@ impl Session {
             pools: Arc::new(pools),
             wakes: Wakes::new(page.clone()),
             generation: Generation::new(page.clone()),
+            moves: Moves::new(Page(page.clone())),
             crowd: Crowd::new(page),
             refusals: Refusals::default(),
             lock_file: Arc::new(lock_file),
@@ -317,6 +325,33 @@ impl Session {
             .all(|owner| self.lock_file.is_alive(*owner).unwrap_or(false))
     }
 
+    /// Sleeps until the instant of a claim, or until what is booked may have been moved.
+    #[cfg(target_os = "linux")]
+    pub(super) fn sleep_until_moved(&self, claim: &Claim, clock: &dyn Clock) {
+        let Some((word, seen)) = self.moves.to_sleep_on(claim.moves) else {
+            return clock.sleep_until(claim.wake_at);
+        };
+        loop {
+            let left = claim.wake_at.saturating_sub(clock.elapsed());
+            if left.is_zero() || sleep_on(word, seen, left.min(LONGEST_SLEEP)) {
+                return;
+            }
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn sleep_until_moved(&self, claim: &Claim, clock: &dyn Clock) {
+        clock.sleep_until(claim.wake_at);
+    }
+
+    /// Lets all who have booked look whether that was moved.
+    pub(super) fn wake_all_who_booked(&self) {
+        #[cfg(target_os = "linux")]
+        if let Some((word, _)) = self.moves.to_sleep_on(self.moves.seen()) {
+            wake_all_on(word);
+        }
+    }
+
     pub(super) fn next_booking(&self) -> i64 {
         self.bookings.fetch_add(1, Ordering::Relaxed)
     }
@@ -412,6 +447,10 @@ impl Drop for Call<'_> {
         self.0.calls.fetch_sub(1, Ordering::SeqCst);
     }
 }
+
+/// How long a thread sleeps on a word at once: that clock stands still while the machine sleeps.
+#[cfg(target_os = "linux")]
+const LONGEST_SLEEP: Duration = Duration::from_secs(10);
 
 /// How long a thread sleeps before it looks whether calls have ended.
 const NAP: Duration = Duration::from_micros(200);

@@ -133,7 +133,13 @@ impl Transaction<'_> {
         }
         let found;
         let claim = match change.which {
-            Which::Claim(claim) => claim,
+            Which::Claim(claim) => match self.moved(claim)? {
+                Some(moved) => {
+                    found = moved;
+                    &found
+                }
+                None => claim,
+            },
             Which::Id(id) => {
                 let Some(permit) = self.find_permit(id)? else {
                     return Ok(Settled::Unknown);

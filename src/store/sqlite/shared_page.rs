@@ -33,6 +33,7 @@ mod linux {
     const TICKETS: std::ops::Range<usize> = 0..1_024;
     /// On which words those sleep who wait to write.
     const SEATS: std::ops::Range<usize> = 1_024..1_536;
+    const MOVES: usize = WORDS - 4 * LINE;
     const GENERATION: usize = WORDS - 3 * LINE;
     const TAKEN: usize = WORDS - 2 * LINE;
     const CALLED: usize = WORDS - LINE;
@@ -98,6 +99,11 @@ mod linux {
             &self.words()[GENERATION]
         }
 
+        /// See [`Moves`](crate::store::moves::Moves).
+        pub(in super::super) fn moves(&self) -> &AtomicU32 {
+            &self.words()[MOVES]
+        }
+
         /// The last number that was taken by one who waits to write.
         pub(in super::super) fn taken(&self) -> &AtomicU32 {
             &self.words()[TAKEN]
@@ -135,6 +141,10 @@ mod portable {
 
     impl SharedPage {
         pub(in super::super) fn generation(&self) -> &AtomicU32 {
+            match *self {}
+        }
+
+        pub(in super::super) fn moves(&self) -> &AtomicU32 {
             match *self {}
         }
     }

@@ -81,6 +81,7 @@ impl Transaction<'_> {
                 self.delete_until(id, expired.saturating_minus_ns(HIGH_STEP_NS))?;
             }
         }
+        self.sweep_strikes(id)?;
         self.sweep_shifts(id)
     }
 }

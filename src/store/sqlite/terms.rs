@@ -9,6 +9,7 @@ use crate::calendar::LimitId;
 use crate::clock::Timestamp;
 use crate::error::Error;
 use crate::limit::{Limit, LimitError, Period, Quota, Window, nanos};
+use crate::pause::PausePolicy;
 use crate::settlement::Overage;
 use crate::store::Known;
 
@@ -87,8 +88,67 @@ impl Transaction<'_> {
             Ok(())
         };
         write().map_err(|error| self.sqlite(error))?;
+        self.write_policy(id, limit.pauses())?;
         self.write_refill(id, limit)?;
         self.write_boundaries(limit)
+    }
+}
+
+const READ_POLICY: &str = "SELECT first_ns, strikes, within_ns, cap_ns, slow_start_percent
+    FROM pause_policy WHERE limit_id = ?1";
+const WRITE_POLICY: &str = "INSERT OR REPLACE INTO pause_policy
+        (limit_id, first_ns, strikes, within_ns, cap_ns, slow_start_percent)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+const DELETE_POLICY: &str = "DELETE FROM pause_policy WHERE limit_id = ?1";
+
+impl Transaction<'_> {
+    fn write_policy(&self, id: LimitId, policy: PausePolicy) -> Result<(), Error> {
+        let PausePolicy {
+            first,
+            strikes,
+            within,
+            cap,
+            slow_start_percent,
+        } = policy;
+        let [first_ns, within_ns, cap_ns] = [first, within, cap].map(nanos);
+        let row = (
+            id.0,
+            first_ns,
+            strikes,
+            within_ns,
+            cap_ns,
+            slow_start_percent,
+        );
+        let connection = self.link.connection;
+        let write = || -> rusqlite::Result<usize> {
+            if policy == PausePolicy::default() {
+                connection.prepare_cached(DELETE_POLICY)?.execute([id.0])
+            } else {
+                connection.prepare_cached(WRITE_POLICY)?.execute(row)
+            }
+        };
+        write().map(drop).map_err(|error| self.sqlite(error))
+    }
+
+    /// What a limit does about strikes, as it stands there: it is checked with the rest of the definition.
+    fn read_policy(&self, id: LimitId) -> Result<Option<PausePolicy>, Error> {
+        self.link
+            .connection
+            .prepare_cached(READ_POLICY)
+            .and_then(|mut s| {
+                s.query_row([id.0], |row| {
+                    let span = |ns: i64| Duration::from_nanos(u64::try_from(ns).unwrap_or(0));
+                    Ok(PausePolicy {
+                        first: span(row.get(0)?),
+                        strikes: u32::try_from(row.get::<_, i64>(1)?).unwrap_or(0),
+                        within: span(row.get(2)?),
+                        cap: span(row.get(3)?),
+                        slow_start_percent: u8::try_from(row.get::<_, i64>(4)?).unwrap_or(0),
+                    })
+                })
+                .optional()
+            })
+            .map_err(|error| self.sqlite(error))
     }
 }
 
@@ -98,14 +158,20 @@ const DELETE: &str = "DELETE FROM limit_definition WHERE limit_id = ?1";
 impl Transaction<'_> {
     pub(super) fn delete_definition(&mut self, id: LimitId) -> Result<(), Error> {
         self.wrote();
-        for sql in [DELETE, DELETE_RATES, DELETE_QUOTAS, DELETE_REFILLS] {
+        for sql in [
+            DELETE,
+            DELETE_RATES,
+            DELETE_QUOTAS,
+            DELETE_REFILLS,
+            DELETE_POLICY,
+        ] {
             self.link
                 .connection
                 .prepare_cached(sql)
                 .and_then(|mut s| s.execute([id.0]))
                 .map_err(|error| self.sqlite(error))?;
         }
-        Ok(())
+        self.forget_strikes(id)
     }
 }
 
@@ -226,7 +292,12 @@ impl Head {
     }
 
     /// Checks everything as if a caller had given it: the file may have been edited.
-    fn build(&self, rates: &[(i64, i64)], quotas: &[(i64, Quota)]) -> Result<Limit, String> {
+    fn build(
+        &self,
+        rates: &[(i64, i64)],
+        quotas: &[(i64, Quota)],
+        policy: Option<PausePolicy>,
+    ) -> Result<Limit, String> {
         let positive = |number: i64| u64::try_from(number).map_err(|_| "a number is negative");
         let span = |ns: i64| positive(ns).map(Duration::from_nanos);
         let mut builder = if self.is_pattern {
@@ -261,6 +332,9 @@ impl Head {
         }
         if let Some(timeout_ns) = self.timeout_ns {
             builder = builder.timeout(span(timeout_ns)?);
+        }
+        if let Some(policy) = policy {
+            builder = builder.pauses(policy);
         }
         builder.build().map_err(|error| error.to_string())
     }
@@ -306,9 +380,10 @@ impl Transaction<'_> {
             })?;
             known_quotas.push((capacity, quota));
         }
+        let policy = self.read_policy(head.id)?;
         Ok(Known {
             id: head.id,
-            limit: head.build(&rates, &known_quotas).map_err(damaged)?,
+            limit: head.build(&rates, &known_quotas, policy).map_err(damaged)?,
             pattern: None,
             changed: Timestamp::from_nanos(head.changed_ns),
             was_lowered: head.was_lowered,

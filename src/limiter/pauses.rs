@@ -1,0 +1,57 @@
+//! Nobody before an instant: what callers say when somebody was turned away.
+
+use super::Limiter;
+use crate::error::Error;
+use crate::pause::{Backoff, Pause};
+
+impl Limiter {
+    /// Pauses a limit for every process: nobody is admitted by it before the pause ends, whatever its rates or slots have
+    /// free. For whoever was turned away: a 429 teaches all.
+    ///
+    /// Until then every request that names the limit is denied with the end as its
+    /// [`retry_after`](crate::Denial::retry_after) and [`Obstacle::Paused`](crate::Obstacle::Paused) as its reason, or waits
+    /// for it. What is booked for an instant before the end is moved behind it, and what is booked after that as well, in
+    /// their order; who waits for less long than that is told at once. Blocks end.
+    ///
+    /// The pause is as long as the [`Backoff`] asks for or the [`PausePolicy`](crate::PausePolicy) of the limit says, and
+    /// no longer than the cap of that. A pause is never made shorter by another one: the one that ends last counts. While one
+    /// is in force, another strike is taken for one more answer to what had been sent before, and does not make the next
+    /// pauses longer. Returns the pause that is in force then.
+    ///
+    /// ```
+    /// use quotalite::{Backoff, Decision, Limit, Limiter, SECOND};
+    ///
+    /// let limiter = Limiter::in_memory()?;
+    /// limiter.define(Limit::new("openai:requests").per_second(10))?;
+    /// limiter.pause("openai:requests", Backoff::retry_after(20 * SECOND))?;
+    /// let denial = limiter.try_acquire("openai:requests")?.denied().unwrap();
+    /// assert!(denial.is_paused());
+    /// assert!(denial.retry_after() > Some(19 * SECOND));
+    /// # Ok::<(), quotalite::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::UnknownLimit`], and whatever can happen to the file. Nothing was paused then.
+    pub fn pause(&self, key: impl AsRef<str>, backoff: Backoff) -> Result<Pause, Error> {
+        let key = key.as_ref();
+        let pause = self.store.pause(key, backoff)?;
+        let length = pause.until().saturating_duration_since(pause.since());
+        tracing::warn!(limit = key, ?length, strikes = pause.strikes(), "paused");
+        Ok(pause)
+    }
+
+    /// Ends the pause of a limit, for every process. What was moved behind it comes forward, in its order, and the limit
+    /// starts slowly, as after any pause. The strikes that led to it still count for what is left of their time. Returns the
+    /// pause that was in force, if one was.
+    ///
+    /// # Errors
+    /// [`Error::UnknownLimit`], and whatever can happen to the file. The pause stays then.
+    pub fn resume(&self, key: impl AsRef<str>) -> Result<Option<Pause>, Error> {
+        let key = key.as_ref();
+        let lifted = self.store.resume(key)?;
+        if lifted.is_some() {
+            tracing::info!(limit = key, "resumed");
+        }
+        Ok(lifted)
+    }
+}

@@ -1,0 +1,234 @@
+//! Moving what is booked: behind a pause, or forward when that is lifted.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+use rusqlite::OptionalExtension;
+
+use super::ledger::Taken;
+use super::shared_page::SharedPage;
+use super::transaction::Transaction;
+use crate::calendar::{LimitId, Line};
+use crate::clock::Timestamp;
+use crate::decision::place_again;
+use crate::error::Error;
+use crate::store::moves::Word;
+use crate::store::{BookingId, Claim, Few};
+
+/// Where processes count pauses.
+#[derive(Debug)]
+pub(super) struct Page(pub(super) Option<Arc<SharedPage>>);
+
+impl Word for Page {
+    fn word(&self) -> Option<&AtomicU32> {
+        self.0.as_ref().map(|page| page.moves())
+    }
+}
+
+/// A row of a booking.
+#[derive(Clone, Copy, Debug)]
+struct Booked {
+    limit: LimitId,
+    at: Timestamp,
+    seq: i64,
+    amount: i64,
+}
+
+const IS_BEFORE: &str = "SELECT EXISTS (
+        SELECT 1 FROM booking WHERE limit_id = ?1 AND due_ns > ?2 AND due_ns < ?3
+    )";
+const OF_LIMIT: &str = "SELECT owner_id, booking_id, due_ns FROM booking
+    WHERE limit_id = ?1 AND due_ns > ?2 ORDER BY due_ns, seq, owner_id, booking_id";
+const ROWS: &str = "SELECT limit_id, at_ns, seq, amount FROM booking
+    WHERE owner_id = ?1 AND booking_id = ?2";
+const MOVE: &str = "UPDATE booking SET at_ns = ?4, seq = ?5, due_ns = ?6
+    WHERE owner_id = ?1 AND booking_id = ?2 AND limit_id = ?3";
+
+impl Transaction<'_> {
+    /// Whether somebody has booked a limit for an instant that lies ahead, but before this one.
+    pub(super) fn is_booked_before(&self, limit: LimitId, until: Timestamp) -> Result<bool, Error> {
+        let times = (limit.0, self.now().as_nanos(), until.as_nanos());
+        self.link
+            .connection
+            .prepare_cached(IS_BEFORE)
+            .and_then(|mut s| s.query_row(times, |row| row.get(0)))
+            .map_err(|error| self.sqlite(error))
+    }
+
+    /// Books anew, in their order, what is booked of a limit and lies ahead.
+    ///
+    /// All of it is taken away first, the last one first: so each row is the last of its ledger when it goes and when
+    /// it comes, and no totals have to be corrected.
+    pub(super) fn move_bookings(&mut self, limit: LimitId) -> Result<(), Error> {
+        self.write_charges()?;
+        let now_ns = self.now().as_nanos();
+        let bookings: Vec<(BookingId, Timestamp)> = self
+            .link
+            .connection
+            .prepare_cached(OF_LIMIT)
+            .and_then(|mut s| {
+                s.query_map((limit.0, now_ns), |row| {
+                    let [owner, number] = [row.get(0)?, row.get(1)?];
+                    let due = Timestamp::from_nanos(row.get(2)?);
+                    Ok((BookingId { owner, number }, due))
+                })?
+                .collect()
+            })
+            .map_err(|error| self.sqlite(error))?;
+        let mut taken = Vec::with_capacity(bookings.len());
+        for (booking, due) in bookings.into_iter().rev() {
+            let rows = self.booked_rows(booking)?;
+            for row in &rows {
+                if let Some(charge) = self.find_charged(row.limit, row.at, row.seq)? {
+                    self.amend(charge, -row.amount)?;
+                }
+            }
+            taken.push((booking, due, rows));
+        }
+        while let Some((booking, due, rows)) = taken.pop() {
+            self.book_again(booking, due, &rows)?;
+        }
+        Ok(())
+    }
+
+    fn booked_rows(&mut self, booking: BookingId) -> Result<Few<Booked>, Error> {
+        self.link
+            .connection
+            .prepare_cached(ROWS)
+            .and_then(|mut s| {
+                s.query_map((booking.owner, booking.number), |row| {
+                    Ok(Booked {
+                        limit: LimitId(row.get(0)?),
+                        at: Timestamp::from_nanos(row.get(1)?),
+                        seq: row.get(2)?,
+                        amount: row.get::<_, i64>(3)?.max(0),
+                    })
+                })?
+                .collect()
+            })
+            .map_err(|error| self.sqlite(error))
+    }
+
+    fn book_again(
+        &mut self,
+        booking: BookingId,
+        due: Timestamp,
+        rows: &[Booked],
+    ) -> Result<(), Error> {
+        let mut known = Few::with_capacity(rows.len());
+        for row in rows {
+            // What was removed since is charged to nobody any more.
+            if let Some(limit) = self.known_by_id(row.limit)? {
+                known.push((limit, row.amount));
+            }
+        }
+        let lines: Few<Line<'_>> = known
+            .iter()
+            .map(|(known, amount)| Line {
+                id: known.id,
+                pattern: known.pattern,
+                limit: &known.limit,
+                amount: *amount,
+            })
+            .collect();
+        let now = self.now();
+        let at = place_again(self, &lines, due, now)?;
+        let BookingId { owner, number } = booking;
+        let permit = self.permit_of(booking)?;
+        for line in &lines {
+            let (entered, seq) = self.charge_line(line, at)?;
+            let entered_ns = entered.as_nanos();
+            let row = (owner, number, line.id.0, entered_ns, seq, at.as_nanos());
+            let connection = self.link.connection;
+            let update = || -> rusqlite::Result<()> {
+                connection.prepare_cached(MOVE)?.execute(row)?;
+                if let Some(permit) = permit {
+                    let row = (permit, line.id.0, entered_ns, seq);
+                    connection.prepare_cached(MOVE_CHARGE)?.execute(row)?;
+                }
+                Ok(())
+            };
+            update().map_err(|error| self.sqlite(error))?;
+        }
+        if let Some(permit) = permit {
+            self.link
+                .connection
+                .prepare_cached(MOVE_PERMIT)
+                .and_then(|mut s| s.execute((permit, at.as_nanos())))
+                .map_err(|error| self.sqlite(error))?;
+        }
+        Ok(())
+    }
+}
+
+const PERMIT_OF: &str =
+    "SELECT permit_id FROM permit WHERE owner_id = ?1 AND booking_id = ?2 AND ended_ns IS NULL";
+const MOVE_PERMIT: &str = "UPDATE permit SET at_ns = ?2 WHERE permit_id = ?1";
+const MOVE_CHARGE: &str = "UPDATE permit_charge SET at_ns = ?3, seq = ?4
+    WHERE permit_id = ?1 AND limit_id = ?2";
+
+impl Transaction<'_> {
+    fn permit_of(&self, booking: BookingId) -> Result<Option<i64>, Error> {
+        self.link
+            .connection
+            .prepare_cached(PERMIT_OF)
+            .and_then(|mut s| {
+                s.query_row((booking.owner, booking.number), |row| row.get(0))
+                    .optional()
+            })
+            .map_err(|error| self.sqlite(error))
+    }
+}
+
+const BOOKED_NOW: &str = "SELECT limit_id, at_ns, seq, due_ns FROM booking
+    WHERE owner_id = ?1 AND booking_id = ?2";
+const PERMITTED_NOW: &str = "SELECT c.limit_id, c.at_ns, c.seq, p.at_ns
+    FROM permit AS p JOIN permit_charge AS c USING (permit_id)
+    WHERE permit_id = ?1 AND ended_ns IS NULL";
+
+impl Transaction<'_> {
+    /// The claim as it is now, if what it has booked was moved. A permit that has an id knows that, too, when it is no
+    /// booking any more because somebody else relies on it.
+    pub(super) fn moved(&self, claim: &Claim) -> Result<Option<Claim>, Error> {
+        let Some(booking) = claim.booking else {
+            return Ok(None);
+        };
+        let read = |row: &rusqlite::Row<'_>| {
+            let taken = Taken {
+                limit: LimitId(row.get(0)?),
+                at: Timestamp::from_nanos(row.get(1)?),
+                seq: row.get(2)?,
+                amount: 0,
+            };
+            Ok((taken, Timestamp::from_nanos(row.get(3)?)))
+        };
+        let registered = claim.registered.as_ref();
+        let named = registered.filter(|registered| registered.id.is_some());
+        let connection = self.link.connection;
+        let rows = || -> rusqlite::Result<Few<(Taken, Timestamp)>> {
+            if let Some(registered) = named {
+                let mut statement = connection.prepare_cached(PERMITTED_NOW)?;
+                return statement.query_map([registered.number.0], read)?.collect();
+            }
+            let mut statement = connection.prepare_cached(BOOKED_NOW)?;
+            let booking = (booking.owner, booking.number);
+            statement.query_map(booking, read)?.collect()
+        };
+        let rows = rows().map_err(|error| self.sqlite(error))?;
+        let due = rows.first().map(|(_, due)| *due);
+        let Some(at) = due.filter(|due| *due != claim.at) else {
+            return Ok(None);
+        };
+        let mut moved = Claim {
+            at,
+            wake_at: self.timeline().elapsed_at(at),
+            ..claim.clone()
+        };
+        for row in &mut moved.rows {
+            if let Some((now, _)) = rows.iter().find(|(now, _)| now.limit == row.limit) {
+                (row.at, row.seq) = (now.at, now.seq);
+            }
+        }
+        Ok(Some(moved))
+    }
+}
