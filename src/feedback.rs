@@ -1,6 +1,7 @@
 //! What HTTP responses say about limits.
 
 mod advertised;
+mod fields;
 mod figures;
 mod structured;
 mod time;
@@ -10,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderMap, StatusCode};
 
 pub use self::advertised::{Advertised, Counted, Dialect};
+pub use self::fields::LimitFields;
 use self::figures::{Figure, Single};
 use self::structured::Member;
 use self::time::Origin;

@@ -40,7 +40,7 @@
 )]
 #![cfg_attr(
     feature = "http",
-    doc = "- [`Feedback`]: what a server's responses say about its limits."
+    doc = "- [`Feedback`]: what a server's responses say about its limits. [`LimitFields`]: the same, for servers to say."
 )]
 //! - [`Limiter::blocks`], [`Blocks`]: hot keys, handed out from memory. [`LimitBuilder::resolution`]: their long windows,
 //!   kept small.
@@ -56,7 +56,7 @@
 //! - `calendar`: quotas that end with the day, week, month or year of a time zone ([`LimitBuilder::quota`]). Without it, a
 //!   file that has such limits can be opened; whatever names these fails, and so does [`Limiter::limits`].
 //! - `file`: limits read from a TOML file, and applied as a whole.
-//! - `http`: what HTTP responses say about limits, read from their headers.
+//! - `http`: what HTTP responses say about limits, read from their headers and written into them.
 //!
 //! # What is promised, and where
 //!
@@ -109,7 +109,7 @@ pub use decision::{Decision, Denial, Peek};
 pub use definition::{Action, Definition, LimitChange, OnConflict, Use};
 pub use error::{Error, RequestError};
 #[cfg(feature = "http")]
-pub use feedback::{Advertised, Counted, Dialect, Feedback};
+pub use feedback::{Advertised, Counted, Dialect, Feedback, LimitFields};
 pub use limit::{
     Bucket, DAY, HOUR, Limit, LimitBuilder, LimitError, MAX_CAPACITY, MAX_KEY_BYTES, MAX_RATES,
     MAX_UNIT_BYTES, MAX_WINDOW, MIN_WINDOW, MINUTE, Obstacle, ParseRatesError, Period, Quota, Rate,
