@@ -38,6 +38,10 @@
     feature = "file",
     doc = "- [`LimitsFile`], [`Limiter::apply`]: definitions that an operator writes in a TOML file."
 )]
+#![cfg_attr(
+    feature = "http",
+    doc = "- [`Feedback`]: what a server's responses say about its limits. [`LimitFields`]: the same, for servers to say."
+)]
 //! - [`Limiter::blocks`], [`Blocks`]: hot keys, handed out from memory. [`LimitBuilder::resolution`]: their long windows,
 //!   kept small.
 //! - [`Limiter::pause`], [`Backoff`], [`PausePolicy`]: nobody before an instant, when a provider has said no.
@@ -53,6 +57,7 @@
 //! - `calendar`: quotas that end with the day, week, month or year of a time zone ([`LimitBuilder::quota`]). Without it, a
 //!   file that has such limits can be opened; whatever names these fails, and so does [`Limiter::limits`].
 //! - `file`: limits read from a TOML file, and applied as a whole.
+//! - `http`: what HTTP responses say about limits, read from their headers and written into them.
 //!
 //! # What is promised, and where
 //!
@@ -83,6 +88,8 @@ mod clock;
 mod decision;
 mod definition;
 mod error;
+#[cfg(feature = "http")]
+mod feedback;
 mod limit;
 mod limiter;
 #[cfg(feature = "file")]
@@ -103,6 +110,8 @@ pub use clock::{BootId, Clock, ManualClock, SystemClock, Timestamp};
 pub use decision::{Decision, Denial, Peek};
 pub use definition::{Action, Definition, LimitChange, OnConflict, Use};
 pub use error::{Error, RequestError};
+#[cfg(feature = "http")]
+pub use feedback::{Advertised, Counted, Dialect, Feedback, LimitFields};
 pub use limit::{
     Bucket, DAY, HOUR, Limit, LimitBuilder, LimitError, MAX_CAPACITY, MAX_KEY_BYTES, MAX_RATES,
     MAX_UNIT_BYTES, MAX_WINDOW, MIN_WINDOW, MINUTE, Obstacle, ParseRatesError, Period, Quota, Rate,
