@@ -112,7 +112,14 @@ impl LimitFields {
         let wait = denial.retry_after().map(told);
         self.retry_after = self.retry_after.max(wait.map(|seconds| seconds.max(1)));
         let name = Self::policy_name(denial.key(), denial.obstacle());
-        if self.policies.iter().all(|policy| policy.name != name) {
+        // A pause is of all policies of its limit, and these say that nothing remains.
+        let rates = format!("{name};");
+        let is_of_them = |policy: &Policy| match denial.obstacle() {
+            Obstacle::Paused | Obstacle::SlowStart => policy.name.starts_with(&rates),
+            _ => false,
+        };
+        let is_told = |policy: &Policy| policy.name == name || is_of_them(policy);
+        if !self.policies.iter().any(is_told) {
             let policy = Policy {
                 name,
                 quota: None,
@@ -244,7 +251,7 @@ fn policies(usage: &Usage) -> Vec<Policy> {
             limit: obstacle.capacity(),
             unit: match obstacle {
                 Obstacle::Slots(_) => Some(SLOTS_UNIT.to_owned()),
-                Obstacle::Rate(_) | Obstacle::Bucket(_) => unit.clone(),
+                _ => unit.clone(),
             },
             window: window.map(|seconds| seconds.max(1)),
         }),
