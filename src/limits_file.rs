@@ -18,7 +18,8 @@ use crate::limiter::Limiter;
 /// [`Limiter::apply`] puts them in force, all or none. Needs the feature `file`.
 ///
 /// Each limit is a table: `[limits."key"]`, or `[patterns."key with a *"]` for a [pattern](Limit::pattern). Its fields say
-/// what the methods of [`LimitBuilder`](crate::LimitBuilder) say that have the same names:
+/// what the methods of [`LimitBuilder`](crate::LimitBuilder) and [`PausePolicy`](crate::PausePolicy) say that have the same
+/// names:
 ///
 /// | field | for | example |
 /// |---|---|---|
@@ -31,6 +32,7 @@ use crate::limiter::Limiter;
 /// | `refill` | a bucket | `"10/s"` |
 /// | `unit` | all | `"tokens"` |
 /// | `overage` | rates, a bucket | `"debt"` (the default), `"charge"` or `"deny"` |
+/// | `pauses` | all | `{ first = "30s", strikes = 3, within = "5min", cap = "15min", slow_start = 50 }` |
 ///
 /// Times are whole numbers of `ms`, `s`, `min`, `h` or `d`.
 ///

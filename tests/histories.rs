@@ -206,6 +206,16 @@ fn histories_notice_a_limiter_that_counts_blocks_from_their_start() {
 }
 
 #[test]
+fn histories_notice_a_limiter_that_takes_each_strike_for_the_first() {
+    assert_twist_noticed(Twist::ForgetsStrikes);
+}
+
+#[test]
+fn histories_notice_a_limiter_that_keeps_nobody_away() {
+    assert_twist_noticed(Twist::ForgetsPauses);
+}
+
+#[test]
 fn histories_notice_a_limiter_that_merges_charges_and_does_not_count_them_longer() {
     assert_twist_noticed(Twist::MergesTooShort);
 }

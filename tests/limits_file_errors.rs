@@ -70,11 +70,11 @@ fn a_name_that_means_nothing_is_refused() {
         ),
         (
             "[limits.a]\nrate = \"10/s\"",
-            "line 2: limit `a`: there is no `rate` here, only rates, pad, resolution, slots, timeout, burst, refill, unit and overage",
+            "line 2: limit `a`: there is no `rate` here, only rates, pad, resolution, slots, timeout, burst, refill, unit, overage and pauses",
         ),
         (
             "[patterns.\"a*\"]\nrates = \"10/s\"\n\"b\\n\" = 1",
-            "line 3: pattern `a*`: there is no `b\\n` here, only rates, pad, resolution, slots, timeout, burst, refill, unit and overage",
+            "line 3: pattern `a*`: there is no `b\\n` here, only rates, pad, resolution, slots, timeout, burst, refill, unit, overage and pauses",
         ),
         (
             "[limits.openai.tokens]\nrates = \"10/s\"",
@@ -311,4 +311,26 @@ fn a_bucket_refills_by_no_calendar() {
         error.to_string(),
         "line 3: limit `a`: a bucket has no calendar quota"
     );
+}
+
+#[test]
+fn what_is_said_of_pauses_is_checked() {
+    assert_refused(&[
+        (
+            "[limits.a]\nrates = '1/s'\npauses = '30s'",
+            "line 3: limit `a`: `pauses` is a table such as { first = \"30s\" }, not \"30s\"",
+        ),
+        (
+            "[limits.a]\nrates = '1/s'\npauses = { first = '30s', last = '1s' }",
+            "line 3: limit `a`: there is no `last` here, only first, strikes, within, cap and slow_start",
+        ),
+        (
+            "[limits.a]\nrates = '1/s'\npauses = { strikes = 0 }",
+            "line 3: limit `a`: pauses become longer from 1 to 64 strikes on, not 0",
+        ),
+        (
+            "[limits.a]\nrates = '1/s'\npauses = { slow_start = 1000 }",
+            "line 3: limit `a`: `slow_start` is a number from 1 to 100, not 1000",
+        ),
+    ]);
 }

@@ -11,10 +11,13 @@ use toml::de::{DeString, DeTable, DeValue};
 use super::error::FileKey;
 use super::{FilePlace, LimitsFile, LimitsFileError};
 use crate::limit::{Limit, LimitBuilder, LimitError, Rate, Window, parse_time};
+use crate::pause::PausePolicy;
 use crate::settlement::Overage;
 
 const TABLES: &str = "limits and patterns";
-const FIELDS: &str = "rates, pad, resolution, slots, timeout, burst, refill, unit and overage";
+const FIELDS: &str =
+    "rates, pad, resolution, slots, timeout, burst, refill, unit, overage and pauses";
+const PAUSE_FIELDS: &str = "first, strikes, within, cap and slow_start";
 
 /// A text, and what it takes to say where something stands in it.
 pub(super) struct Reader<'t> {
@@ -243,6 +246,7 @@ impl Field<'_, '_> {
             }
             "unit" => builder.unit(self.text("`unit`", "a text such as \"tokens\"")?),
             "overage" => builder.overage(self.overage()?),
+            "pauses" => builder.pauses(self.pauses()?),
             _ => return Err(self.unknown(key)),
         })
     }
@@ -274,6 +278,46 @@ impl Field<'_, '_> {
                 what: "calendar quota",
             })),
         }
+    }
+
+    fn pauses(&self) -> Result<PausePolicy, LimitsFileError> {
+        let DeValue::Table(fields) = self.value else {
+            return Err(self.unexpected("`pauses`", "a table such as { first = \"30s\" }"));
+        };
+        let mut policy = PausePolicy::default();
+        let number = |field: &Self, what| {
+            let number = field.number(what)?;
+            u32::try_from(number).map_err(|_| field.unexpected(what, "a smaller number"))
+        };
+        for (name, value) in in_order(fields) {
+            let field = Field {
+                place: self.place.clone(),
+                name: name.get_ref(),
+                value,
+            };
+            policy =
+                match field.name {
+                    "first" => policy.first(field.time("`first`")?),
+                    "strikes" => policy.escalate(number(&field, "`strikes`")?, policy.within),
+                    "within" => policy.escalate(policy.strikes, field.time("`within`")?),
+                    "cap" => policy.cap(field.time("`cap`")?),
+                    "slow_start" => {
+                        let percent = number(&field, "`slow_start`")?;
+                        let percent = u8::try_from(percent);
+                        policy.slow_start(percent.map_err(|_| {
+                            field.unexpected("`slow_start`", "a number from 1 to 100")
+                        })?)
+                    }
+                    _ => {
+                        return Err(LimitsFileError::UnknownField {
+                            place: self.place.clone(),
+                            field: field.name.to_owned(),
+                            known: PAUSE_FIELDS,
+                        });
+                    }
+                };
+        }
+        Ok(policy)
     }
 
     fn overage(&self) -> Result<Overage, LimitsFileError> {

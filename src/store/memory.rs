@@ -122,13 +122,26 @@ impl MemoryStore {
     /// between two changes.
     fn enter(&self) -> (MutexGuard<'_, State>, Reading, Timestamp) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (reading, now) = self.read_clock(&mut state);
+        (state, reading, now)
+    }
+
+    /// The same, for who may move bookings: see [`Moves`].
+    fn enter_to_move(&self) -> (MutexGuard<'_, State>, Timestamp) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.moves.count();
+        let (_, now) = self.read_clock(&mut state);
+        (state, now)
+    }
+
+    fn read_clock(&self, state: &mut State) -> (Reading, Timestamp) {
         let reading = Reading::of(&*self.clock);
         let present = state.timeline.present(reading);
         state.timeline = present.timeline;
         state.timeline.high = present.now;
         state.ledgers.now = present.now;
         state.ledgers.wall_shift_ns = state.timeline.calendar_shift_ns;
-        (state, reading, present.now)
+        (reading, present.now)
     }
 
     /// Decides one request and charges it, or lets it wait in line.
@@ -252,20 +265,18 @@ impl Store for MemoryStore {
     }
 
     fn pause(&self, key: &str, backoff: Backoff) -> Result<Pause, Error> {
-        let (mut state, _, now) = self.enter();
+        let (mut state, now) = self.enter_to_move();
         state.end_what_is_due(now);
         let paused = state.pause(key, backoff);
-        state.moves.count();
         self.changed(&mut state);
         self.moved.notify_all();
         paused
     }
 
     fn resume(&self, key: &str) -> Result<Option<Pause>, Error> {
-        let (mut state, _, now) = self.enter();
+        let (mut state, now) = self.enter_to_move();
         state.end_what_is_due(now);
         let resumed = state.lift_pause(key);
-        state.moves.count();
         self.changed(&mut state);
         self.moved.notify_all();
         resumed

@@ -4,11 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// A counter that moves whenever a limit is paused or resumed, by which bookings may be moved: before whoever does it reads
-/// the clock, and again before that can be seen.
+/// A counter that moves whenever a limit is paused or resumed, by which bookings may be moved: while whoever does it keeps
+/// all others from booking, and before it reads the clock.
 ///
-/// Who reads the clock and then finds the counter where it was when it booked, knows that nobody has paused anything as of
-/// that instant or an earlier one. Who does not find it there has to look.
+/// Who reads the clock and then finds the counter where it was when it booked, knows that nobody has paused anything since
+/// then as of that instant or an earlier one. Who does not find it there has to look.
 #[derive(Clone)]
 pub(crate) struct Moves(Arc<dyn Word>);
 

@@ -188,8 +188,6 @@ impl Store for SqliteStore {
 
     fn pause(&self, key: &str, backoff: Backoff) -> Result<Pause, Error> {
         let session = self.session(self.deadline())?;
-        // Before the clock is read: see `Moves`.
-        session.moves.count();
         let paused = self.write(&session, |transaction| {
             transaction.pause(key, backoff, &session)
         });
@@ -199,7 +197,6 @@ impl Store for SqliteStore {
 
     fn resume(&self, key: &str) -> Result<Option<Pause>, Error> {
         let session = self.session(self.deadline())?;
-        session.moves.count();
         let resumed = self.write(&session, |transaction| transaction.resume(key, &session));
         session.wake_all_who_booked();
         resumed

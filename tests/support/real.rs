@@ -47,6 +47,10 @@ pub enum Twist {
     BlocksCountFromTheirStart,
     /// What is merged counts for a window from the beginning of its span, and no longer.
     MergesTooShort,
+    /// Each strike is the first one.
+    ForgetsStrikes,
+    /// Nobody is kept away, though what is booked is moved.
+    ForgetsPauses,
 }
 
 /// Takes the wall clock for the time since the boot.
@@ -113,6 +117,8 @@ impl Real {
             Twist::BlocksCountFromTheirEnd
                 | Twist::BlocksCountFromTheirStart
                 | Twist::MergesTooShort
+                | Twist::ForgetsStrikes
+                | Twist::ForgetsPauses
         );
         let straight = if is_in_the_file {
             Self::on_file(1)
@@ -246,7 +252,18 @@ impl Subject for Real {
             How::RetryAfter { ns } => Backoff::retry_after(length(ns)),
             How::Planned { ns } => Backoff::planned(length(ns)),
         };
-        match self.limiter(slot).pause(key, backoff) {
+        let done = self.limiter(slot).pause(key, backoff);
+        if let Some(bent) = match self.twist {
+            Twist::ForgetsStrikes => Some("DELETE FROM strike"),
+            Twist::ForgetsPauses => {
+                Some("DELETE FROM pause; UPDATE clock SET definitions = definitions + 1")
+            }
+            _ => None,
+        } {
+            let connection = open_raw(&self.file.as_ref().expect("on a file").file());
+            connection.execute_batch(bent).unwrap();
+        }
+        match done {
             Ok(pause) => Some(paused(&pause)),
             Err(Error::UnknownLimit { .. }) => None,
             Err(error) => panic!("{error}"),

@@ -101,6 +101,14 @@ impl Transaction<'_> {
         Ok(())
     }
 
+    /// Says that bookings may be moved from now on. With the lock, and before the clock is read: see [`Moves`].
+    ///
+    /// [`Moves`]: crate::store::moves::Moves
+    fn begin_to_move(&mut self, session: &Session) {
+        session.moves.count();
+        self.read_clock();
+    }
+
     /// Lets nobody in before an instant, and moves those behind it who have booked before.
     pub(super) fn pause(
         &mut self,
@@ -108,6 +116,7 @@ impl Transaction<'_> {
         backoff: Backoff,
         session: &Session,
     ) -> Result<Pause, Error> {
+        self.begin_to_move(session);
         let known = self.known(key)?;
         let id = if known.id == LimitId::NONE {
             self.open_ledger(key)?
@@ -126,13 +135,13 @@ impl Transaction<'_> {
             if self.is_booked_before(id, pause.until())? {
                 self.move_bookings(id)?;
             }
-            session.moves.count();
         }
         Ok(pause)
     }
 
     /// Lets everybody in again, and those first who have booked. Returns the pause that was in force.
     pub(super) fn resume(&mut self, key: &str, session: &Session) -> Result<Option<Pause>, Error> {
+        self.begin_to_move(session);
         let known = self.known(key)?;
         let mut strikes = self.read_strikes(known.id)?;
         let Some(lifted) = strikes.lift(self.now()) else {
@@ -142,7 +151,6 @@ impl Transaction<'_> {
         self.reclaim(&session.lock_file)?;
         self.move_bookings(known.id)?;
         self.freed(known.id);
-        session.moves.count();
         Ok(Some(lifted))
     }
 }
