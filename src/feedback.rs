@@ -3,6 +3,7 @@
 mod advertised;
 mod fields;
 mod figures;
+mod limit_set;
 mod structured;
 mod time;
 
@@ -13,6 +14,7 @@ use http::{HeaderMap, StatusCode};
 pub use self::advertised::{Advertised, Counted, Dialect};
 pub use self::fields::LimitFields;
 use self::figures::{Figure, Single};
+pub use self::limit_set::{Heard, Learned, LimitSet};
 use self::structured::Member;
 use self::time::Origin;
 

@@ -111,7 +111,7 @@ pub use decision::{Decision, Denial, Peek};
 pub use definition::{Action, Definition, LimitChange, OnConflict, Use};
 pub use error::{Error, RequestError};
 #[cfg(feature = "http")]
-pub use feedback::{Advertised, Counted, Dialect, Feedback, LimitFields};
+pub use feedback::{Advertised, Counted, Dialect, Feedback, Heard, Learned, LimitFields, LimitSet};
 pub use limit::{
     Bucket, DAY, HOUR, Limit, LimitBuilder, LimitError, MAX_CAPACITY, MAX_KEY_BYTES, MAX_RATES,
     MAX_UNIT_BYTES, MAX_WINDOW, MIN_WINDOW, MINUTE, Obstacle, ParseRatesError, Period, Quota, Rate,

@@ -244,6 +244,20 @@ impl Limit {
         }
     }
 
+    /// The rate that is meant by who tells a window, or none: then the only one is, or that of a minute.
+    pub(crate) fn rate_told(&self, window: Option<Duration>) -> Option<Rate> {
+        let rates = self.rates();
+        let of = |window: Duration| {
+            let mut rates = rates.iter().copied();
+            rates.find(|rate| rate.window().rolling() == Some(window))
+        };
+        match (window, rates) {
+            (Some(window), _) => of(window),
+            (None, [rate]) => Some(*rate),
+            (None, _) => of(MINUTE),
+        }
+    }
+
     /// Whether it has a quota.
     pub(crate) fn has_calendar(&self) -> bool {
         let mut windows = self.rates().iter().map(Rate::window);

@@ -2,6 +2,8 @@
 
 mod builder;
 mod definitions;
+#[cfg(feature = "http")]
+mod feedback;
 mod pauses;
 mod within;
 

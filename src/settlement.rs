@@ -1,6 +1,7 @@
 //! Settling: from what was estimated to what was used.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use smallvec::SmallVec;
 
@@ -247,6 +248,26 @@ impl Correction {
 /// How far above its capacity a window may be charged: far enough for anything true, and so that no sum
 /// comes near the modulus of the totals.
 const FARTHEST_OVER: i64 = 1 << 60;
+
+/// What others have used of a limit, if no more is left of it than this: of the rate that is meant, or of the bucket.
+pub(crate) fn used_by_others<L: Ledgers>(
+    ledgers: &mut L,
+    id: LimitId,
+    limit: &Limit,
+    (window, remaining): (Option<Duration>, u64),
+    now: Timestamp,
+) -> Result<i64, L::Error> {
+    let left = i64::try_from(remaining).unwrap_or(i64::MAX);
+    let Some(room) = calendar::room(ledgers, id, limit, now, now)? else {
+        return Ok(0);
+    };
+    let available = match limit.rate_told(window) {
+        Some(rate) => calendar::usage(ledgers, id, limit, &rate, now)?.available,
+        None if limit.bucket().is_some() => room,
+        None => return Ok(0),
+    };
+    Ok((available - left).min(room).max(0))
+}
 
 /// What becomes of a charge of which this much was used.
 pub(crate) fn correction<L: Ledgers>(

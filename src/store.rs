@@ -54,6 +54,10 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
     /// Lets everybody in again. Returns the pause that was in force.
     fn resume(&self, key: &str) -> Result<Option<Pause>, Error>;
 
+    /// Charges what others have used, who take of the same, so that no more of a rate is left than this: of the one with
+    /// this window, or the one that is meant if nothing is said. Returns how much that is.
+    fn raise(&self, key: &str, window: Option<Duration>, remaining: u64) -> Result<u64, Error>;
+
     /// Sleeps until the instant of a claim, or until what it has booked may have been moved.
     fn sleep(&self, claim: &Claim);
 

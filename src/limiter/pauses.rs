@@ -1,4 +1,6 @@
-//! Nobody before an instant: what callers say when somebody was turned away.
+//! What callers tell everybody: that somebody was turned away, and what others have used.
+
+use std::time::Duration;
 
 use super::Limiter;
 use crate::error::Error;
@@ -38,6 +40,35 @@ impl Limiter {
         let length = pause.until().saturating_duration_since(pause.since());
         tracing::warn!(limit = key, ?length, strikes = pause.strikes(), "paused");
         Ok(pause)
+    }
+
+    /// Charges what others have used who take of the same, outside of this file: so much that no more of a rate is left than
+    /// `remaining`, now. Returns how much that is; 0 if less is left already. Nothing is ever given back.
+    ///
+    /// The rate is the one with this window; if none is told, the only one, or that of a minute. The charge counts for a whole
+    /// window, and never puts one over its capacity: of a limit of several rates, the one with the least room bounds it. Of a
+    /// bucket, no more than `remaining` is left; slots are nobody else's.
+    ///
+    /// ```
+    /// use quotalite::{Limit, Limiter};
+    ///
+    /// let limiter = Limiter::in_memory()?;
+    /// limiter.define(Limit::new("api").per_minute(500))?;
+    /// assert_eq!(limiter.raise("api", None, 120)?, 380);
+    /// assert_eq!(limiter.usage("api")?.available(), 120);
+    /// assert_eq!(limiter.raise("api", None, 200)?, 0);
+    /// # Ok::<(), quotalite::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::UnknownLimit`], and whatever can happen to the file. Nothing was charged then.
+    pub fn raise(
+        &self,
+        key: impl AsRef<str>,
+        window: Option<Duration>,
+        remaining: u64,
+    ) -> Result<u64, Error> {
+        self.store.raise(key.as_ref(), window, remaining)
     }
 
     /// Ends the pause of a limit, for every process. What was moved behind it comes forward, in its order, and the limit

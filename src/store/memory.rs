@@ -282,6 +282,11 @@ impl Store for MemoryStore {
         resumed
     }
 
+    fn raise(&self, key: &str, window: Option<Duration>, remaining: u64) -> Result<u64, Error> {
+        let (mut state, _, _) = self.enter();
+        state.raise(key, (window, remaining))
+    }
+
     fn sleep(&self, claim: &Claim) {
         if !self.clock.is_real() {
             return self.clock.sleep_until(claim.wake_at);

@@ -202,6 +202,13 @@ impl Store for SqliteStore {
         resumed
     }
 
+    fn raise(&self, key: &str, window: Option<Duration>, remaining: u64) -> Result<u64, Error> {
+        let session = self.session(self.deadline())?;
+        self.write(&session, |transaction| {
+            transaction.raise(key, (window, remaining))
+        })
+    }
+
     fn sleep(&self, claim: &Claim) {
         let clock = &*self.options.clock;
         match self.open_session() {

@@ -1,6 +1,7 @@
 //! Permits that hold slots or have an id, in memory.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::accounts::Held;
 use super::{PLACE, State};
@@ -10,7 +11,9 @@ use crate::definition::Known;
 use crate::error::Error;
 use crate::limit::Bucket;
 use crate::plan::Plan;
-use crate::settlement::{Correction, End, Estimate, Settled, Settlement, Used, correction};
+use crate::settlement::{
+    Correction, End, Estimate, Settled, Settlement, Used, correction, used_by_others,
+};
 use crate::store::{
     Change, Claim, Few, Holder, PermitNumber, REMEMBERED_NS, Registered, Row, SlotTake, Which,
     expiry,
@@ -348,6 +351,23 @@ impl State {
             settlement.add(row, used, correction);
         }
         settlement
+    }
+
+    /// Charges what others have used.
+    pub(super) fn raise(&mut self, key: &str, told: (Option<Duration>, u64)) -> Result<u64, Error> {
+        let known = self.known(key)?;
+        let now = self.ledgers.now;
+        let Ok(more) = used_by_others(&mut self.ledgers, known.id, &known.limit, told, now);
+        if more > 0 {
+            let line = Line {
+                id: self.with_ledger(&known),
+                pattern: known.pattern,
+                limit: &known.limit,
+                amount: more,
+            };
+            self.ledgers.charge_line(&line, now);
+        }
+        Ok(more.unsigned_abs())
     }
 
     /// What was granted before under the id of a request: the whole of it, or all but the slots.

@@ -1,14 +1,17 @@
 //! Correcting what was charged to what was used.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::ledger::Stands;
 use super::session::Session;
 use super::transaction::Transaction;
-use crate::calendar::LimitId;
+use crate::calendar::{LimitId, Line};
 use crate::definition::Known;
 use crate::error::Error;
-use crate::settlement::{Correction, End, Estimate, Settled, Settlement, Used, correction};
+use crate::settlement::{
+    Correction, End, Estimate, Settled, Settlement, Used, correction, used_by_others,
+};
 use crate::store::{Change, Claim, Holder, Row, Which};
 use crate::usage::People;
 
@@ -158,6 +161,25 @@ impl Transaction<'_> {
             }
             None => self.cancel(claim),
         }
+    }
+}
+
+impl Transaction<'_> {
+    /// Charges what others have used.
+    pub(super) fn raise(&mut self, key: &str, told: (Option<Duration>, u64)) -> Result<u64, Error> {
+        let known = self.known(key)?;
+        let now = self.now();
+        let more = used_by_others(self, known.id, &known.limit, told, now)?;
+        if more > 0 {
+            let line = Line {
+                id: self.with_ledger(&known)?,
+                pattern: known.pattern,
+                limit: &known.limit,
+                amount: more,
+            };
+            self.charge_line(&line, now)?;
+        }
+        Ok(more.unsigned_abs())
     }
 }
 
