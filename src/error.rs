@@ -250,6 +250,20 @@ pub enum RequestError {
         /// The key of the limit.
         key: String,
     },
+    /// The window of a [`RetryBudget`](crate::RetryBudget) is shorter than a second or longer than an hour.
+    #[error("the window of a retry budget is 1 s to 1 h, not {window:?}")]
+    BudgetWindow {
+        /// The window asked for.
+        window: Duration,
+    },
+    /// The name of a retry budget is empty, longer than 256 bytes, or holds a control character.
+    #[error(
+        "the name of a retry budget has 1 to 256 bytes and no control characters, this one has {bytes} bytes"
+    )]
+    BudgetName {
+        /// How many bytes the name has.
+        bytes: usize,
+    },
     /// The permit was granted by another limiter.
     #[error("the permit was granted by another limiter")]
     OtherLimiter,

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 pub use bucket::Bucket;
 pub use builder::LimitBuilder;
+pub(crate) use builder::check_key;
 pub use error::LimitError;
 pub(crate) use pattern::Pattern;
 pub use quota::{Period, Quota};

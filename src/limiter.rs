@@ -5,6 +5,7 @@ mod definitions;
 #[cfg(feature = "http")]
 mod feedback;
 mod pauses;
+mod retries;
 mod within;
 
 use std::fmt;

@@ -25,6 +25,7 @@ use crate::line::is_of_slots;
 use crate::pause::{Backoff, Pause};
 use crate::plan::{Latest, Patience, Plan, print_takes};
 use crate::process::Mark;
+use crate::retry_budget::RetryBudget;
 use crate::settlement::{End, Settled, Used};
 use crate::usage::Usage;
 
@@ -57,6 +58,12 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
     /// Charges what others have used, who take of the same, so that no more of a rate is left than this: of the one with
     /// this window, or the one that is meant if nothing is said. Returns how much that is.
     fn raise(&self, key: &str, window: Option<Duration>, remaining: u64) -> Result<u64, Error>;
+
+    /// Counts a call that is no retry.
+    fn note_call(&self, name: &str) -> Result<(), Error>;
+
+    /// Counts a retry, if a budget allows one more.
+    fn try_retry(&self, name: &str, budget: RetryBudget) -> Result<bool, Error>;
 
     /// Sleeps until the instant of a claim, or until what it has booked may have been moved.
     fn sleep(&self, claim: &Claim);

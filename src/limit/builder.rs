@@ -407,7 +407,7 @@ impl From<&Limit> for Limit {
     }
 }
 
-fn check_key(key: &str) -> Result<(), LimitError> {
+pub(crate) fn check_key(key: &str) -> Result<(), LimitError> {
     if key.is_empty() || key.len() > MAX_KEY_BYTES {
         return Err(LimitError::KeyLength { bytes: key.len() });
     }

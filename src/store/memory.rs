@@ -32,6 +32,7 @@ use crate::limit::{Limit, MAX_CAPACITY};
 use crate::line::{Waiter, Waiting, book_behind, decide_behind, is_of_slots, waiting};
 use crate::pause::{Backoff, Pause};
 use crate::plan::{Patience, Plan};
+use crate::retry_budget::{REMEMBERED_NS, RetryBudget, span_of};
 use crate::settlement::Settled;
 use crate::usage::{People, Usage};
 
@@ -73,11 +74,20 @@ struct State {
     booked: BTreeMap<i64, Booked>,
     last_booking: i64,
     moves: Moves,
+    /// Calls and retries by the names of their budgets, second by second.
+    attempts: HashMap<Box<str>, BTreeMap<Timestamp, Attempts>>,
     /// Who waits in line, the smallest number first.
     tickets: BTreeMap<i64, Ticket>,
     last_ticket: i64,
     /// Counts what those in line may have waited for.
     changes: u32,
+}
+
+/// What was tried within a span of time.
+#[derive(Debug, Default)]
+struct Attempts {
+    calls: i64,
+    retries: i64,
 }
 
 #[derive(Debug)]
@@ -103,6 +113,7 @@ impl MemoryStore {
                 booked: BTreeMap::new(),
                 last_booking: 0,
                 moves: Moves::own(),
+                attempts: HashMap::new(),
                 tickets: BTreeMap::new(),
                 last_ticket: 0,
                 changes: 0,
@@ -285,6 +296,29 @@ impl Store for MemoryStore {
     fn raise(&self, key: &str, window: Option<Duration>, remaining: u64) -> Result<u64, Error> {
         let (mut state, _, _) = self.enter();
         state.raise(key, (window, remaining))
+    }
+
+    fn note_call(&self, name: &str) -> Result<(), Error> {
+        let (mut state, _, now) = self.enter();
+        state.count_attempt(name, now).calls += 1;
+        Ok(())
+    }
+
+    fn try_retry(&self, name: &str, budget: RetryBudget) -> Result<bool, Error> {
+        let (mut state, _, now) = self.enter();
+        let (calls_since, retries_since) = budget.since(now);
+        let spans = state.attempts.get(name).into_iter().flatten();
+        let counted = spans.filter(|(at, _)| **at > retries_since);
+        let (calls, retries) = counted.fold((0, 0), |(calls, retries), (at, attempts)| {
+            let is_call_of_it = i64::from(*at > calls_since);
+            let calls = calls + is_call_of_it * attempts.calls;
+            (calls, retries + attempts.retries)
+        });
+        let is_allowed = budget.allows(calls, retries);
+        if is_allowed {
+            state.count_attempt(name, now).retries += 1;
+        }
+        Ok(is_allowed)
     }
 
     fn sleep(&self, claim: &Claim) {
@@ -601,6 +635,17 @@ impl State {
         self.tickets
             .insert(self.last_ticket, Ticket { waiter, latest });
         self.last_ticket
+    }
+
+    /// Where what is tried now is counted. What no budget counts any more is forgotten.
+    fn count_attempt(&mut self, name: &str, now: Timestamp) -> &mut Attempts {
+        let oldest = now.saturating_minus_ns(REMEMBERED_NS);
+        self.attempts.retain(|_, spans| {
+            *spans = spans.split_off(&oldest);
+            !spans.is_empty()
+        });
+        let spans = self.attempts.entry(name.into()).or_default();
+        spans.entry(span_of(now)).or_default()
     }
 
     /// Takes everything that a request asks for.

@@ -2,6 +2,7 @@
 
 mod acquire;
 mod acts;
+mod attempts;
 mod blocks;
 mod bookings;
 mod buckets;
@@ -74,6 +75,7 @@ use crate::limit::Limit;
 use crate::pause::{Backoff, Pause};
 use crate::plan::Plan;
 use crate::process::Mark;
+use crate::retry_budget::RetryBudget;
 use crate::settlement::Settled;
 use crate::usage::Usage;
 
@@ -207,6 +209,16 @@ impl Store for SqliteStore {
         self.write(&session, |transaction| {
             transaction.raise(key, (window, remaining))
         })
+    }
+
+    fn note_call(&self, name: &str) -> Result<(), Error> {
+        let session = self.session(self.deadline())?;
+        self.write(&session, |transaction| transaction.note_call(name))
+    }
+
+    fn try_retry(&self, name: &str, budget: RetryBudget) -> Result<bool, Error> {
+        let session = self.session(self.deadline())?;
+        self.write(&session, |transaction| transaction.try_retry(name, budget))
     }
 
     fn sleep(&self, claim: &Claim) {
