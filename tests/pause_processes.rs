@@ -8,19 +8,20 @@ use std::thread;
 use std::time::Duration;
 
 use quotalite::{
-    Backoff, Decision, Error, HOUR, Limit, Limiter, PausePolicy, Request, SECOND, Timestamp,
+    Backoff, Booking, Decision, Error, HOUR, Limit, Limiter, PausePolicy, Request, SECOND,
+    Timestamp,
 };
 use support::audit::{Report, audit};
 use support::processes::{
-    Acknowledged, Diary, Process, argument, await_signal, number, path, play, read_diaries,
-    signal_by, size, spawn,
+    Acknowledged, Diary, Process, argument, await_signal, kill_at_each, number, path, play,
+    read_diaries, run_and_kill, signal_by, size, spawn,
 };
 use support::{Scratch, scratch};
 
 #[test]
 #[ignore = "the entry of child processes"]
 fn child() {
-    play(&[("work", work)]);
+    play(&[("work", work), ("pause", pause_for_long)]);
 }
 
 const WORKERS: usize = 6;
@@ -175,4 +176,71 @@ fn whoever_goes_by_what_it_was_told_first_is_caught() {
     let (within, _, report) = work_while_paused(&["guesses"], size(25, 100));
     assert!(!within.is_empty());
     assert!(!report.missing.is_empty());
+}
+
+/// Pauses the limit, and notes that it has.
+fn pause_for_long() {
+    let limiter = Limiter::open(path("FILE")).unwrap();
+    let pause = limiter
+        .pause("requests", Backoff::retry_after(HOUR / 6))
+        .unwrap();
+    Diary::open(&path("DIARY")).note(pause.until(), &ask());
+}
+
+/// Kills a process that moves what is booked, and looks whether that is where those who have booked are told.
+fn pauser_is_killed_at(calls: &str, when: usize) -> Option<bool> {
+    let scratch = scratch();
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    limiter
+        .define(Limit::new("requests").per_minute(1))
+        .unwrap();
+    let mut bookings: Vec<Booking> = (0..5).map(|_| limiter.book(&ask()).unwrap()).collect();
+    let ahead: Vec<Timestamp> = bookings.iter().skip(1).map(Booking::at).collect();
+    let diary = scratch.path().join("diary");
+    let killed = run_and_kill(&scratch.file(), &diary, "pause", calls, when)?;
+
+    let fault = format!("{calls} {when}");
+    let pause = limiter.usage("requests").unwrap().pause();
+    let told = read_diaries([&diary]);
+    assert!(
+        pause.is_some() || told.is_empty(),
+        "{fault}: it was told of no pause"
+    );
+    for booking in &mut bookings {
+        booking.check().unwrap();
+    }
+    let now: Vec<Timestamp> = bookings.iter().skip(1).map(Booking::at).collect();
+    match pause {
+        None => assert_eq!(now, ahead, "{fault}: half of them were moved"),
+        Some(pause) => {
+            let is_behind = now.iter().all(|at| *at >= pause.until());
+            assert!(is_behind, "{fault}: {now:?} before {pause:?}");
+            assert!(now.is_sorted(), "{fault}: {now:?}");
+        }
+    }
+    // The ledger has each of them where it is told.
+    let acknowledged: Vec<Acknowledged> = bookings
+        .iter()
+        .map(|booking| Acknowledged {
+            key: "requests".to_owned(),
+            at_ns: booking.at().as_nanos(),
+            amount: 1,
+        })
+        .collect();
+    let report = audit(&scratch.file(), &acknowledged);
+    report.assert_clean();
+    assert_eq!(report.charges, 5, "{fault}");
+    Some(killed)
+}
+
+#[test]
+fn who_is_killed_while_it_pauses_a_limit_moves_all_that_is_booked_or_nothing() {
+    let plan = [
+        ("fcntl", 60, size(9, 1)),
+        ("pwrite64", 40, size(6, 1)),
+        ("pread64", 16, size(5, 1)),
+        ("futex", 12, size(3, 1)),
+        ("close", 8, size(3, 1)),
+    ];
+    kill_at_each(&plan, pauser_is_killed_at);
 }

@@ -6,7 +6,6 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,7 @@ use quotalite::{Error, Limit, Limiter, Permit, Request, SECOND, Settled};
 use support::audit::audit;
 use support::processes::{
     Diary, Process, argument, await_signal, command, command_under, eventually, in_a_pid_namespace,
-    path, play, read_diaries, signal_by, size, start,
+    kill_at_each, path, play, read_diaries, run_and_kill, signal_by, size, start,
 };
 use support::{Scratch, open_raw, scratch};
 
@@ -301,59 +300,9 @@ fn use_in_spite_of_kills() {
     }
 }
 
-/// Runs a child under `strace`, which kills it at one of its calls that have to do with the file. Returns whether it
-/// was killed, and did not end well before; or nothing if there is no `strace`.
-fn run_and_kill(scratch: &Scratch, role: &str, calls: &str, when: usize) -> Option<bool> {
-    let (file, diary) = (scratch.file(), diary(scratch));
-    let trace = scratch.path().join("trace");
-    let inject = format!("inject={calls}:signal=KILL:when={when}");
-    let mut strace = vec!["strace", "-f", "-o", trace.to_str().unwrap(), "-e", &inject];
-    let of_the_file = ["", "-wal", "-shm", "-lock"].map(|end| format!("{}{end}", file.display()));
-    // A futex belongs to no file.
-    if calls != "futex" {
-        strace.extend(of_the_file.iter().flat_map(|path| ["-P", path]));
-    }
-    let arguments = [
-        ("FILE", file.to_str().unwrap()),
-        ("DIARY", diary.to_str().unwrap()),
-    ];
-    let status = match command_under(&strace, role, &arguments).status() {
-        Err(error) => {
-            println!("skipped: strace cannot be run: {error}");
-            return None;
-        }
-        Ok(status) => status,
-    };
-    // `strace` ends as the child has ended.
-    let killed = status.signal() == Some(9);
-    assert!(
-        status.success() || killed,
-        "{role}, {calls} {when}: {status}"
-    );
-    Some(killed)
-}
-
 /// Where a child that is killed writes what it was told.
 fn diary(scratch: &Scratch) -> PathBuf {
     scratch.path().join("diary")
-}
-
-/// Kills at one call after the other, each time another child, and says how often one was killed.
-#[track_caller]
-fn kill_at_each(plan: &[(&str, usize, usize)], is_killed_at: impl Fn(&str, usize) -> Option<bool>) {
-    for (calls, last, step) in plan {
-        let mut killed = 0;
-        let mut runs = 0;
-        for when in (1..=*last).step_by(*step) {
-            match is_killed_at(calls, when) {
-                None => return,
-                Some(it_was) => killed += usize::from(it_was),
-            }
-            runs += 1;
-        }
-        println!("{calls}: killed {killed} times of {runs}");
-        assert!(killed > 0, "{calls}");
-    }
 }
 
 /// Kills a process that uses slots, and uses what it leaves.
@@ -364,7 +313,13 @@ fn user_is_killed_at(calls: &str, when: usize) -> Option<bool> {
         limiter.define(Limit::new("mail").per_hour(1_000)).unwrap();
         limiter.define(Limit::new("tokens").per_hour(500)).unwrap();
     }
-    let killed = run_and_kill(&scratch, "use in spite of kills", calls, when)?;
+    let killed = run_and_kill(
+        &scratch.file(),
+        &diary(&scratch),
+        "use in spite of kills",
+        calls,
+        when,
+    )?;
     let (file, fault) = (scratch.file(), format!("{calls} {when}"));
     let diary = diary(&scratch);
     let acknowledged = read_diaries([&diary]);
@@ -455,7 +410,13 @@ fn reclaimer_is_killed_at(calls: &str, when: usize) -> Option<bool> {
     let left = || LEFT_OF_THE_DEAD.map(|query| scratch.sqlite::<i64>(query));
     assert_eq!(left(), [1, 1, 1, 1, 2]);
 
-    let killed = run_and_kill(&scratch, "take what comes back", calls, when)?;
+    let killed = run_and_kill(
+        &scratch.file(),
+        &diary(&scratch),
+        "take what comes back",
+        calls,
+        when,
+    )?;
     let fault = format!("{calls} {when}");
     assert!(
         [[1, 1, 1, 1, 2], [0; 5]].contains(&left()),

@@ -224,3 +224,61 @@ pub fn read_diaries<'p>(paths: impl IntoIterator<Item = &'p PathBuf>) -> Vec<Ack
     }
     acknowledged
 }
+
+/// Runs a child under `strace`, which kills it at one of its calls that have to do with the file. Returns whether it
+/// was killed, and did not end well before; or nothing if there is no `strace`.
+pub fn run_and_kill(
+    file: &Path,
+    diary: &Path,
+    role: &str,
+    calls: &str,
+    when: usize,
+) -> Option<bool> {
+    let trace = file.with_extension("trace");
+    let inject = format!("inject={calls}:signal=KILL:when={when}");
+    let mut strace = vec!["strace", "-f", "-o", trace.to_str().unwrap(), "-e", &inject];
+    let of_the_file = ["", "-wal", "-shm", "-lock"].map(|end| format!("{}{end}", file.display()));
+    // A futex belongs to no file.
+    if calls != "futex" {
+        strace.extend(of_the_file.iter().flat_map(|path| ["-P", path]));
+    }
+    let arguments = [
+        ("FILE", file.to_str().unwrap()),
+        ("DIARY", diary.to_str().unwrap()),
+    ];
+    let status = match command_under(&strace, role, &arguments).status() {
+        Err(error) => {
+            println!("skipped: strace cannot be run: {error}");
+            return None;
+        }
+        Ok(status) => status,
+    };
+    // `strace` ends as the child has ended.
+    let killed = status.signal() == Some(9);
+    assert!(
+        status.success() || killed,
+        "{role}, {calls} {when}: {status}"
+    );
+    Some(killed)
+}
+
+/// Kills at one call after the other, each time another child, and says how often one was killed.
+#[track_caller]
+pub fn kill_at_each(
+    plan: &[(&str, usize, usize)],
+    is_killed_at: impl Fn(&str, usize) -> Option<bool>,
+) {
+    for (calls, last, step) in plan {
+        let mut killed = 0;
+        let mut runs = 0;
+        for when in (1..=*last).step_by(*step) {
+            match is_killed_at(calls, when) {
+                None => return,
+                Some(it_was) => killed += usize::from(it_was),
+            }
+            runs += 1;
+        }
+        println!("{calls}: killed {killed} times of {runs}");
+        assert!(killed > 0, "{calls}");
+    }
+}
