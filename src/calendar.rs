@@ -190,7 +190,7 @@ fn gauge_count(limit: &Limit, pause: Option<Pause>) -> usize {
         + match limit.kind() {
             Kind::Rates(_) => limit.rates().len(),
             Kind::Bucket(_) => 1,
-            Kind::Slots(_) => 0,
+            Kind::Slots(_) | Kind::Breaker(_) => 0,
         }
 }
 
@@ -253,7 +253,10 @@ pub(crate) fn earliest<L: Ledgers>(
             at = pause.until();
             blocker = Some(Blocker {
                 line: position,
-                obstacle: Obstacle::Paused,
+                obstacle: match line.limit.kind() {
+                    Kind::Breaker(_) => Obstacle::Breaker,
+                    _ => Obstacle::Paused,
+                },
             });
         }
         checks += gauge_count(line.limit, pause);

@@ -4,9 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::breaker::Broken;
 use crate::calendar::{self, Blocker, Earliest, Ledgers, LimitId, Line};
 use crate::clock::Timestamp;
 use crate::limit::{MAX_CAPACITY, Obstacle};
+use crate::line::is_of_slots;
 use crate::permit::Permit;
 
 /// Whether a request was admitted.
@@ -203,6 +205,24 @@ impl Refusal {
 pub(crate) trait Books: Ledgers {
     /// How many slots of a limit are held.
     fn held(&mut self, limit: LimitId) -> Result<i64, Self::Error>;
+
+    /// How many are held by permits that were granted at an instant or later.
+    fn held_since(&mut self, limit: LimitId, at: Timestamp) -> Result<i64, Self::Error>;
+
+    /// How a breaker stands, unless it is closed.
+    fn broken(&mut self, limit: LimitId) -> Result<Option<Broken>, Self::Error>;
+}
+
+/// How many slots of a line are free; of a breaker, how many it lets through.
+pub(crate) fn free_slots<B: Books>(books: &mut B, line: &Line<'_>) -> Result<i64, B::Error> {
+    let Some(policy) = line.limit.breaker_policy() else {
+        let count = line.limit.slot_count().unwrap_or(0).cast_signed();
+        return Ok(count.saturating_sub(books.held(line.id)?));
+    };
+    Ok(match books.broken(line.id)? {
+        None => MAX_CAPACITY.cast_signed(),
+        Some(broken) => i64::from(policy.probes) - books.held_since(line.id, broken.until)?,
+    })
 }
 
 /// Decides a request: it is admitted if its slots are free, at the earliest instant at which every window of
@@ -221,19 +241,18 @@ pub(crate) fn decide<B: Books>(
         is_paused |= pause.is_some_and(|pause| pause.holds(now));
     }
     for (position, line) in lines.iter().enumerate() {
-        let Some(count) = line.limit.slot_count() else {
+        if !is_of_slots(line) {
             continue;
-        };
+        }
         latest = now;
         // Then what is known is when it ends, and not who holds slots then.
         if is_paused {
             break;
         }
-        let free = count.cast_signed().saturating_sub(books.held(line.id)?);
-        if line.amount > free {
+        if line.amount > free_slots(books, line)? {
             let blocker = Blocker {
                 line: position,
-                obstacle: Obstacle::Slots(count),
+                obstacle: line.limit.tightest(),
             };
             return Ok(Verdict::Refuse(Refusal::Taken { blocker }));
         }

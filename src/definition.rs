@@ -137,6 +137,7 @@ pub(crate) fn check_replaceable(stored: &Limit, given: &Limit, place: &Path) -> 
         (false, kind) => kind.as_str(),
         (true, Kind::Rates(_)) => "a pattern of rates",
         (true, Kind::Slots(_)) => "a pattern of slots",
+        (true, Kind::Breaker(_)) => "a pattern of breakers",
         (true, Kind::Bucket(_)) => "a pattern of buckets",
     };
     if name(stored) != name(given) {

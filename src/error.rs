@@ -250,6 +250,11 @@ pub enum RequestError {
         /// The key of the limit.
         key: String,
     },
+    /// The bounds of an [`Adaptive`](crate::Adaptive) are 0 or the wrong way round, or it would not grow or not be cut.
+    #[error(
+        "an adaptive rate has 0 < floor <= ceiling, grows by 1 or more, and is cut to 1 to 99 percent"
+    )]
+    Adaptive,
     /// The window of a [`RetryBudget`](crate::RetryBudget) is shorter than a second or longer than an hour.
     #[error("the window of a retry budget is 1 s to 1 h, not {window:?}")]
     BudgetWindow {

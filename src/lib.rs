@@ -81,8 +81,10 @@
 //! `rusqlite`, inspect the file from another process.
 #![warn(unreachable_pub)]
 
+mod adaptive;
 mod batch;
 mod blocks;
+mod breaker;
 mod calendar;
 mod clock;
 mod decision;
@@ -105,8 +107,10 @@ mod settlement;
 mod store;
 mod usage;
 
+pub use adaptive::Adaptive;
 pub use batch::Handle;
 pub use blocks::Blocks;
+pub use breaker::{BreakerPolicy, BreakerState, BreakerUsage, Report};
 pub use clock::{BootId, Clock, ManualClock, SystemClock, Timestamp};
 pub use decision::{Decision, Denial, Peek};
 pub use definition::{Action, Definition, LimitChange, OnConflict, Use};

@@ -24,6 +24,7 @@ pub use text::ParseRatesError;
 #[cfg(feature = "file")]
 pub(crate) use text::parse_time;
 
+use crate::breaker::BreakerPolicy;
 use crate::clock::Timestamp;
 use crate::pause::PausePolicy;
 use crate::settlement::Overage;
@@ -83,6 +84,7 @@ pub(crate) enum Kind {
     Rates(Rates),
     Slots(Slots),
     Bucket(Bucket),
+    Breaker(BreakerPolicy),
 }
 
 impl Kind {
@@ -92,6 +94,7 @@ impl Kind {
             Self::Rates(_) => "rates",
             Self::Slots(_) => "slots",
             Self::Bucket(_) => "a bucket",
+            Self::Breaker(_) => "a breaker",
         }
     }
 }
@@ -138,6 +141,36 @@ impl Limit {
     /// ```
     pub fn slots(key: impl Into<String>, count: u64) -> LimitBuilder {
         LimitBuilder::new(key.into()).slots(count)
+    }
+
+    /// Starts the definition of a circuit breaker: when too many calls that were let through fail, nobody is let through for a
+    /// while, in any process, and then a few try. Requests take 1 of it beside their other limits, and each
+    /// [reports](crate::Permit::report) what became of its call.
+    ///
+    /// ```
+    /// use quotalite::{BreakerPolicy, BreakerState, Limit, Limiter, ManualClock, Report, SECOND};
+    ///
+    /// let clock = ManualClock::new();
+    /// let limiter = Limiter::in_memory_with(clock.clone());
+    /// let policy = BreakerPolicy::default().minimum_calls(2).open_for(30 * SECOND).probes(1);
+    /// limiter.define(Limit::breaker("openai:breaker", policy))?;
+    /// for _ in 0..2 {
+    ///     limiter.acquire("openai:breaker")?.report(Report::failure())?;
+    /// }
+    /// let denial = limiter.try_acquire("openai:breaker")?.denied().unwrap();
+    /// assert_eq!(denial.retry_after(), Some(30 * SECOND));
+    /// let usage = limiter.usage("openai:breaker")?;
+    /// assert_eq!(usage.breaker().unwrap().reason(), Some("2 of 2 calls failed"));
+    ///
+    /// clock.advance(30 * SECOND);
+    /// let probe = limiter.acquire("openai:breaker")?;
+    /// assert!(!limiter.try_acquire("openai:breaker")?.is_granted());
+    /// probe.report(Report::success())?;
+    /// assert_eq!(limiter.usage("openai:breaker")?.breaker().unwrap().state(), BreakerState::Closed);
+    /// # Ok::<(), quotalite::Error>(())
+    /// ```
+    pub fn breaker(key: impl Into<String>, policy: BreakerPolicy) -> LimitBuilder {
+        LimitBuilder::new(key.into()).breaker(policy)
     }
 
     /// Starts the definition of a pattern: a limit for every key that it matches, each with a ledger of its own. A `*`
@@ -216,7 +249,16 @@ impl Limit {
     pub fn slot_count(&self) -> Option<u64> {
         match self.kind() {
             Kind::Slots(slots) => Some(slots.count.unsigned_abs()),
-            Kind::Rates(_) | Kind::Bucket(_) => None,
+            Kind::Rates(_) | Kind::Bucket(_) | Kind::Breaker(_) => None,
+        }
+    }
+
+    /// When it opens and closes, if this is a breaker.
+    #[must_use = "this changes nothing"]
+    pub fn breaker_policy(&self) -> Option<BreakerPolicy> {
+        match self.kind() {
+            Kind::Breaker(policy) => Some(*policy),
+            Kind::Rates(_) | Kind::Slots(_) | Kind::Bucket(_) => None,
         }
     }
 
@@ -232,7 +274,7 @@ impl Limit {
     pub fn bucket(&self) -> Option<Bucket> {
         match self.kind() {
             Kind::Bucket(bucket) => Some(*bucket),
-            Kind::Rates(_) | Kind::Slots(_) => None,
+            Kind::Rates(_) | Kind::Slots(_) | Kind::Breaker(_) => None,
         }
     }
 
@@ -241,7 +283,7 @@ impl Limit {
     pub fn rates(&self) -> &[Rate] {
         match self.kind() {
             Kind::Rates(rates) => &rates.by_window,
-            Kind::Slots(_) | Kind::Bucket(_) => &[],
+            Kind::Slots(_) | Kind::Bucket(_) | Kind::Breaker(_) => &[],
         }
     }
 
@@ -276,7 +318,7 @@ impl Limit {
     pub(crate) fn pad_ns(&self) -> i64 {
         match self.kind() {
             Kind::Rates(rates) => rates.pad_ns,
-            Kind::Slots(_) | Kind::Bucket(_) => 0,
+            Kind::Slots(_) | Kind::Bucket(_) | Kind::Breaker(_) => 0,
         }
     }
 
@@ -284,7 +326,7 @@ impl Limit {
     pub(crate) fn resolution_ns(&self) -> i64 {
         match self.kind() {
             Kind::Rates(rates) => rates.resolution_ns,
-            Kind::Slots(_) | Kind::Bucket(_) => 0,
+            Kind::Slots(_) | Kind::Bucket(_) | Kind::Breaker(_) => 0,
         }
     }
 
@@ -305,7 +347,7 @@ impl Limit {
     pub(crate) fn timeout_ns(&self) -> Option<i64> {
         match self.kind() {
             Kind::Slots(slots) => slots.timeout_ns,
-            Kind::Rates(_) | Kind::Bucket(_) => None,
+            Kind::Rates(_) | Kind::Bucket(_) | Kind::Breaker(_) => None,
         }
     }
 
@@ -314,6 +356,7 @@ impl Limit {
         match self.kind() {
             Kind::Slots(slots) => Obstacle::Slots(slots.count.unsigned_abs()),
             Kind::Bucket(bucket) => Obstacle::Bucket(*bucket),
+            Kind::Breaker(_) => Obstacle::Breaker,
             Kind::Rates(Rates { by_window, .. }) => {
                 let mut tightest = by_window[0];
                 for rate in by_window {
@@ -348,6 +391,8 @@ pub enum Obstacle {
     Bucket(Bucket),
     /// The limit is [paused](crate::Limiter::pause).
     Paused,
+    /// The limit is a [breaker](Limit::breaker) that is open, or half-open and all its probes are under way.
+    Breaker,
     /// The limit [starts slowly](crate::PausePolicy::slow_start) after a pause, and admits less than its rates will.
     SlowStart,
 }
@@ -358,6 +403,7 @@ impl Obstacle {
     pub const fn capacity(&self) -> u64 {
         match self {
             Self::Paused | Self::SlowStart => 0,
+            Self::Breaker => MAX_CAPACITY,
             Self::Rate(rate) => rate.capacity(),
             Self::Slots(count) => *count,
             Self::Bucket(bucket) => bucket.burst(),
@@ -373,6 +419,7 @@ impl fmt::Display for Obstacle {
             Self::Slots(count) => write!(f, "{count} slots"),
             Self::Bucket(bucket) => bucket.fmt(f),
             Self::Paused => f.write_str("paused"),
+            Self::Breaker => f.write_str("breaker"),
             Self::SlowStart => f.write_str("slow start after a pause"),
         }
     }
@@ -399,6 +446,7 @@ impl fmt::Display for AsGiven<'_> {
         match limit.kind() {
             Kind::Slots(slots) => Obstacle::Slots(slots.count.unsigned_abs()).fmt(f)?,
             Kind::Bucket(bucket) => bucket.write(f, limit.unit())?,
+            Kind::Breaker(policy) => policy.fmt(f)?,
             Kind::Rates(rates) => text::write_rates(f, &rates.by_window, limit.unit())?,
         }
         if let Some(timeout) = limit.timeout() {

@@ -1,5 +1,6 @@
 //! What users call.
 
+mod adaptive;
 mod builder;
 mod definitions;
 #[cfg(feature = "http")]

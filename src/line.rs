@@ -228,7 +228,10 @@ pub(crate) fn waiting<B: Books>(
 
 /// Whether a line is one of slots.
 pub(crate) fn is_of_slots(line: &Line<'_>) -> bool {
-    matches!(line.limit.tightest(), Obstacle::Slots(_))
+    matches!(
+        line.limit.tightest(),
+        Obstacle::Slots(_) | Obstacle::Breaker
+    )
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use ulid::Ulid;
 
+use crate::breaker::Report;
 use crate::clock::Timestamp;
 use crate::decision::Denial;
 use crate::error::{Error, RequestError};
@@ -250,6 +251,15 @@ impl Permit {
         let inner = self.lock();
         let which = Which::Claim(&inner.claim);
         self.store.renew(which, clamped_ns(timeout))
+    }
+
+    /// Says what became of the call that it was for, to the [breakers](crate::Limit::breaker) that it was let through by. Say it
+    /// once, before or after it is settled; a permit that is dropped without it is not counted.
+    ///
+    /// # Errors
+    /// Whatever can happen to the file. Nothing was counted then.
+    pub fn report(&self, report: Report) -> Result<(), Error> {
+        self.store.report(&self.lock().claim, report)
     }
 
     fn close(&self, act: impl FnOnce(&Claim) -> Result<Settled, Error>) -> Result<Settled, Error> {

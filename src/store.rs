@@ -15,6 +15,8 @@ use rusqlite::Connection;
 use smallvec::SmallVec;
 
 use self::moves::{Moves, MovesSeen};
+use crate::adaptive::Adaptive;
+use crate::breaker::Report;
 use crate::calendar::{Blocker, LimitId, Line};
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{Denial, Peek, Refusal};
@@ -64,6 +66,17 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
 
     /// Counts a retry, if a budget allows one more.
     fn try_retry(&self, name: &str, budget: RetryBudget) -> Result<bool, Error>;
+
+    /// Takes a report of a call to the breakers that it was let through by.
+    fn report(&self, claim: &Claim, report: Report) -> Result<(), Error>;
+
+    /// Lets a rate follow an answer of a provider. Returns the limit if it is another now.
+    fn adapt(
+        &self,
+        key: &str,
+        adaptive: &Adaptive,
+        was_refused: bool,
+    ) -> Result<Option<Limit>, Error>;
 
     /// Sleeps until the instant of a claim, or until what it has booked may have been moved.
     fn sleep(&self, claim: &Claim);

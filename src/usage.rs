@@ -1,9 +1,11 @@
 //! How a limit stands.
 
-use crate::calendar::{self, LimitId};
+use crate::breaker::BreakerUsage;
+use crate::calendar::{self, LimitId, Line};
 use crate::clock::Timestamp;
-use crate::decision::Books;
+use crate::decision::{Books, free_slots};
 use crate::limit::{Bucket, Limit, Rate};
+use crate::line::is_of_slots;
 use crate::pause::Pause;
 
 /// How a limit stands at an instant.
@@ -14,6 +16,8 @@ pub struct Usage {
     rates: Vec<RateUsage>,
     bucket: Option<BucketUsage>,
     pause: Option<Pause>,
+    breaker: Option<BreakerUsage>,
+    free_slots: Option<u64>,
     held: u64,
     is_over: bool,
     people: People,
@@ -74,14 +78,20 @@ impl Usage {
         self.pause
     }
 
+    /// How the breaker stands, if this is one.
+    #[must_use]
+    pub const fn breaker(&self) -> Option<&BreakerUsage> {
+        self.breaker.as_ref()
+    }
+
     /// The largest amount that would be admitted now, if nobody waits in line for it; 0 if none would.
     #[must_use]
     pub fn available(&self) -> u64 {
         if self.pause.is_some() {
             return 0;
         }
-        if let Some(count) = self.limit.slot_count() {
-            return count.saturating_sub(self.held);
+        if let Some(free) = self.free_slots {
+            return free;
         }
         let rates = self.rates.iter().map(|rate| rate.available);
         let bucket = self.bucket.iter().map(|bucket| bucket.available);
@@ -124,9 +134,27 @@ impl Usage {
         limit: &Limit,
         at: Timestamp,
     ) -> Result<Self, B::Error> {
-        let held = match limit.slot_count() {
-            Some(_) => ledgers.held(id)?.unsigned_abs(),
-            None => 0,
+        let line = Line {
+            id,
+            pattern: None,
+            limit,
+            amount: 1,
+        };
+        let has_slots = is_of_slots(&line);
+        let held = if has_slots {
+            ledgers.held(id)?.unsigned_abs()
+        } else {
+            0
+        };
+        let free_slots = if has_slots {
+            let free = free_slots(ledgers, &line)?;
+            Some(u64::try_from(free).unwrap_or(0))
+        } else {
+            None
+        };
+        let breaker = match limit.breaker_policy() {
+            Some(_) => Some(BreakerUsage::new(ledgers.broken(id)?, at)),
+            None => None,
         };
         let mut is_over = limit.slot_count().is_some_and(|count| held > count);
         let last_pause = calendar::pause_of(ledgers, id, at)?;
@@ -168,6 +196,8 @@ impl Usage {
             rates,
             bucket,
             pause,
+            breaker,
+            free_slots,
             held,
             is_over,
             people: People::default(),

@@ -159,7 +159,7 @@ fn an_empty_limit_is_all_available() {
     limiter.define(Limit::new("idle").per_second(7)).unwrap();
     assert_eq!(
         rows(&open_raw(&scratch.file()), "SELECT * FROM status"),
-        ["idle||7/s|0|7|7|0.0||0|0"]
+        ["idle||7/s|0|7|7|0.0||0|0|"]
     );
 }
 

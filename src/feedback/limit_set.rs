@@ -163,7 +163,7 @@ impl LimitSet {
                         .map_err(named),
                 )
             }
-            Kind::Bucket(_) => None,
+            Kind::Bucket(_) | Kind::Breaker(_) => None,
         }
     }
 }

@@ -9,6 +9,7 @@ use super::{
     MAX_UNIT_BYTES, MAX_WINDOW, MIN_WINDOW, MINUTE, Pattern, Period, Rate, Rates, SECOND, Slots,
     Terms, text,
 };
+use crate::breaker::BreakerPolicy;
 use crate::error::Error;
 use crate::pause::PausePolicy;
 use crate::settlement::Overage;
@@ -29,6 +30,7 @@ pub struct LimitBuilder {
     burst: Option<u64>,
     refill: Option<Rate>,
     pauses: PausePolicy,
+    breaker: Option<BreakerPolicy>,
     wrong: Option<LimitError>,
 }
 
@@ -47,6 +49,7 @@ impl LimitBuilder {
             burst: None,
             refill: None,
             pauses: PausePolicy::default(),
+            breaker: None,
             wrong: None,
         }
     }
@@ -65,6 +68,7 @@ impl LimitBuilder {
             burst: bucket.map(|bucket| bucket.burst()),
             refill: bucket.and_then(|bucket| Rate::new(bucket.refill(), bucket.per()).ok()),
             pauses: limit.pauses(),
+            breaker: limit.breaker_policy(),
             ..Self::new(limit.key().to_owned())
         }
     }
@@ -259,6 +263,15 @@ impl LimitBuilder {
         self
     }
 
+    /// Makes it a [breaker](Limit::breaker): for definitions that change, and for patterns.
+    pub fn breaker(mut self, policy: BreakerPolicy) -> Self {
+        match policy.check() {
+            Ok(policy) => self.breaker = Some(policy),
+            Err(error) => self.wrong = self.wrong.or(Some(error)),
+        }
+        self
+    }
+
     /// What is wrong so far, so that whoever reads definitions can say where they go wrong.
     #[cfg(feature = "file")]
     pub(crate) fn take_wrong(&mut self) -> Option<LimitError> {
@@ -280,7 +293,9 @@ impl LimitBuilder {
         if let Some(unit) = &self.unit {
             check_unit(unit)?;
         }
-        let kind = if let Some(count) = self.slots {
+        let kind = if let Some(policy) = self.breaker {
+            Kind::Breaker(self.check_breaker(policy)?)
+        } else if let Some(count) = self.slots {
             Kind::Slots(self.check_slots(count)?)
         } else if self.burst.is_some() || self.refill.is_some() {
             Kind::Bucket(self.check_bucket()?)
@@ -305,6 +320,22 @@ impl LimitBuilder {
                 kind,
             }),
         })
+    }
+
+    fn check_breaker(&self, policy: BreakerPolicy) -> Result<BreakerPolicy, LimitError> {
+        let given = [
+            ("rate", !self.rates.is_empty()),
+            ("slots", self.slots.is_some()),
+            ("burst", self.burst.is_some()),
+            ("refill", self.refill.is_some()),
+            ("pad", !self.pad.is_zero()),
+            ("resolution", !self.resolution.is_zero()),
+            ("overage", self.overage != Overage::default()),
+        ];
+        match given.into_iter().find(|(_, is_given)| *is_given) {
+            Some((what, _)) => Err(LimitError::NotForBreakers { what }),
+            None => Ok(policy),
+        }
     }
 
     fn check_bucket(&self) -> Result<Bucket, LimitError> {

@@ -156,6 +156,29 @@ pub enum LimitError {
         /// The share asked for.
         percent: u8,
     },
+    /// A time of a [`BreakerPolicy`](crate::BreakerPolicy) is shorter than [`MIN_WINDOW`](crate::MIN_WINDOW) or longer than
+    /// [`MAX_WINDOW`](crate::MAX_WINDOW).
+    #[error("the {what} of a breaker is 1 ms to 366 days, not {time:?}")]
+    BreakerTime {
+        /// Which time.
+        what: &'static str,
+        /// The time asked for.
+        time: Duration,
+    },
+    /// A number of a [`BreakerPolicy`](crate::BreakerPolicy) is 0, or a rate above 100 percent.
+    #[error("the {what} of a breaker is not {count}")]
+    BreakerCount {
+        /// Which number.
+        what: &'static str,
+        /// The number asked for.
+        count: u32,
+    },
+    /// A breaker was given something that belongs to another kind of limit.
+    #[error("a breaker has no {what}")]
+    NotForBreakers {
+        /// What it was given.
+        what: &'static str,
+    },
     /// The text is not a list of rates.
     #[error(transparent)]
     Text(#[from] ParseRatesError),

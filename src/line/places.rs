@@ -4,6 +4,7 @@
 use smallvec::SmallVec;
 
 use super::{Waiter, is_of_slots, rates_admit, who_can_go};
+use crate::breaker::Broken;
 use crate::calendar::{Charge, Full, Ledgers, LimitId, Line, OpenBlocks, Total};
 use crate::clock::Timestamp;
 use crate::decision::{Books, Verdict, decide};
@@ -160,5 +161,13 @@ impl<B: Ledgers> Ledgers for Places<'_, B> {
 impl<B: Books> Books for Places<'_, B> {
     fn held(&mut self, limit: LimitId) -> Result<i64, B::Error> {
         self.books.held(limit)
+    }
+
+    fn held_since(&mut self, limit: LimitId, at: Timestamp) -> Result<i64, B::Error> {
+        self.books.held_since(limit, at)
+    }
+
+    fn broken(&mut self, limit: LimitId) -> Result<Option<Broken>, B::Error> {
+        self.books.broken(limit)
     }
 }

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::places::Places;
 use super::*;
+use crate::breaker::Broken;
 use crate::calendar::{Charge, Full, Ledgers, OpenBlocks, Total};
 use crate::limit::{Limit, SECOND, Window, nanos};
 use crate::pause::Pause;
@@ -120,6 +121,14 @@ impl Books for Tiny {
         let position = self.limits.iter().position(|known| known.id == limit);
         let held = position.and_then(|position| self.held.get(&position));
         Ok(held.copied().unwrap_or(0))
+    }
+
+    fn held_since(&mut self, limit: LimitId, _: Timestamp) -> Result<i64, Infallible> {
+        self.held(limit)
+    }
+
+    fn broken(&mut self, _: LimitId) -> Result<Option<Broken>, Infallible> {
+        Ok(None)
     }
 }
 

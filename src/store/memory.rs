@@ -2,6 +2,7 @@
 
 mod accounts;
 mod blocks;
+mod breakers;
 mod limits;
 mod pauses;
 mod permits;
@@ -23,6 +24,8 @@ use super::{
     SlotTake, Store, TableConnection, TicketId, Which, booked_for_later, check_bookable, denial,
     expiry, latest, lines,
 };
+use crate::adaptive::Adaptive;
+use crate::breaker::Report;
 use crate::calendar::{LimitId, Line};
 use crate::clock::{Clock, Reading, Timeline, Timestamp};
 use crate::decision::{Peek, Verdict, decide};
@@ -319,6 +322,25 @@ impl Store for MemoryStore {
             state.count_attempt(name, now).retries += 1;
         }
         Ok(is_allowed)
+    }
+
+    fn report(&self, claim: &Claim, report: Report) -> Result<(), Error> {
+        let (mut state, _, _) = self.enter();
+        state.report(claim, report);
+        self.changed(&mut state);
+        Ok(())
+    }
+
+    fn adapt(
+        &self,
+        key: &str,
+        adaptive: &Adaptive,
+        was_refused: bool,
+    ) -> Result<Option<Limit>, Error> {
+        let (mut state, _, _) = self.enter();
+        let adapted = state.adapt(key, adaptive, was_refused)?;
+        self.changed(&mut state);
+        Ok(adapted)
     }
 
     fn sleep(&self, claim: &Claim) {

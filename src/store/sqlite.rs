@@ -2,9 +2,11 @@
 
 mod acquire;
 mod acts;
+mod adaptations;
 mod attempts;
 mod blocks;
 mod bookings;
+mod breakers;
 mod buckets;
 mod calls;
 mod changes;
@@ -67,6 +69,8 @@ use super::{
     Change, Claim, Handed, Holder, Outcome, Pending, Queued, Registered, Store, Which, denial,
     lines,
 };
+use crate::adaptive::Adaptive;
+use crate::breaker::Report;
 use crate::clock::{Clock, Timestamp};
 use crate::decision::{Peek, Verdict};
 use crate::definition::{Author, Definition, LimitChange, OnConflict};
@@ -219,6 +223,32 @@ impl Store for SqliteStore {
     fn try_retry(&self, name: &str, budget: RetryBudget) -> Result<bool, Error> {
         let session = self.session(self.deadline())?;
         self.write(&session, |transaction| transaction.try_retry(name, budget))
+    }
+
+    fn report(&self, claim: &Claim, report: Report) -> Result<(), Error> {
+        if !claim.holds_slots() || claim.process != crate::process::mark() {
+            return Ok(());
+        }
+        let session = self.session_of(claim)?;
+        self.write(&session, |transaction| transaction.report(claim, report))
+    }
+
+    fn adapt(
+        &self,
+        key: &str,
+        adaptive: &Adaptive,
+        was_refused: bool,
+    ) -> Result<Option<Limit>, Error> {
+        // Mostly nothing is to be done, and nobody has to wait for the lock to know that.
+        let would = self.read(|transaction| transaction.would_adapt(key, adaptive, was_refused))?;
+        if would.is_none() {
+            return Ok(None);
+        }
+        let session = self.session(self.deadline())?;
+        let author = Author::this_process();
+        self.write(&session, |transaction| {
+            transaction.adapt(key, adaptive, was_refused, &author)
+        })
     }
 
     fn sleep(&self, claim: &Claim) {

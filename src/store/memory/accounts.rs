@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 
+use crate::adaptive::Adapted;
+use crate::breaker::{Broken, Counts};
 use crate::calendar::{
     Charge, Full, Kept, Ledgers, LimitId, Line, OpenBlock, OpenBlocks, Poured, Total, corrected,
     expired_until, poured_now, poured_until,
@@ -37,6 +39,12 @@ pub(super) struct Accounts {
     pub(super) kept: Kept,
     /// The charges that are blocks, some of which have ended.
     pub(super) blocks: HashMap<LimitId, BTreeSet<(Timestamp, i64)>>,
+    /// When rates that follow a provider were last adapted.
+    pub(super) adapted: HashMap<LimitId, Adapted>,
+    /// The breakers that are not closed.
+    pub(super) broken: HashMap<LimitId, Broken>,
+    /// What was reported of calls, in tenths of the window of their breaker.
+    pub(super) outcomes: HashMap<LimitId, BTreeMap<Timestamp, Counts>>,
     /// Strikes and pauses.
     pub(super) strikes: HashMap<LimitId, Strikes>,
     pub(super) now: Timestamp,
@@ -48,6 +56,7 @@ pub(super) struct Accounts {
 pub(super) struct Held {
     pub(super) amount: i64,
     pub(super) expires: Option<Timestamp>,
+    pub(super) since: Timestamp,
 }
 
 impl Held {
@@ -64,6 +73,9 @@ impl Accounts {
             buckets: HashMap::new(),
             kept: Kept::default(),
             blocks: HashMap::new(),
+            adapted: HashMap::new(),
+            broken: HashMap::new(),
+            outcomes: HashMap::new(),
             strikes: HashMap::new(),
             now,
             wall_shift_ns: 0,
@@ -146,7 +158,8 @@ impl Accounts {
             .is_none_or(|poured| poured.full.at < self.now);
         let strikes = self.strikes.get(&limit);
         let is_calm = strikes.is_none_or(|strikes| strikes.are_forgotten(self.now));
-        is_empty && is_free && is_full && is_calm
+        let is_closed = !self.broken.contains_key(&limit) && !self.outcomes.contains_key(&limit);
+        is_empty && is_free && is_full && is_calm && is_closed
     }
 
     pub(super) fn forget(&mut self, limit: LimitId) {
@@ -155,6 +168,9 @@ impl Accounts {
         self.buckets.remove(&limit);
         self.blocks.remove(&limit);
         self.strikes.remove(&limit);
+        self.adapted.remove(&limit);
+        self.broken.remove(&limit);
+        self.outcomes.remove(&limit);
     }
 
     /// Takes a block of a limit that has room for it, and returns its position in its end.
@@ -297,6 +313,17 @@ impl Books for Accounts {
         };
         slots.retain(|_, held| held.counts(now));
         Ok(slots.values().map(|held| held.amount).sum())
+    }
+
+    fn held_since(&mut self, limit: LimitId, at: Timestamp) -> Result<i64, Infallible> {
+        let slots = self.slots.get(&limit);
+        let held = slots.into_iter().flat_map(BTreeMap::values);
+        let since = held.filter(|held| held.since >= at && held.counts(self.now));
+        Ok(i64::try_from(since.count()).unwrap_or(i64::MAX))
+    }
+
+    fn broken(&mut self, limit: LimitId) -> Result<Option<Broken>, Infallible> {
+        Ok(self.broken.get(&limit).cloned())
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{PLACE, State, unknown};
+use crate::adaptive::{Adapted, Adaptive};
 use crate::calendar::{LimitId, Line};
 use crate::clock::Timestamp;
 use crate::definition::{
@@ -248,6 +249,32 @@ impl State {
             self.tell_those_in_line();
         }
         Ok(still_stands)
+    }
+
+    /// Lets a rate follow an answer. Returns the limit if it is another now.
+    pub(super) fn adapt(
+        &mut self,
+        key: &str,
+        adaptive: &Adaptive,
+        was_refused: bool,
+    ) -> Result<Option<Limit>, Error> {
+        let Some(known) = self.limits.defined(key).cloned() else {
+            return Err(unknown(key));
+        };
+        let last = self.ledgers.adapted.get(&known.id).copied();
+        let last = last.unwrap_or(Adapted::NEVER);
+        let adapted = adaptive.adapt(&known.limit, last, was_refused, self.ledgers.now);
+        let Some((adapted, rate)) = adapted else {
+            return Ok(None);
+        };
+        self.ledgers.adapted.insert(known.id, adapted);
+        let Some(rate) = rate else {
+            return Ok(None);
+        };
+        let limit: Limit = known.limit.to_builder().set_rate(rate).try_into()?;
+        self.replace(&known, &limit);
+        self.tell_those_in_line();
+        Ok(Some(limit))
     }
 
     fn replace(&mut self, stored: &Known, limit: &Limit) {

@@ -87,6 +87,9 @@ impl State {
         let now = self.ledgers.now;
         let strikes = self.ledgers.strikes.get_mut(&known.id);
         let lifted = strikes.and_then(|strikes| strikes.lift(now));
+        if self.ledgers.broken.contains_key(&known.id) {
+            self.close_breaker(known.id);
+        }
         if lifted.is_some() {
             self.move_booked(known.id);
         }

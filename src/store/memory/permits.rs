@@ -75,6 +75,7 @@ impl State {
             let held = Held {
                 amount: slot.amount.cast_signed(),
                 expires,
+                since: self.ledgers.now,
             };
             let slots = self.ledgers.slots.entry(slot.limit).or_default();
             slots.entry(registered.number).or_insert(held);
@@ -433,6 +434,7 @@ impl State {
             let held = Held {
                 amount: line.amount,
                 expires,
+                since: now,
             };
             let slots = self.ledgers.slots.entry(line.id).or_default();
             slots.insert(number, held);

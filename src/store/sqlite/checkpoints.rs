@@ -20,7 +20,7 @@ use super::place::Watch;
 use super::schema::PAGE_BYTES;
 
 /// The unit of the lengths below. Small in tests, so that short ones see all of them.
-const UNIT: u32 = if cfg!(test) { 1 << 4 } else { 1 << 10 };
+const UNIT: u32 = if cfg!(test) { 1 << 5 } else { 1 << 10 };
 
 /// When so many pages have come since it was last copied, whoever has time copies the WAL.
 const PAGES_WORTH_COPYING: u32 = UNIT;

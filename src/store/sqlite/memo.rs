@@ -57,6 +57,8 @@ pub(super) struct Memo {
     pauses: BTreeMap<LimitId, Option<Pause>>,
     /// Whether there are any; holds as long.
     pub(super) any_pauses: Option<bool>,
+    /// Whether any breaker is not closed; holds as long.
+    pub(super) any_broken: Option<bool>,
     /// Which windows keep to their capacities; holds as long.
     pub(super) kept: Kept,
     ledgers: BTreeMap<LimitId, LedgerMemo>,
@@ -142,6 +144,7 @@ impl Memo {
         self.any_shifts = None;
         self.pauses.clear();
         self.any_pauses = None;
+        self.any_broken = None;
         self.plain_keys = None;
         self.kept.clear();
     }

@@ -84,6 +84,8 @@ const IS_NEEDED: &str = "SELECT
     OR EXISTS (SELECT 1 FROM debt WHERE limit_id = ?1)
     OR EXISTS (SELECT 1 FROM pause WHERE limit_id = ?1)
     OR EXISTS (SELECT 1 FROM strike WHERE limit_id = ?1)
+    OR EXISTS (SELECT 1 FROM breaker WHERE limit_id = ?1)
+    OR EXISTS (SELECT 1 FROM outcome WHERE limit_id = ?1)
     OR EXISTS (SELECT 1 FROM charge WHERE limit_id = ?1)";
 
 /// How many keys one sweep looks at: few while all are in use, and more than one process can have added since it last
@@ -320,6 +322,7 @@ impl Transaction<'_> {
             self.execute_for(sql, id)?;
         }
         self.forget_strikes(id)?;
+        self.forget_breaker(id)?;
         self.link.memo.shifts_are_gone(id);
         Ok(true)
     }

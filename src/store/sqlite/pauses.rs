@@ -78,14 +78,23 @@ const DELETE_STRIKES: &str = "DELETE FROM strike WHERE limit_id = ?1";
 const WRITE_STRIKE: &str = "INSERT INTO strike (limit_id, at_ns, fades_ns) VALUES (?1, ?2, ?3)";
 
 impl Transaction<'_> {
+    pub(super) fn write_pause(&self, limit: LimitId, pause: Pause) -> Result<(), Error> {
+        let (since_ns, until_ns) = (pause.since().as_nanos(), pause.until().as_nanos());
+        let values = (limit.0, since_ns, until_ns, pause.strikes());
+        self.link
+            .connection
+            .prepare_cached(WRITE)
+            .and_then(|mut s| s.execute(values))
+            .map(drop)
+            .map_err(|error| self.sqlite(error))
+    }
+
     fn write_strikes(&mut self, limit: LimitId, strikes: &Strikes) -> Result<(), Error> {
+        if let Some(pause) = strikes.pause {
+            self.write_pause(limit, pause)?;
+        }
         let connection = self.link.connection;
         let write = || -> rusqlite::Result<()> {
-            if let Some(pause) = strikes.pause {
-                let (since_ns, until_ns) = (pause.since().as_nanos(), pause.until().as_nanos());
-                let values = (limit.0, since_ns, until_ns, pause.strikes());
-                connection.prepare_cached(WRITE)?.execute(values)?;
-            }
             connection
                 .prepare_cached(DELETE_STRIKES)?
                 .execute([limit.0])?;
@@ -144,6 +153,9 @@ impl Transaction<'_> {
         self.begin_to_move(session);
         let known = self.known(key)?;
         let mut strikes = self.read_strikes(known.id)?;
+        if known.limit.breaker_policy().is_some() && self.read_broken(known.id)?.is_some() {
+            self.close_breaker(known.id)?;
+        }
         let Some(lifted) = strikes.lift(self.now()) else {
             return Ok(None);
         };

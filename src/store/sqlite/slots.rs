@@ -1,6 +1,7 @@
 //! Slots: how many are held, and when they come back by themselves.
 
 use super::transaction::Transaction;
+use crate::breaker::Broken;
 use crate::calendar::{LimitId, Line};
 use crate::clock::Timestamp;
 use crate::decision::Books;
@@ -11,6 +12,9 @@ use crate::store::{PermitNumber, SlotTake};
 const HELD: &str = "SELECT coalesce(sum(max(0, min(amount, 9007199254740992))), 0) FROM slot
     WHERE limit_id = ?1 AND (expires_ns IS NULL OR expires_ns > ?2)";
 
+const HELD_SINCE: &str = "SELECT count(*) FROM slot
+    WHERE limit_id = ?1 AND since_ns >= ?3 AND (expires_ns IS NULL OR expires_ns > ?2)";
+
 impl Books for Transaction<'_> {
     fn held(&mut self, limit: LimitId) -> Result<i64, Error> {
         self.link
@@ -19,10 +23,23 @@ impl Books for Transaction<'_> {
             .and_then(|mut s| s.query_row((limit.0, self.now().as_nanos()), |row| row.get(0)))
             .map_err(|error| self.sqlite(error))
     }
+
+    fn held_since(&mut self, limit: LimitId, at: Timestamp) -> Result<i64, Error> {
+        let times = (limit.0, self.now().as_nanos(), at.as_nanos());
+        self.link
+            .connection
+            .prepare_cached(HELD_SINCE)
+            .and_then(|mut s| s.query_row(times, |row| row.get(0)))
+            .map_err(|error| self.sqlite(error))
+    }
+
+    fn broken(&mut self, limit: LimitId) -> Result<Option<Broken>, Error> {
+        self.read_broken(limit)
+    }
 }
 
-const INSERT_SLOT: &str =
-    "INSERT INTO slot (limit_id, permit_id, amount, expires_ns) VALUES (?1, ?2, ?3, ?4)";
+const INSERT_SLOT: &str = "INSERT INTO slot (limit_id, permit_id, amount, expires_ns, since_ns)
+    VALUES (?1, ?2, ?3, ?4, ?5)";
 
 impl Transaction<'_> {
     /// Takes the slots of one line.
@@ -36,7 +53,10 @@ impl Transaction<'_> {
         self.link
             .connection
             .prepare_cached(INSERT_SLOT)
-            .and_then(|mut s| s.execute((line.id.0, permit.0, line.amount, expires_ns)))
+            .and_then(|mut s| {
+                let since_ns = self.now().as_nanos();
+                s.execute((line.id.0, permit.0, line.amount, expires_ns, since_ns))
+            })
             .map_err(|error| self.sqlite(error))?;
         Ok(SlotTake::new(line))
     }

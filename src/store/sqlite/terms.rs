@@ -5,6 +5,7 @@ use std::time::Duration;
 use rusqlite::OptionalExtension;
 
 use super::transaction::Transaction;
+use crate::breaker::BreakerPolicy;
 use crate::calendar::LimitId;
 use crate::clock::Timestamp;
 use crate::error::Error;
@@ -89,6 +90,7 @@ impl Transaction<'_> {
         };
         write().map_err(|error| self.sqlite(error))?;
         self.write_policy(id, limit.pauses())?;
+        self.write_breaker(id, limit.breaker_policy())?;
         self.write_refill(id, limit)?;
         self.write_boundaries(limit)
     }
@@ -152,6 +154,67 @@ impl Transaction<'_> {
     }
 }
 
+const DELETE_ADAPTATION: &str = "DELETE FROM adaptation WHERE limit_id = ?1";
+
+const READ_BREAKER: &str = "SELECT window_ns, minimum_calls, failure_percent, slow_call_ns,
+        slow_percent, open_ns, probes
+    FROM breaker_policy WHERE limit_id = ?1";
+const WRITE_BREAKER: &str = "INSERT OR REPLACE INTO breaker_policy
+        (limit_id, window_ns, minimum_calls, failure_percent, slow_call_ns, slow_percent, open_ns, probes)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
+const DELETE_BREAKER: &str = "DELETE FROM breaker_policy WHERE limit_id = ?1";
+
+impl Transaction<'_> {
+    fn write_breaker(&self, id: LimitId, policy: Option<BreakerPolicy>) -> Result<(), Error> {
+        let Some(policy) = policy else {
+            return Ok(());
+        };
+        let [window_ns, slow_call_ns, open_ns] =
+            [policy.window, policy.slow_call, policy.open_for].map(nanos);
+        let row = (
+            id.0,
+            window_ns,
+            policy.minimum_calls,
+            policy.failure_percent,
+            slow_call_ns,
+            policy.slow_percent,
+            open_ns,
+            policy.probes,
+        );
+        self.link
+            .connection
+            .prepare_cached(WRITE_BREAKER)
+            .and_then(|mut s| s.execute(row))
+            .map(drop)
+            .map_err(|error| self.sqlite(error))
+    }
+
+    /// When a breaker opens and closes, as it stands there: it is checked with the rest of the definition.
+    fn read_breaker(&self, id: LimitId) -> Result<Option<BreakerPolicy>, Error> {
+        self.link
+            .connection
+            .prepare_cached(READ_BREAKER)
+            .and_then(|mut s| {
+                s.query_row([id.0], |row| {
+                    let span = |ns: i64| Duration::from_nanos(u64::try_from(ns).unwrap_or(0));
+                    let count = |count: i64| u32::try_from(count).unwrap_or(0);
+                    let percent = |count: i64| u8::try_from(count).unwrap_or(0);
+                    Ok(BreakerPolicy {
+                        window: span(row.get(0)?),
+                        minimum_calls: count(row.get(1)?),
+                        failure_percent: percent(row.get(2)?),
+                        slow_call: span(row.get(3)?),
+                        slow_percent: percent(row.get(4)?),
+                        open_for: span(row.get(5)?),
+                        probes: count(row.get(6)?),
+                    })
+                })
+                .optional()
+            })
+            .map_err(|error| self.sqlite(error))
+    }
+}
+
 const DELETE_REFILLS: &str = "DELETE FROM refill WHERE limit_id = ?1";
 const DELETE: &str = "DELETE FROM limit_definition WHERE limit_id = ?1";
 
@@ -164,6 +227,8 @@ impl Transaction<'_> {
             DELETE_QUOTAS,
             DELETE_REFILLS,
             DELETE_POLICY,
+            DELETE_BREAKER,
+            DELETE_ADAPTATION,
         ] {
             self.link
                 .connection
@@ -171,7 +236,8 @@ impl Transaction<'_> {
                 .and_then(|mut s| s.execute([id.0]))
                 .map_err(|error| self.sqlite(error))?;
         }
-        self.forget_strikes(id)
+        self.forget_strikes(id)?;
+        self.forget_breaker(id)
     }
 }
 
@@ -297,6 +363,7 @@ impl Head {
         rates: &[(i64, i64)],
         quotas: &[(i64, Quota)],
         policy: Option<PausePolicy>,
+        breaker: Option<BreakerPolicy>,
     ) -> Result<Limit, String> {
         let positive = |number: i64| u64::try_from(number).map_err(|_| "a number is negative");
         let span = |ns: i64| positive(ns).map(Duration::from_nanos);
@@ -335,6 +402,9 @@ impl Head {
         }
         if let Some(policy) = policy {
             builder = builder.pauses(policy);
+        }
+        if let Some(policy) = breaker {
+            builder = builder.breaker(policy);
         }
         builder.build().map_err(|error| error.to_string())
     }
@@ -381,9 +451,12 @@ impl Transaction<'_> {
             known_quotas.push((capacity, quota));
         }
         let policy = self.read_policy(head.id)?;
+        let breaker = self.read_breaker(head.id)?;
         Ok(Known {
             id: head.id,
-            limit: head.build(&rates, &known_quotas, policy).map_err(damaged)?,
+            limit: head
+                .build(&rates, &known_quotas, policy, breaker)
+                .map_err(damaged)?,
             pattern: None,
             changed: Timestamp::from_nanos(head.changed_ns),
             was_lowered: head.was_lowered,
