@@ -1,10 +1,13 @@
 //! How many tokens a call will take, before anybody has counted them.
 
+mod learned;
 #[cfg(feature = "tiktoken")]
 mod tiktoken;
 
 use std::sync::Arc;
 
+pub use self::learned::EstimateRatio;
+pub(crate) use self::learned::Learned;
 #[cfg(feature = "tiktoken")]
 pub use self::tiktoken::{Tiktoken, UnknownModel};
 

@@ -2,6 +2,7 @@
 
 mod builder;
 mod definitions;
+mod estimates;
 mod pauses;
 mod within;
 

@@ -2,6 +2,7 @@
 
 mod accounts;
 mod blocks;
+mod estimates;
 mod limits;
 mod pauses;
 mod permits;
@@ -28,6 +29,7 @@ use crate::clock::{Clock, Reading, Timeline, Timestamp};
 use crate::decision::{Peek, Verdict, decide};
 use crate::definition::{Definition, Known, LimitChange, OnConflict};
 use crate::error::{Error, RequestError};
+use crate::estimate::Learned;
 use crate::limit::{Limit, MAX_CAPACITY};
 use crate::line::{Waiter, Waiting, book_behind, decide_behind, is_of_slots, waiting};
 use crate::pause::{Backoff, Pause};
@@ -64,6 +66,8 @@ struct State {
     limits: Limits,
     ledgers: Accounts,
     debts: HashMap<LimitId, i64>,
+    /// By how much estimates are off, by definition.
+    learned: HashMap<LimitId, Learned>,
     /// The number of the last permit that held slots or had an id.
     last_permit: i64,
     permits: BTreeMap<PermitNumber, OpenPermit>,
@@ -96,6 +100,7 @@ impl MemoryStore {
                 limits: Limits::default(),
                 ledgers: Accounts::new(timeline.high),
                 debts: HashMap::new(),
+                learned: HashMap::new(),
                 last_permit: 0,
                 permits: BTreeMap::new(),
                 ids: HashMap::new(),
@@ -269,6 +274,18 @@ impl Store for MemoryStore {
         self.changed(&mut state);
         self.moved.notify_all();
         resumed
+    }
+
+    fn learn_estimate(&self, key: &str, estimated: u64, used: u64) -> Result<(), Error> {
+        let (mut state, _, _) = self.enter();
+        let known = state.known(key)?;
+        state.learn(&known, estimated, used);
+        Ok(())
+    }
+
+    fn learned(&self, key: &str) -> Result<Option<Learned>, Error> {
+        let (state, _, _) = self.enter();
+        Ok(state.learned(&*state.known(key)?))
     }
 
     fn sleep(&self, claim: &Claim) {

@@ -6,7 +6,7 @@ use super::place::Place;
 use crate::error::Error;
 
 /// Append-only: what has once been released is never edited.
-const MIGRATIONS: [&str; 9] = [
+const MIGRATIONS: [&str; 10] = [
     include_str!("../../../migrations/0001_ledger.sql"),
     include_str!("../../../migrations/0002_permits.sql"),
     include_str!("../../../migrations/0003_shared.sql"),
@@ -16,6 +16,7 @@ const MIGRATIONS: [&str; 9] = [
     include_str!("../../../migrations/0007_blocks.sql"),
     include_str!("../../../migrations/0008_resolution.sql"),
     include_str!("../../../migrations/0009_pauses.sql"),
+    include_str!("../../../migrations/0011_estimates.sql"),
 ];
 
 /// Marks a file as ours in its header: "qtlt".
