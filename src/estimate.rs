@@ -1,13 +1,15 @@
 //! How many tokens a call will take, before anybody has counted them.
 
+mod estimator;
 mod learned;
 #[cfg(feature = "tiktoken")]
 mod tiktoken;
 
 use std::sync::Arc;
 
+pub use self::estimator::{Estimate, Estimator};
 pub use self::learned::EstimateRatio;
-pub(crate) use self::learned::Learned;
+pub(crate) use self::learned::{Learned, Lesson};
 #[cfg(feature = "tiktoken")]
 pub use self::tiktoken::{Tiktoken, UnknownModel};
 
@@ -87,7 +89,7 @@ impl<E: EstimateTokens + ?Sized> EstimateTokens for Arc<E> {
 /// A quarter of the characters, and a fifth more, each rounded up: what English prose comes to with the tokenizers that are
 /// in use, with something to spare. It needs no tokenizer and reads the text once.
 ///
-/// Other texts come to other numbers, source code and most other languages to more.
+/// Other texts come to other numbers, source code and most other languages to more. An [`Estimator`] learns by how much.
 ///
 /// ```
 /// use quotalite::{EstimateTokens, TextEstimate};
@@ -108,7 +110,7 @@ impl EstimateTokens for TextEstimate {
 /// One token for each byte of UTF-8: no tokenizer that works on bytes makes more of a text, whatever it says.
 ///
 /// It bounds the texts themselves. What a server puts around them it does not know: [`framed`](EstimateTokens::framed) adds
-/// that.
+/// that. It is a bound only as it is; what an [`Estimator`] makes of it by what it has learned is none.
 ///
 /// ```
 /// use quotalite::{ByteBound, EstimateTokens};

@@ -49,7 +49,7 @@
 //! - [`Permit::settle`], [`Permit::cancel`], [`Permit::detach`]: what becomes of a permit; [`Settled`] tells, and
 //!   [`Overage`] says what a limit does about too low an estimate. [`PermitId`], [`Request::id`]: permits that other
 //!   processes know, and that are granted once.
-//! - [`EstimateTokens`], [`Limiter::learn_estimate`]: how many tokens to ask for, learned from what was used.
+//! - [`Estimator`], [`EstimateTokens`]: how many tokens to ask for, learned from what was used.
 //! - [`Error`]: what can go wrong, and what still holds then.
 //! - [`ManualClock`]: for tests, together with [`Limiter::in_memory_with`].
 //!
@@ -113,7 +113,9 @@ pub use clock::{BootId, Clock, ManualClock, SystemClock, Timestamp};
 pub use decision::{Decision, Denial, Peek};
 pub use definition::{Action, Definition, LimitChange, OnConflict, Use};
 pub use error::{Error, RequestError};
-pub use estimate::{ByteBound, EstimateRatio, EstimateTokens, Framed, TextEstimate};
+pub use estimate::{
+    ByteBound, Estimate, EstimateRatio, EstimateTokens, Estimator, Framed, TextEstimate,
+};
 #[cfg(feature = "tiktoken")]
 pub use estimate::{Tiktoken, UnknownModel};
 #[cfg(feature = "http")]

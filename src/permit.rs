@@ -252,7 +252,10 @@ impl Permit {
         self.store.renew(which, clamped_ns(timeout))
     }
 
-    fn close(&self, act: impl FnOnce(&Claim) -> Result<Settled, Error>) -> Result<Settled, Error> {
+    pub(crate) fn close(
+        &self,
+        act: impl FnOnce(&Claim) -> Result<Settled, Error>,
+    ) -> Result<Settled, Error> {
         let mut inner = self.lock();
         if let Some(told) = inner.told() {
             return Ok(told);

@@ -25,6 +25,13 @@ pub(crate) struct Learned {
     used: u64,
 }
 
+/// What is to be learned once a permit is settled: that so much had been estimated for a limit.
+#[derive(Clone, Debug)]
+pub(crate) struct Lesson {
+    pub(crate) key: Box<str>,
+    pub(crate) estimated: u64,
+}
+
 impl Learned {
     /// As it stands in a file, where anybody may have written anything.
     pub(crate) fn stored(calls: i64, estimated: i64, used: i64) -> Self {
