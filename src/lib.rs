@@ -49,7 +49,8 @@
 //! - [`Permit::settle`], [`Permit::cancel`], [`Permit::detach`]: what becomes of a permit; [`Settled`] tells, and
 //!   [`Overage`] says what a limit does about too low an estimate. [`PermitId`], [`Request::id`]: permits that other
 //!   processes know, and that are granted once.
-//! - [`Estimator`], [`EstimateTokens`]: how many tokens to ask for, learned from what was used.
+//! - [`Estimator`], [`EstimateTokens`]: how many tokens to ask for, learned from what was used. [`llm`]: the usual limits of
+//!   calls to language models, and requests for them.
 //! - [`Error`]: what can go wrong, and what still holds then.
 //! - [`ManualClock`]: for tests, together with [`Limiter::in_memory_with`].
 //!
@@ -98,6 +99,7 @@ mod limiter;
 #[cfg(feature = "file")]
 mod limits_file;
 mod line;
+pub mod llm;
 mod pause;
 mod permit;
 mod plan;
