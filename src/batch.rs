@@ -47,6 +47,14 @@ impl<'a> Handle<'a> {
             Named::Id(_) => None,
         }
     }
+
+    /// The permit, or its id.
+    pub(crate) const fn permit_or_id(self) -> Result<&'a Permit, &'a str> {
+        match self.0 {
+            Named::Permit(permit) => Ok(permit),
+            Named::Id(id) => Err(id),
+        }
+    }
 }
 
 /// Refuses more than one transaction should do.

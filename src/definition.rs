@@ -111,6 +111,11 @@ impl Known {
         }
     }
 
+    /// What names the definition that counts for it, for as long as that is not removed.
+    pub(crate) fn definition_id(&self) -> LimitId {
+        self.pattern.unwrap_or(self.id)
+    }
+
     /// What this pattern makes of a key, whose ledger has this number.
     pub(crate) fn applied_to(&self, key: &str, id: LimitId) -> Self {
         Self {

@@ -8,6 +8,7 @@ use crate::clock::Timestamp;
 use crate::decision::Denial;
 use crate::definition::Use;
 use crate::limit::{Limit, LimitError, MAX_CAPACITY, Obstacle};
+use crate::llm::LlmError;
 use crate::request::{MAX_BATCH, MAX_ID_BYTES, MAX_TAKES};
 
 /// What can go wrong.
@@ -36,6 +37,9 @@ pub enum Error {
     /// The request is wrong by itself, whatever is defined.
     #[error(transparent)]
     Request(#[from] RequestError),
+    /// The names of a call to a language model make no key, or it does not say what it takes.
+    #[error(transparent)]
+    Llm(#[from] LlmError),
     /// The request names a limit that nobody has defined.
     #[error("limit `{key}` is not defined in {}", .file.display())]
     UnknownLimit {

@@ -49,6 +49,8 @@
 //! - [`Permit::settle`], [`Permit::cancel`], [`Permit::detach`]: what becomes of a permit; [`Settled`] tells, and
 //!   [`Overage`] says what a limit does about too low an estimate. [`PermitId`], [`Request::id`]: permits that other
 //!   processes know, and that are granted once.
+//! - [`Estimator`], [`EstimateTokens`]: how many tokens to ask for, learned from what was used. [`llm`]: the usual limits of
+//!   calls to language models, and requests for them.
 //! - [`Error`]: what can go wrong, and what still holds then.
 //! - [`ManualClock`]: for tests, together with [`Limiter::in_memory_with`].
 //!
@@ -58,6 +60,7 @@
 //!   file that has such limits can be opened; whatever names these fails, and so does [`Limiter::limits`].
 //! - `file`: limits read from a TOML file, and applied as a whole.
 //! - `http`: what HTTP responses say about limits, read from their headers and written into them.
+//! - `tiktoken`: tokens counted by the tokenizers of OpenAI's models. It makes a program some megabytes larger.
 //!
 //! # What is promised, and where
 //!
@@ -90,6 +93,7 @@ mod clock;
 mod decision;
 mod definition;
 mod error;
+mod estimate;
 #[cfg(feature = "http")]
 mod feedback;
 mod limit;
@@ -97,6 +101,7 @@ mod limiter;
 #[cfg(feature = "file")]
 mod limits_file;
 mod line;
+pub mod llm;
 mod pause;
 mod permit;
 mod plan;
@@ -115,6 +120,11 @@ pub use clock::{BootId, Clock, ManualClock, SystemClock, Timestamp};
 pub use decision::{Decision, Denial, Peek};
 pub use definition::{Action, Definition, LimitChange, OnConflict, Use};
 pub use error::{Error, RequestError};
+pub use estimate::{
+    ByteBound, Estimate, EstimateRatio, EstimateTokens, Estimator, Framed, TextEstimate,
+};
+#[cfg(feature = "tiktoken")]
+pub use estimate::{Tiktoken, UnknownModel};
 #[cfg(feature = "http")]
 pub use feedback::{Advertised, Counted, Dialect, Feedback, Heard, Learned, LimitFields, LimitSet};
 pub use limit::{

@@ -3,6 +3,7 @@
 mod adaptive;
 mod builder;
 mod definitions;
+mod estimates;
 #[cfg(feature = "http")]
 mod feedback;
 mod pauses;

@@ -262,7 +262,10 @@ impl Permit {
         self.store.report(&self.lock().claim, report)
     }
 
-    fn close(&self, act: impl FnOnce(&Claim) -> Result<Settled, Error>) -> Result<Settled, Error> {
+    pub(crate) fn close(
+        &self,
+        act: impl FnOnce(&Claim) -> Result<Settled, Error>,
+    ) -> Result<Settled, Error> {
         let mut inner = self.lock();
         if let Some(told) = inner.told() {
             return Ok(told);

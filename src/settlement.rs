@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use crate::calendar::{self, Ledgers, LimitId};
 use crate::clock::Timestamp;
 use crate::error::{Error, RequestError};
+use crate::estimate::Lesson;
 use crate::limit::{Limit, MAX_CAPACITY};
 use crate::store::Row;
 
@@ -176,7 +177,10 @@ impl SettledAmount {
 
 /// What was used, checked by itself: no key twice, no amount above [`MAX_CAPACITY`].
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Used(SmallVec<[(Box<str>, u64); 4]>);
+pub(crate) struct Used {
+    amounts: SmallVec<[(Box<str>, u64); 4]>,
+    lesson: Option<Lesson>,
+}
 
 impl Used {
     pub(crate) fn new<K: AsRef<str>>(
@@ -193,20 +197,32 @@ impl Used {
                 let key = key.to_owned();
                 return Err(RequestError::TooMuch { key, amount }.into());
             }
-            used.0.push((key.into(), amount));
+            used.amounts.push((key.into(), amount));
         }
         Ok(used)
     }
 
+    /// The same, to be learned from.
+    pub(crate) fn learning(self, lesson: Lesson) -> Self {
+        let lesson = Some(lesson);
+        Self { lesson, ..self }
+    }
+
+    /// What is to be learned once it is settled: of which limit, what was estimated, and what was used.
+    pub(crate) fn lesson(&self) -> Option<(&str, u64, u64)> {
+        let Lesson { key, estimated } = self.lesson.as_ref()?;
+        Some((key, *estimated, self.of(key)?))
+    }
+
     /// What was used of a limit, if that is said.
     pub(crate) fn of(&self, key: &str) -> Option<u64> {
-        let said = self.0.iter().find(|(name, _)| **name == *key);
+        let said = self.amounts.iter().find(|(name, _)| **name == *key);
         said.map(|(_, amount)| *amount)
     }
 
     /// Refuses what is said of limits that the permit took nothing of.
     pub(crate) fn check(&self, taken: &[Row]) -> Result<(), Error> {
-        for (key, _) in &self.0 {
+        for (key, _) in &self.amounts {
             if taken.iter().all(|row| *row.key != **key) {
                 return Err(RequestError::NotTaken {
                     key: key.to_string(),

@@ -22,6 +22,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::decision::{Denial, Peek, Refusal};
 use crate::definition::{Definition, Known, LimitChange, OnConflict};
 use crate::error::{Error, RequestError};
+use crate::estimate::Learned;
 use crate::limit::{Kind, Limit};
 use crate::line::is_of_slots;
 use crate::pause::{Backoff, Pause};
@@ -77,6 +78,12 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
         adaptive: &Adaptive,
         was_refused: bool,
     ) -> Result<Option<Limit>, Error>;
+
+    /// Learns from what a call has used of what was estimated for it: see [`Learned`].
+    fn learn_estimate(&self, key: &str, estimated: u64, used: u64) -> Result<(), Error>;
+
+    /// What was learned for a limit. Writes nothing.
+    fn learned(&self, key: &str) -> Result<Option<Learned>, Error>;
 
     /// Sleeps until the instant of a claim, or until what it has booked may have been moved.
     fn sleep(&self, claim: &Claim);

@@ -8,7 +8,7 @@ use quotalite::{Limit, Limiter, MINUTE, OnConflict, SECOND, Settled};
 use rusqlite::Connection;
 use support::scratch;
 
-const FORMER: [&str; 7] = [
+const FORMER: [&str; 11] = [
     include_str!("../migrations/0001_ledger.sql"),
     include_str!("../migrations/0002_permits.sql"),
     include_str!("../migrations/0003_shared.sql"),
@@ -16,6 +16,10 @@ const FORMER: [&str; 7] = [
     include_str!("../migrations/0005_views.sql"),
     include_str!("../migrations/0006_corrections.sql"),
     include_str!("../migrations/0007_blocks.sql"),
+    include_str!("../migrations/0008_resolution.sql"),
+    include_str!("../migrations/0009_pauses.sql"),
+    include_str!("../migrations/0010_retries.sql"),
+    include_str!("../migrations/0011_breakers.sql"),
 ];
 
 /// A file of the schema that so many migrations make.
@@ -177,4 +181,23 @@ fn what_was_booked_by_an_earlier_version_comes_back_or_stays() {
     let cancelled = limiter.cancel("detached").unwrap();
     assert!(matches!(cancelled, Settled::Now(_)), "{cancelled:?}");
     assert!(limiter.try_acquire("calls").unwrap().is_granted());
+}
+
+/// A version that learned nothing about estimates.
+#[test]
+fn limits_of_an_earlier_version_learn_about_estimates() {
+    let scratch = scratch();
+    former(&scratch.file(), 9)
+        .execute_batch(
+            "INSERT INTO limit_definition (limit_id, key, pad_ns) VALUES (7, 'tokens', 0);
+             INSERT INTO rate (limit_id, window_ns, capacity) VALUES (7, 60000000000, 100)",
+        )
+        .unwrap();
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    assert_eq!(limiter.estimate_ratio("tokens").unwrap(), None);
+    limiter.learn_estimate("tokens", 100, 25).unwrap();
+    let ratio = limiter.estimate_ratio("tokens").unwrap().unwrap();
+    assert_eq!((ratio.calls(), ratio.corrected(100)), (1, 25));
+    let told: f64 = scratch.sqlite("SELECT ratio FROM estimates WHERE key = 'tokens'");
+    assert!((told - 0.25).abs() < 1e-9);
 }

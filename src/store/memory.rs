@@ -3,6 +3,7 @@
 mod accounts;
 mod blocks;
 mod breakers;
+mod estimates;
 mod limits;
 mod pauses;
 mod permits;
@@ -31,6 +32,7 @@ use crate::clock::{Clock, Reading, Timeline, Timestamp};
 use crate::decision::{Peek, Verdict, decide};
 use crate::definition::{Definition, Known, LimitChange, OnConflict};
 use crate::error::{Error, RequestError};
+use crate::estimate::Learned;
 use crate::limit::{Limit, MAX_CAPACITY};
 use crate::line::{Waiter, Waiting, book_behind, decide_behind, is_of_slots, waiting};
 use crate::pause::{Backoff, Pause};
@@ -68,6 +70,8 @@ struct State {
     limits: Limits,
     ledgers: Accounts,
     debts: HashMap<LimitId, i64>,
+    /// By how much estimates are off, by definition.
+    learned: HashMap<LimitId, Learned>,
     /// The number of the last permit that held slots or had an id.
     last_permit: i64,
     permits: BTreeMap<PermitNumber, OpenPermit>,
@@ -109,6 +113,7 @@ impl MemoryStore {
                 limits: Limits::default(),
                 ledgers: Accounts::new(timeline.high),
                 debts: HashMap::new(),
+                learned: HashMap::new(),
                 last_permit: 0,
                 permits: BTreeMap::new(),
                 ids: HashMap::new(),
@@ -341,6 +346,18 @@ impl Store for MemoryStore {
         let adapted = state.adapt(key, adaptive, was_refused)?;
         self.changed(&mut state);
         Ok(adapted)
+    }
+
+    fn learn_estimate(&self, key: &str, estimated: u64, used: u64) -> Result<(), Error> {
+        let (mut state, _, _) = self.enter();
+        let known = state.known(key)?;
+        state.learn(&known, estimated, used);
+        Ok(())
+    }
+
+    fn learned(&self, key: &str) -> Result<Option<Learned>, Error> {
+        let (state, _, _) = self.enter();
+        Ok(state.learned(&*state.known(key)?))
     }
 
     fn sleep(&self, claim: &Claim) {

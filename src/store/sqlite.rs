@@ -16,6 +16,7 @@ mod crowd;
 mod definitions;
 mod desk;
 mod dropped;
+mod estimates;
 mod file_control;
 mod generation;
 mod handover;
@@ -75,6 +76,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::decision::{Peek, Verdict};
 use crate::definition::{Author, Definition, LimitChange, OnConflict};
 use crate::error::Error;
+use crate::estimate::Learned;
 use crate::limit::Limit;
 use crate::pause::{Backoff, Pause};
 use crate::plan::Plan;
@@ -248,6 +250,21 @@ impl Store for SqliteStore {
         let author = Author::this_process();
         self.write(&session, |transaction| {
             transaction.adapt(key, adaptive, was_refused, &author)
+        })
+    }
+
+    fn learn_estimate(&self, key: &str, estimated: u64, used: u64) -> Result<(), Error> {
+        let session = self.session(self.deadline())?;
+        self.write(&session, |transaction| {
+            let known = transaction.known(key)?;
+            transaction.learn(&known, estimated, used)
+        })
+    }
+
+    fn learned(&self, key: &str) -> Result<Option<Learned>, Error> {
+        self.read(|transaction| {
+            let known = transaction.known(key)?;
+            transaction.learned(&known)
         })
     }
 

@@ -380,6 +380,7 @@ impl State {
             self.give_up_ledger(id);
         }
         self.limits.remember_removed(known.id);
+        self.learned.remove(&known.id);
         let now = self.ledgers.now;
         self.limits.note(&known.limit, Action::Removed, now);
         self.tell_those_in_line();

@@ -249,6 +249,11 @@ impl State {
         if let Some(registered) = &claim.registered {
             self.end_permit(registered.number, end, now);
         }
+        if let Some((key, estimated, used)) = change.used.and_then(Used::lesson)
+            && let Some(known) = self.limits.find(key)
+        {
+            self.learn(&known, estimated, used);
+        }
         Ok(Settled::Now(settlement))
     }
 

@@ -157,7 +157,13 @@ impl Transaction<'_> {
         match change.used {
             Some(used) => {
                 used.check(&claim.rows)?;
-                self.settle(claim, used)
+                let settled = self.settle(claim, used)?;
+                if let (Settled::Now(_), Some((key, estimated, used))) = (&settled, used.lesson())
+                    && let Some(known) = self.find(key)?
+                {
+                    self.learn(&known, estimated, used)?;
+                }
+                Ok(settled)
             }
             None => self.cancel(claim),
         }

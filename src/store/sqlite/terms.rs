@@ -236,6 +236,7 @@ impl Transaction<'_> {
                 .and_then(|mut s| s.execute([id.0]))
                 .map_err(|error| self.sqlite(error))?;
         }
+        self.forget_learned(id)?;
         self.forget_strikes(id)?;
         self.forget_breaker(id)
     }
