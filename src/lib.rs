@@ -58,6 +58,7 @@
 //!   file that has such limits can be opened; whatever names these fails, and so does [`Limiter::limits`].
 //! - `file`: limits read from a TOML file, and applied as a whole.
 //! - `http`: what HTTP responses say about limits, read from their headers and written into them.
+//! - `retry`: calls that are tried again.
 //!
 //! # What is promised, and where
 //!
@@ -100,6 +101,8 @@ mod permit;
 mod plan;
 mod process;
 mod request;
+#[cfg(feature = "retry")]
+mod retry;
 mod retry_budget;
 mod settlement;
 mod store;
@@ -124,6 +127,8 @@ pub use limits_file::{FilePlace, LimitsFile, LimitsFileError};
 pub use pause::{Backoff, MAX_STRIKES, Pause, PausePolicy};
 pub use permit::{Booking, Permit, PermitId, Provisional};
 pub use request::{Ask, MAX_BATCH, MAX_ID_BYTES, MAX_TAKES, Request};
+#[cfg(feature = "retry")]
+pub use retry::{Jitter, MAX_RETRIES, RetryPolicy, RetryPolicyError};
 pub use retry_budget::RetryBudget;
 pub use settlement::{Overage, Settled, SettledAmount, Settlement};
 pub use store::{Durability, TableConnection};

@@ -416,7 +416,7 @@ impl PermitId {
 
 /// Random bits from the system: generators of a process are copied when it forks, and all its children would draw
 /// the same ids.
-fn random() -> u128 {
+pub(crate) fn random() -> u128 {
     let half = || u128::from(getrandom::u64().unwrap_or_else(|_| fastrand::u64(..)));
     half() << 64 | half()
 }
