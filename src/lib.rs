@@ -42,6 +42,10 @@
     feature = "http",
     doc = "- [`Feedback`]: what a server's responses say about its limits. [`LimitFields`]: the same, for servers to say."
 )]
+#![cfg_attr(
+    feature = "retry",
+    doc = "- [`retry`], [`RetryPolicy`]: calls that are tried again, each time admitted anew, and that teach everybody what they were told."
+)]
 //! - [`Limiter::blocks`], [`Blocks`]: hot keys, handed out from memory. [`LimitBuilder::resolution`]: their long windows,
 //!   kept small.
 //! - [`Limiter::pause`], [`Backoff`], [`PausePolicy`]: nobody before an instant, when a provider has said no.
@@ -128,7 +132,10 @@ pub use pause::{Backoff, MAX_STRIKES, Pause, PausePolicy};
 pub use permit::{Booking, Permit, PermitId, Provisional};
 pub use request::{Ask, MAX_BATCH, MAX_ID_BYTES, MAX_TAKES, Request};
 #[cfg(feature = "retry")]
-pub use retry::{Jitter, MAX_RETRIES, RetryPolicy, RetryPolicyError};
+pub use retry::{
+    Answer, Classify, ErrorsBy, Itself, Jitter, Last, MAX_RETRIES, ResultsBy, Retry, RetryError,
+    RetryErrorKind, RetryEvent, RetryPolicy, RetryPolicyError, Retryable, Try, retry,
+};
 pub use retry_budget::RetryBudget;
 pub use settlement::{Overage, Settled, SettledAmount, Settlement};
 pub use store::{Durability, TableConnection};

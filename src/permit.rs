@@ -406,7 +406,7 @@ pub struct PermitId(Box<str>);
 
 impl PermitId {
     /// A new [ULID](https://github.com/ulid/spec).
-    fn new(store: &dyn Store) -> Self {
+    pub(crate) fn new(store: &dyn Store) -> Self {
         let since_epoch = store.clock().wall().duration_since(SystemTime::UNIX_EPOCH);
         let ms = since_epoch.map_or(0, |since_epoch| since_epoch.as_millis());
         let ms = u64::try_from(ms).unwrap_or(0);

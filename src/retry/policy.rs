@@ -30,6 +30,9 @@ pub const MAX_RETRIES: u32 = 1_000;
 /// assert_eq!(in_seconds(growing), [1.0, 1.5, 2.0, 2.5, 3.0, 3.0, 3.0, 3.0]);
 /// assert_eq!(in_seconds(RetryPolicy::fixed(2 * SECOND)), [2.0; 8]);
 /// ```
+///
+/// What is wrong with a policy is told by whoever runs it, as [`RetryErrorKind::Policy`](crate::RetryErrorKind::Policy),
+/// before anything is acquired or called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "it does nothing until it is given to `retry`"]
 pub struct RetryPolicy {
@@ -179,6 +182,25 @@ impl RetryPolicy {
                 Box::new(delays.build())
             }
         }
+    }
+
+    pub(super) const fn count(&self) -> u32 {
+        self.retries
+    }
+
+    pub(super) const fn longest(&self) -> Option<Duration> {
+        self.within
+    }
+
+    pub(super) fn check(&self) -> Result<(), RetryPolicyError> {
+        if self.retries > MAX_RETRIES {
+            let count = self.retries;
+            return Err(RetryPolicyError::Retries { count });
+        }
+        if matches!(self.growth, Growth::Exponential { factor: 0, .. }) {
+            return Err(RetryPolicyError::Factor);
+        }
+        Ok(())
     }
 }
 
