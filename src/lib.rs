@@ -42,6 +42,10 @@
     feature = "http",
     doc = "- [`Feedback`]: what a server's responses say about its limits. [`LimitFields`]: the same, for servers to say."
 )]
+#![cfg_attr(
+    feature = "retry",
+    doc = "- [`retry`], [`RetryPolicy`]: calls that are tried again, each time admitted anew, and that teach everybody what they were told."
+)]
 //! - [`Limiter::blocks`], [`Blocks`]: hot keys, handed out from memory. [`LimitBuilder::resolution`]: their long windows,
 //!   kept small.
 //! - [`Limiter::pause`], [`Backoff`], [`PausePolicy`]: nobody before an instant, when a provider has said no.
@@ -60,6 +64,7 @@
 //!   file that has such limits can be opened; whatever names these fails, and so does [`Limiter::limits`].
 //! - `file`: limits read from a TOML file, and applied as a whole.
 //! - `http`: what HTTP responses say about limits, read from their headers and written into them.
+//! - `retry`: calls that are tried again.
 //! - `tiktoken`: tokens counted by the tokenizers of OpenAI's models. It makes a program some megabytes larger.
 //!
 //! # What is promised, and where
@@ -107,6 +112,8 @@ mod permit;
 mod plan;
 mod process;
 mod request;
+#[cfg(feature = "retry")]
+mod retry;
 mod retry_budget;
 mod settlement;
 mod store;
@@ -138,6 +145,11 @@ pub use limits_file::{FilePlace, LimitsFile, LimitsFileError};
 pub use pause::{Backoff, MAX_STRIKES, Pause, PausePolicy};
 pub use permit::{Booking, Permit, PermitId, Provisional};
 pub use request::{Ask, MAX_BATCH, MAX_ID_BYTES, MAX_TAKES, Request};
+#[cfg(feature = "retry")]
+pub use retry::{
+    Answer, Classify, ErrorsBy, Itself, Jitter, Last, MAX_RETRIES, ResultsBy, Retry, RetryError,
+    RetryErrorKind, RetryEvent, RetryPolicy, RetryPolicyError, Retryable, Try, retry,
+};
 pub use retry_budget::RetryBudget;
 pub use settlement::{Overage, Settled, SettledAmount, Settlement};
 pub use store::{Durability, TableConnection};

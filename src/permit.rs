@@ -419,7 +419,7 @@ pub struct PermitId(Box<str>);
 
 impl PermitId {
     /// A new [ULID](https://github.com/ulid/spec).
-    fn new(store: &dyn Store) -> Self {
+    pub(crate) fn new(store: &dyn Store) -> Self {
         let since_epoch = store.clock().wall().duration_since(SystemTime::UNIX_EPOCH);
         let ms = since_epoch.map_or(0, |since_epoch| since_epoch.as_millis());
         let ms = u64::try_from(ms).unwrap_or(0);
@@ -429,7 +429,7 @@ impl PermitId {
 
 /// Random bits from the system: generators of a process are copied when it forks, and all its children would draw
 /// the same ids.
-fn random() -> u128 {
+pub(crate) fn random() -> u128 {
     let half = || u128::from(getrandom::u64().unwrap_or_else(|_| fastrand::u64(..)));
     half() << 64 | half()
 }

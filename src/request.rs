@@ -101,6 +101,12 @@ impl<'a> Ask<'a> {
         self.1
     }
 
+    /// The same once more, as a request of its own.
+    #[cfg(feature = "retry")]
+    pub(crate) const fn without_id(self) -> Self {
+        Self(self.0, None)
+    }
+
     pub(crate) fn to_request(self) -> Request {
         Request {
             takes: self

@@ -1,9 +1,14 @@
 //! What all processes together may try again.
 
+#[cfg(feature = "retry")]
+use std::time::Duration;
+
 use super::Limiter;
 use crate::error::{Error, RequestError};
 use crate::limit::check_key;
 use crate::retry_budget::RetryBudget;
+#[cfg(feature = "retry")]
+use crate::{permit::Permit, plan::Latest, request::Ask, store::Store};
 
 impl Limiter {
     /// Counts one call that is no retry, for the [budgets](RetryBudget) of this name: 1 to 256 bytes, no control characters.
@@ -29,6 +34,22 @@ impl Limiter {
             tracing::info!(name, "no retries are left for now");
         }
         Ok(is_granted)
+    }
+}
+
+#[cfg(feature = "retry")]
+impl Limiter {
+    /// Waits in line until the clock shows this at the latest, or for as long as it takes.
+    pub(crate) fn acquire_by(
+        &self,
+        ask: Ask<'_>,
+        deadline: Option<Duration>,
+    ) -> Result<Permit, Error> {
+        self.stay(ask, deadline.map_or(Latest::Forever, Latest::UntilElapsed))
+    }
+
+    pub(crate) fn store(&self) -> &dyn Store {
+        &*self.store
     }
 }
 

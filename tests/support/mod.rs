@@ -1,8 +1,11 @@
 //! What the tests share.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+#[cfg(feature = "retry")]
+pub mod answering;
 #[cfg(target_os = "linux")]
 pub mod audit;
+pub mod jumping;
 #[cfg(target_os = "linux")]
 pub mod processes;
 #[cfg(target_os = "linux")]
