@@ -270,3 +270,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn of_policies_that_count_the_same_the_strictest_is_learned_and_a_name_can_be_a_unit() {
+    in_both_stores(|limiter, _clock| {
+        define(limiter);
+        let policies = [(
+            "ratelimit-policy",
+            "\"requests\";q=1000;w=60, \"burst\";q=600;w=60, \"tokens\";q=100000;w=60",
+        )];
+        let heard = heed(limiter, &set().learning(), 200, &policies);
+        let learned: Vec<String> = heard
+            .learned()
+            .iter()
+            .map(|learned| learned.limit().to_string())
+            .collect();
+        assert_eq!(learned, ["requests: 10/s, 420/min", "tokens: 70000/min"]);
+    });
+}

@@ -82,7 +82,11 @@ fn member(item: &Item, origin: Origin) -> Option<Member> {
     let counted = match item.params.get("qu") {
         Some(BareItem::String(unit)) => Counted::named(unit.as_str()),
         Some(BareItem::Token(unit)) => Counted::named(unit.as_str()),
-        _ => Counted::Requests,
+        // Servers that name a policy `tokens` and say no unit do not mean requests, as the draft would have it.
+        _ => match Counted::named(name) {
+            Counted::Other(_) => Counted::Requests,
+            counted => counted,
+        },
     };
     let partition_key = item.params.get("pk").and_then(BareItem::as_byte_sequence);
     Some(Member::Named(Advertised {

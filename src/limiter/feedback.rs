@@ -4,7 +4,7 @@ use http::{HeaderMap, StatusCode};
 
 use super::Limiter;
 use crate::error::Error;
-use crate::feedback::{Feedback, Heard, Learned, LimitSet};
+use crate::feedback::{Advertised, Feedback, Heard, Learned, LimitSet};
 use crate::limit::Limit;
 
 impl Limiter {
@@ -91,6 +91,19 @@ impl Limiter {
     pub fn learn(&self, set: &LimitSet, feedback: &Feedback) -> Result<Vec<Learned>, Error> {
         let mut all = Vec::new();
         for (key, told) in set.told(feedback) {
+            let is_stricter = |(other, stricter): (&str, &Advertised)| {
+                other == key
+                    && stricter.window() == told.window()
+                    && stricter.limit() < told.limit()
+            };
+            // Of several policies that count the same over the same time, the strictest is the one to keep to.
+            if set
+                .told(feedback)
+                .filter(|(_, told)| told.limit().is_some())
+                .any(is_stricter)
+            {
+                continue;
+            }
             let limit = self.store.limit(key)?;
             let Some(learned) = set.learned(&limit, told) else {
                 continue;
