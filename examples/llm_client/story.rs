@@ -206,11 +206,11 @@ fn steady(report: &Report, done: Done) -> Vec<Line> {
 }
 
 fn amplification(done: Done) -> Line {
-    let ratio = done.calls as f64 / done.jobs.max(1) as f64;
+    let thousandths = done.calls * 1_000 / done.jobs.max(1);
     Line::aimed(
         "calls per job",
-        format!("{ratio:.3}"),
-        ratio <= 1.5,
+        format!("{}.{:03}", thousandths / 1_000, thousandths % 1_000),
+        thousandths <= 1_500,
         "at most 1.5",
     )
 }
@@ -250,10 +250,11 @@ fn fail_for_a_while(provider: &Provider) -> Outage {
     let in_flight = provider.report().in_flight;
     thread::sleep(Duration::from_secs(6));
     provider.outage(Mode::Up);
+    let ended = Duration::from_secs_f64(provider.report().seconds);
     Outage {
         in_flight,
         lasted: begun.elapsed(),
-        ended_s: provider.report().seconds.floor() as usize,
+        ended_s: usize::try_from(ended.as_secs()).unwrap_or(0),
     }
 }
 
@@ -279,7 +280,7 @@ fn after(report: &Report, done: Done, outage: Outage, rate_s: u64) -> Vec<Line> 
         Line::told("arrivals in a second after it", first),
         Line::aimed(
             "of the rate",
-            format!("{:.0} %", first as f64 * 100.0 / rate_s as f64),
+            format!("{} %", first * 100 / rate_s),
             first * 10 <= rate_s * 12,
             "120 % at most, as seconds are counted",
         ),

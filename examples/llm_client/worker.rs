@@ -113,11 +113,11 @@ fn do_job(orders: &Orders, limiter: &Limiter, agent: &ureq::Agent, prompt: &str,
     let call = |permit: &Permit| -> Result<(), Answer> {
         done.calls += 1;
         let begun = std::time::Instant::now();
-        let sent = agent
+        let answered = agent
             .post(&orders.url)
             .content_type("application/json")
             .send(body.to_string());
-        let Ok(mut response) = sent else {
+        let Ok(mut response) = answered else {
             done.failed += 1;
             permit
                 .report(Report::failure())
