@@ -158,6 +158,11 @@ pub use usage::{BucketUsage, RateUsage, Usage};
 /// The version of `rusqlite` that connections and transactions of the caller's own have to be of.
 pub use rusqlite;
 
+/// So are those of the page about providers.
+#[cfg(all(doctest, feature = "http", feature = "retry"))]
+#[doc = include_str!("../docs/providers.md")]
+struct Providers;
+
 /// The examples of the README are tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
