@@ -1,6 +1,8 @@
 //! A store in memory: the same decisions for one process, and for tests.
 
 mod accounts;
+mod acquire;
+mod attempts;
 mod blocks;
 mod breakers;
 mod estimates;
@@ -16,28 +18,28 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 
 use self::accounts::Accounts;
+use self::attempts::Attempts;
 use self::limits::Limits;
 use self::pauses::Booked;
-use self::permits::{EndedPermit, OpenPermit, Resumed};
+use self::permits::{EndedPermit, OpenPermit};
 use super::moves::Moves;
 use super::{
-    Change, Claim, Few, Handed, Holder, Outcome, Pending, PermitNumber, Queued, Registered, Row,
-    SlotTake, Store, TableConnection, TicketId, Which, booked_for_later, check_bookable, denial,
-    expiry, latest, lines,
+    Change, Claim, Few, Handed, Holder, Outcome, Pending, PermitNumber, Queued, Registered, Store,
+    TableConnection, Which, denial, lines,
 };
 use crate::adaptive::Adaptive;
 use crate::breaker::Report;
-use crate::calendar::{LimitId, Line};
+use crate::calendar::LimitId;
 use crate::clock::{Clock, Reading, Timeline, Timestamp};
-use crate::decision::{Peek, Verdict, decide};
+use crate::decision::{Peek, Verdict};
 use crate::definition::{Definition, Known, LimitChange, OnConflict};
 use crate::error::{Error, RequestError};
 use crate::estimate::Learned;
 use crate::limit::{Limit, MAX_CAPACITY};
-use crate::line::{Waiter, Waiting, book_behind, decide_behind, is_of_slots, waiting};
+use crate::line::Waiter;
 use crate::pause::{Backoff, Pause};
-use crate::plan::{Patience, Plan};
-use crate::retry_budget::{REMEMBERED_NS, RetryBudget, span_of};
+use crate::plan::Plan;
+use crate::retry_budget::RetryBudget;
 use crate::settlement::Settled;
 use crate::usage::{People, Usage};
 
@@ -88,13 +90,6 @@ struct State {
     last_ticket: i64,
     /// Counts what those in line may have waited for.
     changes: u32,
-}
-
-/// What was tried within a span of time.
-#[derive(Debug, Default)]
-struct Attempts {
-    calls: i64,
-    retries: i64,
 }
 
 #[derive(Debug)]
@@ -162,102 +157,6 @@ impl MemoryStore {
         state.ledgers.wall_shift_ns = state.timeline.calendar_shift_ns;
         (reading, present.now)
     }
-
-    /// Decides one request and charges it, or lets it wait in line.
-    fn attempt(
-        &self,
-        state: &mut State,
-        (reading, now): (Reading, Timestamp),
-        plan: &Plan<'_>,
-        waited: Option<&Queued>,
-    ) -> Result<Outcome, Error> {
-        let known = state.all_known(plan)?;
-        let mut lines = lines(plan, &known, Path::new(PLACE))?;
-        let latest = latest(plan.patience, now, reading.elapsed());
-        if let Some(former) = plan.block.and_then(|block| block.former) {
-            state.end_block(former);
-            self.changed(state);
-        }
-        let mut resumed = None;
-        if let Some(id) = plan.id() {
-            match state.resume(plan, id)? {
-                None => {}
-                Some(Resumed::Whole(claim)) => {
-                    // Somebody else was served who waited for the same.
-                    if let Some(queued) = waited {
-                        state.tickets.remove(&queued.ticket.number);
-                        self.changed(state);
-                    }
-                    let refused = booked_for_later(claim.at, &lines, plan, now, latest);
-                    if refused.is_none() {
-                        state.share(&claim);
-                    }
-                    return Ok(refused.unwrap_or(Outcome::Admitted { claim, now }));
-                }
-                Some(Resumed::WithoutSlots(number)) => {
-                    lines.retain(|line| is_of_slots(line));
-                    resumed = Some(number);
-                }
-            }
-        }
-        check_bookable(plan, &lines)?;
-        let number = waited.map(|queued| queued.ticket.number);
-        let refusal = match state.decide(&lines, plan, number, now, latest) {
-            Verdict::Admit(at) => {
-                if let Some(number) = number {
-                    state.tickets.remove(&number);
-                    self.changed(state);
-                }
-                state.open_ledgers(&mut lines);
-                let claim = match resumed {
-                    Some(number) => state.retake(number, &lines, now),
-                    None => match state.block_now(plan, &lines, now) {
-                        Some(block) => state.charge_block(&lines, block, now),
-                        None => state.charge(plan, &lines, at, now),
-                    },
-                };
-                return Ok(Outcome::Admitted { claim, now });
-            }
-            Verdict::Refuse(refusal) => refusal,
-        };
-        let times = (now, latest);
-        let Ok(waits) = waiting(&mut state.ledgers, &lines, &refusal, plan.patience, times);
-        let refusal = match waits {
-            Waiting::Not => refusal,
-            Waiting::InVain(refusal) => refusal,
-            Waiting::Until(mut again_at) => {
-                let denial = denial(refusal, &lines, now, Path::new(PLACE))?;
-                state.open_ledgers(&mut lines);
-                let number = number.unwrap_or_else(|| state.queue(&lines, latest));
-                for line in lines.iter().filter(|line| is_of_slots(line)) {
-                    again_at = again_at.min(state.ledgers.next_expiry(line.id));
-                }
-                return Ok(Outcome::Queued(Queued {
-                    denial,
-                    ticket: TicketId {
-                        number,
-                        owner: 0,
-                        since: now,
-                    },
-                    session: 0,
-                    process: crate::process::mark(),
-                    seen: state.changes,
-                    in_the_way: Few::new(),
-                    ahead: 0,
-                    again_at: (again_at < Timestamp::from_nanos(i64::MAX))
-                        .then(|| state.timeline.elapsed_at(again_at)),
-                }));
-            }
-        };
-        if let Some(number) = number {
-            state.tickets.remove(&number);
-            self.changed(state);
-        }
-        Ok(Outcome::Refused {
-            denial: denial(refusal, &lines, now, Path::new(PLACE))?,
-            deadline: (plan.patience != Patience::Now).then_some(latest),
-        })
-    }
 }
 
 impl Store for MemoryStore {
@@ -314,19 +213,7 @@ impl Store for MemoryStore {
 
     fn try_retry(&self, name: &str, budget: RetryBudget) -> Result<bool, Error> {
         let (mut state, _, now) = self.enter();
-        let (calls_since, retries_since) = budget.since(now);
-        let spans = state.attempts.get(name).into_iter().flatten();
-        let counted = spans.filter(|(at, _)| **at > retries_since);
-        let (calls, retries) = counted.fold((0, 0), |(calls, retries), (at, attempts)| {
-            let is_call_of_it = i64::from(*at > calls_since);
-            let calls = calls + is_call_of_it * attempts.calls;
-            (calls, retries + attempts.retries)
-        });
-        let is_allowed = budget.allows(calls, retries);
-        if is_allowed {
-            state.count_attempt(name, now).retries += 1;
-        }
-        Ok(is_allowed)
+        Ok(state.try_retry(name, budget, now))
     }
 
     fn report(&self, claim: &Claim, report: Report) -> Result<(), Error> {
@@ -620,34 +507,6 @@ impl State {
         plan.takes().map(|(key, _)| self.known(key)).collect()
     }
 
-    /// Decides behind those who stand before this ticket, or behind all.
-    fn decide(
-        &mut self,
-        lines: &[Line<'_>],
-        plan: &Plan<'_>,
-        before: Option<i64>,
-        now: Timestamp,
-        latest: Timestamp,
-    ) -> Verdict {
-        let books = &mut self.ledgers;
-        if self.tickets.is_empty() {
-            let Ok(verdict) = decide(books, lines, now, latest);
-            return verdict;
-        }
-        let ahead: Vec<Waiter> = self
-            .tickets
-            .range(..before.unwrap_or(i64::MAX))
-            .filter(|(_, ticket)| now < ticket.latest)
-            .map(|(_, ticket)| ticket.waiter.clone())
-            .collect();
-        let Ok(verdict) = if plan.patience.books() {
-            book_behind(books, &ahead, lines, now, latest)
-        } else {
-            decide_behind(books, &ahead, lines, now, latest)
-        };
-        verdict
-    }
-
     fn people(&self, known: &Known) -> People {
         let limit = known.id;
         let waits = |ticket: &&Ticket| {
@@ -659,89 +518,6 @@ impl State {
             waiting: self.tickets.values().filter(waits).count() as u64,
             debt: self.debts.get(&limit).map_or(0, |debt| debt.unsigned_abs()),
             was_lowered: known.was_lowered,
-        }
-    }
-
-    /// Goes to the end of the line.
-    fn queue(&mut self, lines: &[Line<'_>], latest: Timestamp) -> i64 {
-        let take = |line: &Line<'_>| Some((self.limits.find(line.limit.key())?, line.amount));
-        let waiter = Waiter {
-            owner: 0,
-            takes: lines.iter().filter_map(take).collect(),
-            is_late: false,
-        };
-        self.last_ticket += 1;
-        self.tickets
-            .insert(self.last_ticket, Ticket { waiter, latest });
-        self.last_ticket
-    }
-
-    /// Where what is tried now is counted. What no budget counts any more is forgotten.
-    fn count_attempt(&mut self, name: &str, now: Timestamp) -> &mut Attempts {
-        let oldest = now.saturating_minus_ns(REMEMBERED_NS);
-        self.attempts.retain(|_, spans| {
-            *spans = spans.split_off(&oldest);
-            !spans.is_empty()
-        });
-        let spans = self.attempts.entry(name.into()).or_default();
-        spans.entry(span_of(now)).or_default()
-    }
-
-    /// Takes everything that a request asks for.
-    fn charge(
-        &mut self,
-        plan: &Plan<'_>,
-        lines: &[Line<'_>],
-        at: Timestamp,
-        now: Timestamp,
-    ) -> Claim {
-        let rows: Few<Row> = lines
-            .iter()
-            .filter(|line| !is_of_slots(line))
-            .map(|line| Row::new(line, self.ledgers.charge_line(line, at)))
-            .collect();
-        let slots = lines.iter().filter(|line| is_of_slots(line));
-        let booking = (at > now).then(|| {
-            self.remember_booked(Booked {
-                at,
-                rows: rows.clone(),
-                permit: None,
-            })
-        });
-        let mut registered = None;
-        if plan.id().is_some() || slots.clone().next().is_some() {
-            let expires = expiry(slots.clone(), now);
-            let permit = Registered {
-                number: self.next_permit(),
-                id: plan.id().map(Into::into),
-                slots: slots.map(SlotTake::new).collect(),
-                fence: None,
-                holder: Holder::Claim,
-            };
-            self.enter_permit(&permit, at, plan.print(), &rows, expires);
-            if let Some(booking) = booking
-                && let Some(booked) = self.booked.get_mut(&booking.number)
-            {
-                booked.permit = Some(permit.number);
-            }
-            registered = Some(Box::new(permit));
-        }
-        for line in lines {
-            self.ledgers.sweep(line.id, line.limit);
-        }
-        self.sweep_keys();
-        Claim {
-            at,
-            wake_at: self.timeline.elapsed_at(at),
-            moves: self.moves.seen(),
-            session: 0,
-            process: crate::process::mark(),
-            rows,
-            booking,
-            accepted: None,
-            block: None,
-            is_resumed: false,
-            registered,
         }
     }
 }
