@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::error::RequestError;
-use crate::limit::{Limit, Rate, nanos};
+use crate::limit::{Limit, MAX_CAPACITY, Rate, nanos};
 
 /// How a rate follows what a provider allows but does not tell: by additive increase and multiplicative decrease, between
 /// bounds. For [`Limiter::adapt`](crate::Limiter::adapt).
@@ -52,9 +52,12 @@ impl Adaptive {
         self
     }
 
+    const NEVER_CHANGED: Timestamp = Adapted::NEVER.changed;
+
     pub(crate) fn check(&self) -> Result<(), RequestError> {
         let is_right = 0 < self.floor
             && self.floor <= self.ceiling
+            && self.ceiling <= MAX_CAPACITY
             && self.step > 0
             && (1..100).contains(&self.percent);
         if is_right {
@@ -75,6 +78,14 @@ impl Adaptive {
         let rate = limit.rate_told(self.window)?;
         let window = rate.window().rolling()?;
         let is_past = |at: Timestamp| at.saturating_plus_ns(nanos(window)) <= now;
+        if !was_refused && adapted.changed == Self::NEVER_CHANGED {
+            // A window begins in which nobody may be refused.
+            let begun = Adapted {
+                changed: now,
+                ..adapted
+            };
+            return Some((begun, None));
+        }
         if !was_refused {
             let next = rate.capacity().saturating_add(self.step);
             let next = next.clamp(self.floor, self.ceiling);

@@ -10,6 +10,7 @@ use crate::clock::Timestamp;
 use crate::limit::{MAX_CAPACITY, Obstacle};
 use crate::line::is_of_slots;
 use crate::permit::Permit;
+use crate::store::Few;
 
 /// Whether a request was admitted.
 #[derive(Debug)]
@@ -265,30 +266,33 @@ pub(crate) fn decide<B: Books>(
     })
 }
 
-/// Where a booking goes that has to be moved: to the earliest instant after `now` at which it fits, or where nothing but
-/// pauses is in its way if a limit has become too small for it since.
+/// Where a booking goes that has to be moved: to the earliest instant after `now` at which it fits. What a limit has become
+/// too small for since it was booked, fits nowhere: that limit is left out, but for its pause, and the booking comes no
+/// earlier than it was.
 pub(crate) fn place_again<L: Ledgers>(
     ledgers: &mut L,
     lines: &[Line<'_>],
     booked: Timestamp,
     now: Timestamp,
 ) -> Result<Timestamp, L::Error> {
-    let first = now.saturating_plus_ns(1);
-    let capacity = |line: &Line<'_>| line.limit.tightest().capacity().cast_signed();
-    if lines.iter().all(|line| line.amount <= capacity(line)) {
-        match calendar::earliest(ledgers, lines, first)? {
-            Earliest::Now => return Ok(first),
-            Earliest::Later { at, .. } => return Ok(at),
-            Earliest::Beyond { .. } => {}
-        }
-    }
-    let mut at = booked.max(first);
+    let mut first = now.saturating_plus_ns(1);
+    let mut fitting = Few::with_capacity(lines.len());
     for line in lines {
+        if line.amount <= line.limit.tightest().capacity().cast_signed() {
+            fitting.push(*line);
+            continue;
+        }
+        first = first.max(booked);
         if let Some(pause) = calendar::pause_of(ledgers, line.id, now)? {
-            at = at.max(pause.until());
+            first = first.max(pause.until());
         }
     }
-    Ok(at)
+    Ok(match calendar::earliest(ledgers, &fitting, first)? {
+        Earliest::Now => first,
+        Earliest::Later { at, .. } => at,
+        // Nobody lives to see it.
+        Earliest::Beyond { .. } => first.max(booked),
+    })
 }
 
 /// How large a block can be that is taken now and ends at `until`, if its caller gains by it: no more than what it asks

@@ -256,7 +256,7 @@ pub enum RequestError {
     },
     /// The bounds of an [`Adaptive`](crate::Adaptive) are 0 or the wrong way round, or it would not grow or not be cut.
     #[error(
-        "an adaptive rate has 0 < floor <= ceiling, grows by 1 or more, and is cut to 1 to 99 percent"
+        "an adaptive rate has 0 < floor <= ceiling <= 2^53, grows by 1 or more, and is cut to 1 to 99 percent"
     )]
     Adaptive,
     /// The window of a [`RetryBudget`](crate::RetryBudget) is shorter than a second or longer than an hour.

@@ -49,6 +49,8 @@
 //! - [`Limiter::blocks`], [`Blocks`]: hot keys, handed out from memory. [`LimitBuilder::resolution`]: their long windows,
 //!   kept small.
 //! - [`Limiter::pause`], [`Backoff`], [`PausePolicy`]: nobody before an instant, when a provider has said no.
+//!   [`Limit::breaker`], [`Permit::report`]: nobody for a while, when calls fail. [`RetryBudget`]: how many may be tried
+//!   again. [`Limiter::adapt`]: a rate that follows what is refused.
 //! - [`Decision`], [`Denial`], [`Permit`], [`Booking`], [`Peek`], [`Usage`]: the answers.
 //! - [`Permit::settle`], [`Permit::cancel`], [`Permit::detach`]: what becomes of a permit; [`Settled`] tells, and
 //!   [`Overage`] says what a limit does about too low an estimate. [`PermitId`], [`Request::id`]: permits that other

@@ -32,7 +32,7 @@ impl Backoff {
     }
 
     /// A strike that came with the time to stay away, as the `Retry-After` of a response does. It counts in place of the
-    /// schedule's, up to the cap of the limit.
+    /// schedule's, up to the cap of the limit. One of no time is no strike.
     pub const fn retry_after(longest: Duration) -> Self {
         Self {
             length: Some(longest),
@@ -51,7 +51,7 @@ impl Backoff {
     }
 
     /// When the request was admitted that was turned away: [`Permit::at`](crate::Permit::at). If that was before the last
-    /// pause began, the strike belongs to that pause, and does not count again.
+    /// pause began, the strike belongs to that pause, and does not count again; a time that came with it still pauses.
     pub const fn asked_at(mut self, at: Timestamp) -> Self {
         self.asked_at = Some(at);
         self
@@ -257,7 +257,9 @@ impl Strikes {
             let is_earlier = |asked_at| asked_at <= pause.since;
             backoff.asked_at.is_some_and(is_earlier)
         });
-        let counts = backoff.is_strike && in_force.is_none() && !is_of_the_last;
+        // Who may come again at once was not turned away for long, and what was sent with it is told the same.
+        let is_no_time = backoff.length.is_some_and(|length| length.is_zero());
+        let counts = backoff.is_strike && in_force.is_none() && !is_of_the_last && !is_no_time;
         if counts {
             if self.counting.len() >= MAX_STRIKES as usize {
                 self.counting.remove(0);

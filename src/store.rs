@@ -367,6 +367,15 @@ pub(crate) const REMOVED_REMEMBERED: usize = 4_096;
 pub(crate) struct PermitNumber(pub(crate) i64);
 
 impl Claim {
+    /// Whether what it has charged may be moved as long as that lies ahead. A permit that has an id may have been a
+    /// booking, whoever asked for it first.
+    pub(crate) fn can_be_moved(&self) -> bool {
+        let registered = self.registered.as_ref();
+        let is_named = registered
+            .is_some_and(|found| found.id.is_some() && !matches!(found.holder, Holder::Ended(_)));
+        self.booking.is_some() || is_named
+    }
+
     pub(crate) fn holds_slots(&self) -> bool {
         let slots = self.registered.as_ref().map(|registered| &registered.slots);
         slots.is_some_and(|slots| !slots.is_empty())
@@ -448,7 +457,12 @@ pub(crate) fn lines<'k>(
             check_blocks(&known.limit)?;
         }
         let tightest = known.limit.tightest();
-        if amount > tightest.capacity() {
+        // One call is let through by a breaker, or none.
+        let most = match known.limit.kind() {
+            Kind::Breaker(_) => 1,
+            _ => tightest.capacity(),
+        };
+        if amount > most {
             return Err(Error::NeverFits {
                 key: known.limit.key().to_owned(),
                 amount,

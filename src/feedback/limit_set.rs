@@ -2,8 +2,7 @@
 
 use super::{Advertised, Counted, Feedback};
 use crate::clock::Timestamp;
-use crate::error::Error;
-use crate::limit::{Kind, Limit, LimitBuilder, MINUTE, Rate};
+use crate::limit::{Kind, Limit, MAX_CAPACITY, MINUTE, Rate};
 use crate::pause::{Backoff, Pause};
 
 /// Which limits of a file the numbers of a provider are about, and what is to be learned from them. For
@@ -134,34 +133,24 @@ impl LimitSet {
         keys.into_iter().map(|key| (key, backoff)).collect()
     }
 
-    /// What a limit becomes by what the provider says that it allows, if it says so.
-    pub(crate) fn learned(
-        &self,
-        limit: &Limit,
-        told: &Advertised,
-    ) -> Option<Result<LimitBuilder, Error>> {
+    /// What a limit becomes by what the provider says that it allows, if it says so, and a limit can be that.
+    pub(crate) fn learned(&self, limit: &Limit, told: &Advertised) -> Option<Limit> {
         let allowed = told.limit().filter(|allowed| *allowed > 0)?;
         let share = |percent: u8| {
             let share = u128::from(allowed) * u128::from(percent) / 100;
-            u64::try_from(share.max(1)).unwrap_or(u64::MAX)
+            u64::try_from(share.max(1)).map_or(MAX_CAPACITY, |share| share.min(MAX_CAPACITY))
         };
         match limit.kind() {
             Kind::Slots(_) => {
                 let count = share(self.concurrency_margin_percent);
-                Some(Ok(limit.to_builder().slots(count)))
+                limit.to_builder().slots(count).build().ok()
             }
             Kind::Rates(_) => {
                 let window = told.window();
                 let window = window.or_else(|| limit.rate_told(None)?.window().rolling());
                 let rate = Rate::new(share(self.margin_percent), window.unwrap_or(MINUTE));
-                let named = |source| Error::Definition {
-                    key: limit.key().to_owned(),
-                    source,
-                };
-                Some(
-                    rate.map(|rate| limit.to_builder().set_rate(rate))
-                        .map_err(named),
-                )
+                let learned = limit.to_builder().set_rate(rate.ok()?);
+                learned.build().ok()
             }
             Kind::Bucket(_) | Kind::Breaker(_) => None,
         }

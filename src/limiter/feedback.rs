@@ -5,7 +5,6 @@ use http::{HeaderMap, StatusCode};
 use super::Limiter;
 use crate::error::Error;
 use crate::feedback::{Advertised, Feedback, Heard, Learned, LimitSet};
-use crate::limit::Limit;
 
 impl Limiter {
     /// Takes what an HTTP response says about limits for all processes: see [`heed`](Self::heed), and
@@ -51,8 +50,7 @@ impl Limiter {
     /// has one rate, or else its minute.
     ///
     /// # Errors
-    /// [`Error::UnknownLimit`] if a limit is not defined that the response tells of; [`Error::Definition`] for what cannot be
-    /// a limit; and whatever can happen to the file. Each limit is dealt with by itself, and what was done before stays.
+    /// [`Error::UnknownLimit`] if a limit is not defined that the response tells of, and whatever can happen to the file. Each limit is dealt with by itself, and what was done before stays.
     pub fn heed(&self, set: &LimitSet, feedback: Feedback) -> Result<Heard, Error> {
         let mut heard = Heard {
             paused: Vec::new(),
@@ -84,7 +82,8 @@ impl Limiter {
     /// Lets limits become what a provider says that it allows, less a [margin](LimitSet::margin), for all processes. Returns
     /// those that are another now, as they were and as they are; [`changes`](Self::changes) tells them, too.
     ///
-    /// A rate takes the place of the one with the same window; the slots of a concurrency limit become so many. Buckets stay.
+    /// A rate takes the place of the one with the same window; the slots of a concurrency limit become so many. Buckets stay, and
+    /// so do limits that cannot be what is told.
     ///
     /// # Errors
     /// As [`heed`](Self::heed).
@@ -108,13 +107,11 @@ impl Limiter {
             let Some(learned) = set.learned(&limit, told) else {
                 continue;
             };
-            let learned: Limit = learned?.try_into()?;
             if learned == limit {
                 continue;
             }
-            let former = self.update(key, |limit| match set.learned(limit, told) {
-                Some(Ok(learned)) => learned,
-                _ => limit.to_builder(),
+            let former = self.update(key, |limit| {
+                set.learned(limit, told).unwrap_or_else(|| limit.clone())
             })?;
             tracing::info!(limit = key, %former, learned = %learned, "learned");
             all.push(Learned {

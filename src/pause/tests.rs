@@ -161,7 +161,7 @@ impl Naive {
         let is_late = asked_s
             .zip(self.paused_since_s)
             .is_some_and(|(a, s)| a <= s);
-        let counts = is_strike && !is_paused && !is_late;
+        let counts = is_strike && !is_paused && !is_late && told_s != Some(0);
         if counts {
             self.counting.push(300);
         }

@@ -79,8 +79,12 @@ impl Booking {
             let claim = self.permit.lock().claim.clone();
             // Should this thread unwind, the booking is dropped and given back.
             store.sleep(&claim);
-            if self.has_come(&claim)? {
-                break;
+            match self.has_come(&claim) {
+                Ok(true) => break,
+                Ok(false) => {}
+                // There is time to look again.
+                Err(Error::Busy { .. }) if store.clock().elapsed() < claim.wake_at => {}
+                Err(error) => return Err(error),
             }
         }
         let waited = self.wait_time();

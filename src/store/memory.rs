@@ -140,12 +140,10 @@ impl MemoryStore {
         (state, reading, now)
     }
 
-    /// The same, for who may move bookings: see [`Moves`].
-    fn enter_to_move(&self) -> (MutexGuard<'_, State>, Timestamp) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Says that bookings may be moved from now on: see [`Moves`].
+    fn begin_to_move(&self, state: &mut State) {
         state.moves.count();
-        let (_, now) = self.read_clock(&mut state);
-        (state, now)
+        self.read_clock(state);
     }
 
     fn read_clock(&self, state: &mut State) -> (Reading, Timestamp) {
@@ -183,8 +181,12 @@ impl Store for MemoryStore {
     }
 
     fn pause(&self, key: &str, backoff: Backoff) -> Result<Pause, Error> {
-        let (mut state, now) = self.enter_to_move();
+        let (mut state, _, now) = self.enter();
         state.end_what_is_due(now);
+        if !state.would_pause(key, backoff)? {
+            return state.pause(key, backoff);
+        }
+        self.begin_to_move(&mut state);
         let paused = state.pause(key, backoff);
         self.changed(&mut state);
         self.moved.notify_all();
@@ -192,8 +194,12 @@ impl Store for MemoryStore {
     }
 
     fn resume(&self, key: &str) -> Result<Option<Pause>, Error> {
-        let (mut state, now) = self.enter_to_move();
+        let (mut state, _, now) = self.enter();
         state.end_what_is_due(now);
+        if !state.is_paused(key)? {
+            return Ok(None);
+        }
+        self.begin_to_move(&mut state);
         let resumed = state.lift_pause(key);
         self.changed(&mut state);
         self.moved.notify_all();
@@ -254,7 +260,7 @@ impl Store for MemoryStore {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let left = claim.wake_at.saturating_sub(self.clock.elapsed());
-            let is_moved = claim.booking.is_some() && !state.moves.is_unmoved(claim.moves);
+            let is_moved = claim.can_be_moved() && !state.moves.is_unmoved(claim.moves);
             if left.is_zero() || is_moved {
                 return;
             }
@@ -265,7 +271,7 @@ impl Store for MemoryStore {
 
     fn look_after(&self, claim: &Claim) -> Result<Option<Claim>, Error> {
         let (state, _, _) = self.enter();
-        if claim.booking.is_none() || state.moves.is_unmoved(claim.moves) {
+        if !claim.can_be_moved() || state.moves.is_unmoved(claim.moves) {
             return Ok(None);
         }
         let moves = state.moves.seen();

@@ -196,18 +196,22 @@ impl Store for SqliteStore {
 
     fn pause(&self, key: &str, backoff: Backoff) -> Result<Pause, Error> {
         let session = self.session(self.deadline())?;
-        let paused = self.write(&session, |transaction| {
+        let (pause, is_new) = self.write(&session, |transaction| {
             transaction.pause(key, backoff, &session)
-        });
-        session.wake_all_who_booked();
-        paused
+        })?;
+        if is_new {
+            session.wake_all_who_booked();
+        }
+        Ok(pause)
     }
 
     fn resume(&self, key: &str) -> Result<Option<Pause>, Error> {
         let session = self.session(self.deadline())?;
-        let resumed = self.write(&session, |transaction| transaction.resume(key, &session));
-        session.wake_all_who_booked();
-        resumed
+        let lifted = self.write(&session, |transaction| transaction.resume(key, &session))?;
+        if lifted.is_some() {
+            session.wake_all_who_booked();
+        }
+        Ok(lifted)
     }
 
     fn raise(&self, key: &str, window: Option<Duration>, remaining: u64) -> Result<u64, Error> {
@@ -272,9 +276,7 @@ impl Store for SqliteStore {
         let clock = &*self.options.clock;
         match self.open_session() {
             Some(session)
-                if claim.booking.is_some()
-                    && clock.is_real()
-                    && session.number == claim.session =>
+                if claim.can_be_moved() && clock.is_real() && session.number == claim.session =>
             {
                 session.sleep_until_moved(claim, clock);
             }
@@ -283,7 +285,7 @@ impl Store for SqliteStore {
     }
 
     fn look_after(&self, claim: &Claim) -> Result<Option<Claim>, Error> {
-        if claim.booking.is_none() || claim.process != crate::process::mark() {
+        if !claim.can_be_moved() || claim.process != crate::process::mark() {
             return Ok(None);
         }
         let session = self.session_of(claim)?;

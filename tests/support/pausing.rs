@@ -33,8 +33,11 @@ impl Player<'_> {
         }
         let slot = self.open(slot);
         let paused = self.subject.pause(slot, &key, how);
+        let before = self.model.record(&key);
         let must_be = self.model.pause(&key, how);
-        self.has_changed_pauses();
+        if self.model.record(&key) != before {
+            self.has_changed_pauses();
+        }
         let moved = must_be.as_ref().map(|(_, moved)| moved.clone());
         self.follow(&moved.unwrap_or_default());
         same(&must_be.map(|(interval, _)| told(interval)), &paused)
@@ -48,7 +51,9 @@ impl Player<'_> {
         let slot = self.open(slot);
         let resumed = self.subject.resume(slot, &key);
         let must_be = self.model.resume(&key);
-        self.has_changed_pauses();
+        if matches!(must_be, Ok((Some(_), _))) {
+            self.has_changed_pauses();
+        }
         let must_be = must_be.map(|(lifted, moved)| {
             self.follow(&moved);
             lifted.map(told)

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use quotalite::{Limit, PausePolicy, Rate};
 
-use crate::line::{Line, Sum};
+use crate::line::{Charge, Line, Sum};
 use crate::model::Model;
 use crate::subject::{Answer, Paused, Takes, ns};
 
@@ -27,14 +27,14 @@ pub struct Interval {
 }
 
 /// One time that somebody was turned away, and for how long that counts.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Turned {
     at_ns: i64,
     within_ns: i64,
 }
 
 /// What is known of one key.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
     intervals: Vec<Interval>,
     turned: Vec<Turned>,
@@ -128,7 +128,9 @@ impl Record {
         self.turned = counting
             .filter(|turned| open_ns(self, turned) < turned.within_ns)
             .collect();
-        let counts = !matches!(how, How::Planned { .. }) && in_force.is_none();
+        let is_no_time = matches!(how, How::RetryAfter { ns: 0 });
+        let is_strike = !matches!(how, How::Planned { .. }) && !is_no_time;
+        let counts = is_strike && in_force.is_none();
         if counts {
             self.turned.push(Turned {
                 at_ns: now_ns,
@@ -230,6 +232,21 @@ impl Model {
         })
     }
 
+    pub fn record(&self, key: &str) -> Record {
+        self.paused.get(key).cloned().unwrap_or_default()
+    }
+
+    /// Whether a charge is moved behind a pause: what is booked, and what others know by an id.
+    fn can_be_moved(&self, charge: &Charge) -> bool {
+        let mut entries = self.entries.iter();
+        charge.booked_by.is_some()
+            || entries.any(|entry| {
+                entry.claim == charge.claim
+                    && entry.id.is_some()
+                    && entry.ended(self.now_ns).is_none()
+            })
+    }
+
     fn last_pause(&self, key: &str) -> Option<Interval> {
         self.paused.get(key)?.intervals.last().copied()
     }
@@ -296,7 +313,7 @@ impl Model {
         let mut booked = line.iter().flat_map(|line| &line.charges);
         let is_before = booked.any(|charge| {
             let is_ahead = now_ns < charge.due_ns && charge.due_ns < interval.until_ns;
-            charge.booked_by.is_some() && is_ahead
+            is_ahead && self.can_be_moved(charge)
         });
         let moved = if is_before {
             self.move_bookings(key)
@@ -328,8 +345,7 @@ impl Model {
             return Vec::new();
         };
         let ahead = line.charges.iter();
-        let ahead =
-            ahead.filter(|charge| charge.booked_by.is_some() && charge.due_ns > self.now_ns);
+        let ahead = ahead.filter(|charge| charge.due_ns > self.now_ns && self.can_be_moved(charge));
         let mut order: Vec<(i64, usize, usize)> = ahead
             .map(|charge| (charge.due_ns, charge.order, charge.claim))
             .collect();
@@ -339,7 +355,7 @@ impl Model {
         for (due_ns, _, claim) in order {
             let mut charges = Vec::new();
             for (key, line) in &mut self.lines {
-                let is_its = |charge: &&mut crate::line::Charge| charge.claim == claim;
+                let is_its = |charge: &&mut Charge| charge.claim == claim;
                 let of_it = line.charges.iter_mut().filter(is_its);
                 charges.extend(of_it.map(|charge| (key.clone(), *charge)));
                 line.give_back(claim);
@@ -351,16 +367,19 @@ impl Model {
                 .iter()
                 .map(|(key, charge)| (key.clone(), charge.amount))
                 .collect();
-            self.now_ns += 1;
-            let at_ns = if self.is_wrong(&takes) {
-                let ends = takes
-                    .iter()
-                    .filter_map(|(key, _)| self.paused_until_ns(key));
-                ends.chain([due_ns, self.now_ns]).max().expect("two")
-            } else {
-                self.earliest(&takes)
-            };
-            self.now_ns -= 1;
+            let now_ns = self.now_ns;
+            // What a limit has become too small for, fits nowhere.
+            let is_wrong = |take: &&(String, u64)| self.is_wrong(&vec![(*take).clone()]);
+            let (wrong, right): (Vec<_>, Vec<_>) = takes.iter().partition(is_wrong);
+            let right: Takes = right.into_iter().cloned().collect();
+            let ends = wrong
+                .iter()
+                .filter_map(|(key, _)| self.paused_until_ns(key));
+            let former = wrong.first().map(|_| due_ns);
+            let first_ns = ends.chain(former).chain([now_ns + 1]).max();
+            self.now_ns = first_ns.expect("it is after now");
+            let at_ns = self.earliest(&right);
+            self.now_ns = now_ns;
             for (key, former) in charges {
                 let line = self.lines.get_mut(&key).expect("it was charged");
                 line.charge(at_ns, former.amount, former.booked_by, claim);

@@ -272,6 +272,15 @@ impl Accounts {
 
     /// Removes a few charges that no window holds any more.
     pub(super) fn sweep(&mut self, id: LimitId, limit: &Limit) {
+        if let Some(policy) = limit.breaker_policy()
+            && let Some(spans) = self.outcomes.get_mut(&id)
+        {
+            let (_, since) = policy.spans(self.now);
+            spans.retain(|at, _| *at > since);
+            if spans.is_empty() {
+                self.outcomes.remove(&id);
+            }
+        }
         if let Some(bucket) = limit.bucket() {
             return self.pour(id, bucket, |poured| poured);
         }

@@ -50,12 +50,14 @@ impl State {
     /// The claim as it is now, if what it has booked was moved. A permit that has an id knows that, too, when it is no
     /// booking any more because somebody else relies on it.
     pub(super) fn moved(&self, claim: &Claim) -> Option<Claim> {
-        let booking = claim.booking?;
+        if !claim.can_be_moved() {
+            return None;
+        }
         let registered = claim.registered.as_ref();
         let permit = registered.and_then(|found| self.permits.get(&found.number));
         let permitted = permit.map(|permit| (permit.at, &permit.rows));
         let booked = || {
-            let booked = self.booked.get(&booking.number)?;
+            let booked = self.booked.get(&claim.booking?.number)?;
             Some((booked.at, &booked.rows))
         };
         let (at, rows) = permitted.or_else(booked)?;
@@ -67,19 +69,51 @@ impl State {
         })
     }
 
+    /// Whether a pause would change anything.
+    pub(super) fn would_pause(&self, key: &str, backoff: Backoff) -> Result<bool, Error> {
+        let known = self.known(key)?;
+        let before = self
+            .ledgers
+            .strikes
+            .get(&known.id)
+            .cloned()
+            .unwrap_or_default();
+        let mut strikes = before.clone();
+        strikes.strike(&known.limit.pauses(), backoff, self.ledgers.now);
+        Ok(strikes != before)
+    }
+
     pub(super) fn pause(&mut self, key: &str, backoff: Backoff) -> Result<Pause, Error> {
         let known = self.known(key)?;
-        let id = self.with_ledger(&known);
         let now = self.ledgers.now;
-        let strikes = self.ledgers.strikes.entry(id).or_default();
-        let before = strikes.pause;
+        let mut strikes = self
+            .ledgers
+            .strikes
+            .get(&known.id)
+            .cloned()
+            .unwrap_or_default();
+        let before = strikes.clone();
         let pause = strikes.strike(&known.limit.pauses(), backoff, now);
+        if strikes == before {
+            return Ok(pause);
+        }
+        let id = self.with_ledger(&known);
+        let is_moved = strikes.pause != before.pause;
+        self.ledgers.strikes.insert(id, strikes);
         let is_before = |booked: &Booked| now < booked.at && booked.at < pause.until();
         let mut of_it = self.booked.values().filter(|booked| is_of(booked, id));
-        if self.ledgers.strikes[&id].pause != before && of_it.any(is_before) {
+        if is_moved && of_it.any(is_before) {
             self.move_booked(id);
         }
         Ok(pause)
+    }
+
+    pub(super) fn is_paused(&self, key: &str) -> Result<bool, Error> {
+        let known = self.known(key)?;
+        let strikes = self.ledgers.strikes.get(&known.id);
+        let pause = strikes.and_then(|strikes| strikes.pause);
+        let is_broken = self.ledgers.broken.contains_key(&known.id);
+        Ok(is_broken || pause.is_some_and(|pause| pause.holds(self.ledgers.now)))
     }
 
     pub(super) fn lift_pause(&mut self, key: &str) -> Result<Option<Pause>, Error> {

@@ -150,7 +150,6 @@ impl State {
             && let Some(permit) = self.permits.get_mut(&registered.number)
         {
             permit.is_shared = true;
-            self.forget_booked_of(registered.number);
         }
     }
 
@@ -168,7 +167,6 @@ impl State {
     /// The claim on a permit is dropped: its slots come back, and if it has an id it can still be settled for a while.
     pub(super) fn abandon(&mut self, number: PermitNumber, now: Timestamp) {
         self.give_back_slots(number);
-        self.forget_booked_of(number);
         match self.permits.get_mut(&number) {
             Some(permit) if permit.id.is_some() => {
                 permit.is_held = false;
@@ -196,7 +194,6 @@ impl State {
         permit.expires = Some(expires);
         permit.is_held = false;
         permit.is_detached = true;
-        self.forget_booked_of(number);
         self.let_slots_expire(number, expires);
         Some(expires)
     }

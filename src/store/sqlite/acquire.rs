@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::session::Session;
 use super::transaction::Transaction;
-use crate::calendar::Line;
+use crate::calendar::{self, Line};
 use crate::clock::Timestamp;
 use crate::decision::{Verdict, block_size, decide};
 use crate::error::Error;
@@ -174,8 +174,26 @@ pub(super) struct Glance {
     pub(super) outcome: Outcome,
     /// Whether the wall clock has to do with it.
     pub(super) goes_by_wall: bool,
-    /// Whether the death of a process could end it, which nobody writes down.
-    pub(super) may_come_back: bool,
+    /// Whether it could become another that nobody writes down: by the death of a process, or by the end of a pause.
+    pub(super) changes_unwritten: bool,
+}
+
+/// Whether nobody has asked for slots because a limit is paused.
+fn hides_slots(
+    transaction: &mut Transaction<'_>,
+    lines: &[Line<'_>],
+    now: Timestamp,
+) -> Result<bool, Error> {
+    if !lines.iter().any(is_of_slots) {
+        return Ok(false);
+    }
+    for line in lines {
+        let pause = calendar::pause_of(transaction, line.id, now)?;
+        if pause.is_some_and(|pause| pause.holds(now)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Refuses a request that the committed state refuses already, where nothing of the dead could come back and nobody waits;
@@ -213,7 +231,7 @@ pub(super) fn glance(
     Ok(Some(Glance {
         outcome: Outcome::Refused { denial, deadline },
         goes_by_wall,
-        may_come_back,
+        changes_unwritten: may_come_back || hides_slots(transaction, &lines, now)?,
     }))
 }
 

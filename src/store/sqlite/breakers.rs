@@ -171,7 +171,28 @@ impl Transaction<'_> {
             let pause = self.last_pause(limit)?.filter(|pause| pause.holds(now));
             let until = pause.map_or(broken.until, |pause| pause.until().max(broken.until));
             self.write_pause(limit, Pause::new(now, until, 0))?;
+            // Who waits for a probe has to know until when it waits now.
+            self.look_who_waits(limit);
             self.changed_definitions();
+        }
+        Ok(())
+    }
+
+    /// Forgets what has left the window of a breaker.
+    pub(super) fn sweep_outcomes(
+        &mut self,
+        limit: LimitId,
+        policy: &BreakerPolicy,
+    ) -> Result<(), Error> {
+        let (_, since) = policy.spans(self.now());
+        let deleted = self
+            .link
+            .connection
+            .prepare_cached(FORGET)
+            .and_then(|mut s| s.execute((limit.0, since.as_nanos())))
+            .map_err(|error| self.sqlite(error))?;
+        if deleted > 0 {
+            self.wrote();
         }
         Ok(())
     }

@@ -204,7 +204,7 @@ impl SqliteStore {
         };
         let outcome = glanced.outcome;
         if let Some(seen) = seen.filter(|seen| session.generation.seen() == Some(*seen))
-            && !glanced.may_come_back
+            && !glanced.changes_unwritten
             && let Outcome::Refused { denial, .. } = &outcome
         {
             let known = Known {

@@ -34,14 +34,46 @@ struct Booked {
     amount: i64,
 }
 
-const IS_BEFORE: &str = "SELECT EXISTS (
-        SELECT 1 FROM booking WHERE limit_id = ?1 AND due_ns > ?2 AND due_ns < ?3
-    )";
-const OF_LIMIT: &str = "SELECT owner_id, booking_id, due_ns FROM booking
-    WHERE limit_id = ?1 AND due_ns > ?2 ORDER BY due_ns, seq, owner_id, booking_id";
+/// What is moved: a booking, or a permit with an id that was one, and that others rely on since.
+#[derive(Clone, Copy, Debug)]
+enum Movable {
+    Booking(BookingId),
+    Permit(i64),
+}
+
+// Permits that are no bookings any more, of which a charge lies ahead.
+macro_rules! permits_ahead {
+    () => {
+        "SELECT permit_id, p.at_ns AS due_ns, c.seq
+        FROM permit AS p JOIN permit_charge AS c USING (permit_id)
+        WHERE c.limit_id = ?1 AND p.at_ns > ?2 AND p.ended_ns IS NULL AND p.id IS NOT NULL
+            AND NOT EXISTS (
+                SELECT 1 FROM booking AS b
+                WHERE (b.owner_id, b.booking_id) = (p.owner_id, p.booking_id)
+            )"
+    };
+}
+
+const IS_BEFORE: &str = concat!(
+    "SELECT EXISTS (SELECT 1 FROM booking WHERE limit_id = ?1 AND due_ns > ?2 AND due_ns < ?3)
+    OR EXISTS (SELECT 1 FROM (",
+    permits_ahead!(),
+    ") WHERE due_ns < ?3)"
+);
+const OF_LIMIT: &str = concat!(
+    "SELECT due_ns, seq, owner_id, booking_id FROM booking WHERE limit_id = ?1 AND due_ns > ?2
+    UNION ALL
+    SELECT due_ns, seq, NULL, permit_id FROM (",
+    permits_ahead!(),
+    ") ORDER BY 1, 2, 3, 4"
+);
 const ROWS: &str = "SELECT limit_id, at_ns, seq, amount FROM booking
     WHERE owner_id = ?1 AND booking_id = ?2";
+const PERMIT_ROWS: &str =
+    "SELECT limit_id, at_ns, seq, amount FROM permit_charge WHERE permit_id = ?1";
 const MOVE: &str = "UPDATE booking SET at_ns = ?4, seq = ?5, due_ns = ?6
+    WHERE owner_id = ?1 AND booking_id = ?2 AND limit_id = ?3";
+const FORGET: &str = "DELETE FROM booking
     WHERE owner_id = ?1 AND booking_id = ?2 AND limit_id = ?3";
 
 impl Transaction<'_> {
@@ -62,64 +94,78 @@ impl Transaction<'_> {
     pub(super) fn move_bookings(&mut self, limit: LimitId) -> Result<(), Error> {
         self.write_charges()?;
         let now_ns = self.now().as_nanos();
-        let bookings: Vec<(BookingId, Timestamp)> = self
+        let movable: Vec<(Movable, Timestamp)> = self
             .link
             .connection
             .prepare_cached(OF_LIMIT)
             .and_then(|mut s| {
                 s.query_map((limit.0, now_ns), |row| {
-                    let [owner, number] = [row.get(0)?, row.get(1)?];
-                    let due = Timestamp::from_nanos(row.get(2)?);
-                    Ok((BookingId { owner, number }, due))
+                    let due = Timestamp::from_nanos(row.get(0)?);
+                    let number = row.get(3)?;
+                    let movable = match row.get(2)? {
+                        Some(owner) => Movable::Booking(BookingId { owner, number }),
+                        None => Movable::Permit(number),
+                    };
+                    Ok((movable, due))
                 })?
                 .collect()
             })
             .map_err(|error| self.sqlite(error))?;
-        let mut taken = Vec::with_capacity(bookings.len());
-        for (booking, due) in bookings.into_iter().rev() {
-            let rows = self.booked_rows(booking)?;
+        let mut taken = Vec::with_capacity(movable.len());
+        for (movable, due) in movable.into_iter().rev() {
+            let rows = self.booked_rows(movable)?;
             for row in &rows {
                 if let Some(charge) = self.find_charged(row.limit, row.at, row.seq)? {
                     self.amend(charge, -row.amount)?;
                 }
             }
-            taken.push((booking, due, rows));
+            taken.push((movable, due, rows));
         }
-        while let Some((booking, due, rows)) = taken.pop() {
-            self.book_again(booking, due, &rows)?;
+        while let Some((movable, due, rows)) = taken.pop() {
+            self.book_again(movable, due, &rows)?;
         }
+        // What was looked at while they were away is not so any more.
+        self.link.memo.kept.clear();
         Ok(())
     }
 
-    fn booked_rows(&mut self, booking: BookingId) -> Result<Few<Booked>, Error> {
-        self.link
-            .connection
-            .prepare_cached(ROWS)
-            .and_then(|mut s| {
-                s.query_map((booking.owner, booking.number), |row| {
-                    Ok(Booked {
-                        limit: LimitId(row.get(0)?),
-                        at: Timestamp::from_nanos(row.get(1)?),
-                        seq: row.get(2)?,
-                        amount: row.get::<_, i64>(3)?.max(0),
-                    })
-                })?
-                .collect()
+    fn booked_rows(&mut self, movable: Movable) -> Result<Few<Booked>, Error> {
+        let read = |row: &rusqlite::Row<'_>| {
+            Ok(Booked {
+                limit: LimitId(row.get(0)?),
+                at: Timestamp::from_nanos(row.get(1)?),
+                seq: row.get(2)?,
+                amount: row.get::<_, i64>(3)?.max(0),
             })
-            .map_err(|error| self.sqlite(error))
+        };
+        let connection = self.link.connection;
+        let rows = || -> rusqlite::Result<Few<Booked>> {
+            match movable {
+                Movable::Booking(BookingId { owner, number }) => {
+                    let mut statement = connection.prepare_cached(ROWS)?;
+                    statement.query_map((owner, number), read)?.collect()
+                }
+                Movable::Permit(permit) => {
+                    let mut statement = connection.prepare_cached(PERMIT_ROWS)?;
+                    statement.query_map([permit], read)?.collect()
+                }
+            }
+        };
+        rows().map_err(|error| self.sqlite(error))
     }
 
     fn book_again(
         &mut self,
-        booking: BookingId,
+        movable: Movable,
         due: Timestamp,
         rows: &[Booked],
     ) -> Result<(), Error> {
         let mut known = Few::with_capacity(rows.len());
         for row in rows {
-            // What was removed since is charged to nobody any more.
-            if let Some(limit) = self.known_by_id(row.limit)? {
-                known.push((limit, row.amount));
+            match self.known_by_id(row.limit)? {
+                Some(limit) => known.push((limit, row.amount)),
+                // What was removed since is charged to nobody any more.
+                None => self.forget_row(movable, row.limit)?,
             }
         }
         let lines: Few<Line<'_>> = known
@@ -133,15 +179,19 @@ impl Transaction<'_> {
             .collect();
         let now = self.now();
         let at = place_again(self, &lines, due, now)?;
-        let BookingId { owner, number } = booking;
-        let permit = self.permit_of(booking)?;
+        let permit = match movable {
+            Movable::Booking(booking) => self.permit_of(booking)?,
+            Movable::Permit(permit) => Some(permit),
+        };
         for line in &lines {
             let (entered, seq) = self.charge_line(line, at)?;
             let entered_ns = entered.as_nanos();
-            let row = (owner, number, line.id.0, entered_ns, seq, at.as_nanos());
             let connection = self.link.connection;
             let update = || -> rusqlite::Result<()> {
-                connection.prepare_cached(MOVE)?.execute(row)?;
+                if let Movable::Booking(BookingId { owner, number }) = movable {
+                    let row = (owner, number, line.id.0, entered_ns, seq, at.as_nanos());
+                    connection.prepare_cached(MOVE)?.execute(row)?;
+                }
                 if let Some(permit) = permit {
                     let row = (permit, line.id.0, entered_ns, seq);
                     connection.prepare_cached(MOVE_CHARGE)?.execute(row)?;
@@ -158,6 +208,18 @@ impl Transaction<'_> {
                 .map_err(|error| self.sqlite(error))?;
         }
         Ok(())
+    }
+
+    fn forget_row(&self, movable: Movable, limit: LimitId) -> Result<(), Error> {
+        let Movable::Booking(BookingId { owner, number }) = movable else {
+            return Ok(());
+        };
+        self.link
+            .connection
+            .prepare_cached(FORGET)
+            .and_then(|mut s| s.execute((owner, number, limit.0)))
+            .map(drop)
+            .map_err(|error| self.sqlite(error))
     }
 }
 
@@ -190,9 +252,9 @@ impl Transaction<'_> {
     /// The claim as it is now, if what it has booked was moved. A permit that has an id knows that, too, when it is no
     /// booking any more because somebody else relies on it.
     pub(super) fn moved(&self, claim: &Claim) -> Result<Option<Claim>, Error> {
-        let Some(booking) = claim.booking else {
+        if !claim.can_be_moved() {
             return Ok(None);
-        };
+        }
         let read = |row: &rusqlite::Row<'_>| {
             let taken = Taken {
                 limit: LimitId(row.get(0)?),
@@ -210,12 +272,14 @@ impl Transaction<'_> {
                 let mut statement = connection.prepare_cached(PERMITTED_NOW)?;
                 return statement.query_map([registered.number.0], read)?.collect();
             }
+            let Some(BookingId { owner, number }) = claim.booking else {
+                return Ok(Few::new());
+            };
             let mut statement = connection.prepare_cached(BOOKED_NOW)?;
-            let booking = (booking.owner, booking.number);
-            statement.query_map(booking, read)?.collect()
+            statement.query_map((owner, number), read)?.collect()
         };
         let rows = rows().map_err(|error| self.sqlite(error))?;
-        let due = rows.first().map(|(_, due)| *due);
+        let due = rows.iter().map(|(_, due)| *due).max();
         let Some(at) = due.filter(|due| *due != claim.at) else {
             return Ok(None);
         };

@@ -9,7 +9,7 @@ use crate::clock::Timestamp;
 use crate::error::Error;
 use crate::pause::{Backoff, LONGEST_SLOW_START_NS, Pause, Strike, Strikes};
 
-const ANY: &str = "SELECT EXISTS (SELECT 1 FROM pause)";
+const ANY: &str = "SELECT EXISTS (SELECT 1 FROM pause) OR EXISTS (SELECT 1 FROM strike)";
 const READ: &str = "SELECT since_ns, until_ns, strikes FROM pause WHERE limit_id = ?1";
 const READ_STRIKES: &str =
     "SELECT at_ns, fades_ns FROM strike WHERE limit_id = ?1 ORDER BY strike_id";
@@ -118,26 +118,30 @@ impl Transaction<'_> {
         self.read_clock();
     }
 
-    /// Lets nobody in before an instant, and moves those behind it who have booked before.
+    /// Lets nobody in before an instant, and moves those behind it who have booked before. Returns the pause, and whether
+    /// anything has changed.
     pub(super) fn pause(
         &mut self,
         key: &str,
         backoff: Backoff,
         session: &Session,
-    ) -> Result<Pause, Error> {
-        self.begin_to_move(session);
+    ) -> Result<(Pause, bool), Error> {
         let known = self.known(key)?;
+        let policy = known.limit.pauses();
+        let before = self.read_strikes(known.id)?;
+        let mut strikes = before.clone();
+        let pause = strikes.strike(&policy, backoff, self.now());
+        if strikes == before {
+            return Ok((pause, false));
+        }
+        self.begin_to_move(session);
+        let mut strikes = before.clone();
+        let pause = strikes.strike(&policy, backoff, self.now());
         let id = if known.id == LimitId::NONE {
             self.open_ledger(key)?
         } else {
             known.id
         };
-        let mut strikes = self.read_strikes(id)?;
-        let before = strikes.clone();
-        let pause = strikes.strike(&known.limit.pauses(), backoff, self.now());
-        if strikes == before {
-            return Ok(pause);
-        }
         self.write_strikes(id, &strikes)?;
         if strikes.pause != before.pause {
             self.reclaim(&session.lock_file)?;
@@ -145,17 +149,20 @@ impl Transaction<'_> {
                 self.move_bookings(id)?;
             }
         }
-        Ok(pause)
+        Ok((pause, true))
     }
 
     /// Lets everybody in again, and those first who have booked. Returns the pause that was in force.
     pub(super) fn resume(&mut self, key: &str, session: &Session) -> Result<Option<Pause>, Error> {
-        self.begin_to_move(session);
         let known = self.known(key)?;
         let mut strikes = self.read_strikes(known.id)?;
         if known.limit.breaker_policy().is_some() && self.read_broken(known.id)?.is_some() {
             self.close_breaker(known.id)?;
         }
+        if strikes.clone().lift(self.now()).is_none() {
+            return Ok(None);
+        }
+        self.begin_to_move(session);
         let Some(lifted) = strikes.lift(self.now()) else {
             return Ok(None);
         };

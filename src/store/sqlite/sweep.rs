@@ -81,6 +81,9 @@ impl Transaction<'_> {
                 self.delete_until(id, expired.saturating_minus_ns(HIGH_STEP_NS))?;
             }
         }
+        if let Some(policy) = limit.breaker_policy() {
+            self.sweep_outcomes(id, &policy)?;
+        }
         self.sweep_strikes(id)?;
         self.sweep_shifts(id)
     }
