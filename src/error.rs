@@ -273,6 +273,12 @@ pub enum RequestError {
         /// How many bytes the name has.
         bytes: usize,
     },
+    /// It names a pattern where it has to name one of its keys.
+    #[error("`{key}` is a pattern: each of its keys is paused and resumed by itself")]
+    IsPattern {
+        /// The pattern.
+        key: String,
+    },
     /// The permit was granted by another limiter.
     #[error("the permit was granted by another limiter")]
     OtherLimiter,
@@ -285,8 +291,8 @@ pub enum RequestError {
         /// How many there are.
         count: usize,
     },
-    /// It asks for a place in the calendar, where slots have none: nobody knows when a holder ends.
-    #[error("slots of `{key}` cannot be booked ahead; `acquire` waits for them")]
+    /// It asks for a place in the calendar, where slots and breakers have none: nobody knows when a holder ends.
+    #[error("`{key}` cannot be booked ahead, as no slots or breakers can; `acquire` waits for it")]
     NotBookable {
         /// The key of the limit.
         key: String,

@@ -50,6 +50,11 @@ impl Backoff {
         }
     }
 
+    /// For how long, if it says so.
+    pub(crate) const fn asks_for(&self) -> Option<Duration> {
+        self.length
+    }
+
     /// When the request was admitted that was turned away: [`Permit::at`](crate::Permit::at). If that was before the last
     /// pause began, the strike belongs to that pause, and does not count again; a time that came with it still pauses.
     pub const fn asked_at(mut self, at: Timestamp) -> Self {

@@ -33,6 +33,7 @@ pub struct Permit {
 pub(crate) struct Inner {
     pub(crate) claim: Claim,
     pub(crate) state: State,
+    is_reported: bool,
 }
 
 impl Inner {
@@ -82,7 +83,11 @@ impl Permit {
             at: claim.at,
             waited,
             is_resumed: claim.is_resumed,
-            inner: Mutex::new(Inner { claim, state }),
+            inner: Mutex::new(Inner {
+                claim,
+                state,
+                is_reported: false,
+            }),
         }
     }
 
@@ -254,13 +259,20 @@ impl Permit {
         self.store.renew(which, clamped_ns(timeout))
     }
 
-    /// Says what became of the call that it was for, to the [breakers](crate::Limit::breaker) that it was let through by. Say it
-    /// once, before or after it is settled; a permit that is dropped without it is not counted.
+    /// Says what became of the call that it was for, to the [breakers](crate::Limit::breaker) that it was let through by. The
+    /// first report counts, and those after it change nothing. Report before you settle: who has
+    /// taken up the permit under its id may be too late afterwards. A permit that is dropped without a report is not counted, and
+    /// one that was let through by no breaker has nobody to report to.
     ///
     /// # Errors
-    /// Whatever can happen to the file. Nothing was counted then.
+    /// Whatever can happen to the file. Nothing was counted then, and it can be reported again.
     pub fn report(&self, report: Report) -> Result<(), Error> {
-        self.store.report(&self.lock().claim, report)
+        let mut inner = self.lock();
+        if !inner.is_reported {
+            self.store.report(&inner.claim, report)?;
+            inner.is_reported = true;
+        }
+        Ok(())
     }
 
     pub(crate) fn close(

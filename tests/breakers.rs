@@ -355,3 +355,25 @@ proptest! {
         follow(&limiter, &clock, &ops)?;
     }
 }
+
+#[test]
+fn the_first_report_of_a_permit_counts() {
+    in_both_stores(|limiter, clock| {
+        limiter.define(Limit::breaker("b", policy())).unwrap();
+        let permit = limiter.acquire("b").unwrap();
+        for _ in 0..10 {
+            permit.report(Report::failure()).unwrap();
+        }
+        assert_eq!(state(limiter), BreakerState::Closed);
+        for _ in 0..3 {
+            call(limiter, Report::failure());
+        }
+        assert_eq!(reason(limiter).unwrap(), "4 of 4 calls failed");
+        clock.advance(30 * SECOND);
+        let probe = limiter.acquire("b").unwrap();
+        for _ in 0..3 {
+            probe.report(Report::success()).unwrap();
+        }
+        assert_eq!(state(limiter), BreakerState::HalfOpen);
+    });
+}

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use quotalite::{
     Backoff, Booking, Decision, Denial, Error, Limit, Limiter, MINUTE, ManualClock, Obstacle,
-    OnConflict, PausePolicy, Peek, Request, SECOND,
+    OnConflict, PausePolicy, Peek, Request, RequestError, SECOND,
 };
 use support::{in_both_stores, on_file, open};
 
@@ -529,4 +529,25 @@ fn what_does_not_matter_any_more_is_swept() {
         assert!(limiter.try_acquire("tenant:2").unwrap().is_granted());
     }
     assert_eq!(left(), 0);
+}
+
+#[test]
+fn a_pattern_is_not_paused_as_if_it_were_a_key() {
+    in_both_stores(|limiter, _clock| {
+        limiter
+            .define(Limit::pattern("u:*").per_minute(100))
+            .unwrap();
+        for error in [
+            limiter.pause("u:*", Backoff::strike()).unwrap_err(),
+            limiter.resume("u:*").unwrap_err(),
+        ] {
+            assert!(
+                matches!(&error, Error::Request(RequestError::IsPattern { key }) if key == "u:*"),
+                "{error}"
+            );
+        }
+        pause(limiter, "u:1", SECOND);
+        assert!(denied(limiter, &Request::new().take("u:1", 1)).is_paused());
+        assert_eq!(granted(limiter, "u:2"), 100);
+    });
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Limiter;
-use crate::error::Error;
+use crate::error::{Error, RequestError};
 use crate::pause::{Backoff, Pause};
 
 impl Limiter {
@@ -33,12 +33,17 @@ impl Limiter {
     /// ```
     ///
     /// # Errors
-    /// [`Error::UnknownLimit`], and whatever can happen to the file. Nothing was paused then.
+    /// [`Error::UnknownLimit`]; [`RequestError::IsPattern`](crate::RequestError::IsPattern), since each key of a pattern is paused by itself; and whatever can
+    /// happen to the file. Nothing was paused then.
     pub fn pause(&self, key: impl AsRef<str>, backoff: Backoff) -> Result<Pause, Error> {
         let key = key.as_ref();
+        self.check_no_pattern(key)?;
         let pause = self.store.pause(key, backoff)?;
         let length = pause.until().saturating_duration_since(pause.since());
         tracing::warn!(limit = key, ?length, strikes = pause.strikes(), "paused");
+        if backoff.asks_for() > Some(length) {
+            tracing::warn!(limit = key, asked_for = ?backoff.asks_for(), "the pause was cut to the cap of the limit");
+        }
         Ok(pause)
     }
 
@@ -76,13 +81,24 @@ impl Limiter {
     /// pause that was in force, if one was.
     ///
     /// # Errors
-    /// [`Error::UnknownLimit`], and whatever can happen to the file. The pause stays then.
+    /// As [`pause`](Self::pause). The pause stays then.
     pub fn resume(&self, key: impl AsRef<str>) -> Result<Option<Pause>, Error> {
         let key = key.as_ref();
+        self.check_no_pattern(key)?;
         let lifted = self.store.resume(key)?;
         if lifted.is_some() {
             tracing::info!(limit = key, "resumed");
         }
         Ok(lifted)
+    }
+
+    /// A pattern counts for nobody: what is said of it as a key would be heard by none of its keys.
+    fn check_no_pattern(&self, key: &str) -> Result<(), Error> {
+        let limit = self.store.limit(key)?;
+        if limit.is_pattern() && limit.key() == key {
+            let key = key.to_owned();
+            return Err(RequestError::IsPattern { key }.into());
+        }
+        Ok(())
     }
 }

@@ -8,7 +8,7 @@ use crate::clock::Timestamp;
 use crate::decision::place_again;
 use crate::definition::Known;
 use crate::error::Error;
-use crate::pause::{Backoff, Pause};
+use crate::pause::{Backoff, Pause, Strikes};
 use crate::store::{BookingId, Claim, Few, PermitNumber, Row};
 
 /// What is booked, and can be moved as long as it lies ahead.
@@ -69,31 +69,25 @@ impl State {
         })
     }
 
+    /// What is known of the strikes against a limit, and what a pause makes of that.
+    fn struck(&self, known: &Known, backoff: Backoff) -> (Strikes, Strikes, Pause) {
+        let before = self.ledgers.strikes.get(&known.id);
+        let before = before.cloned().unwrap_or_default();
+        let mut strikes = before.clone();
+        let pause = strikes.strike(&known.limit.pauses(), backoff, self.ledgers.now);
+        (before, strikes, pause)
+    }
+
     /// Whether a pause would change anything.
     pub(super) fn would_pause(&self, key: &str, backoff: Backoff) -> Result<bool, Error> {
-        let known = self.known(key)?;
-        let before = self
-            .ledgers
-            .strikes
-            .get(&known.id)
-            .cloned()
-            .unwrap_or_default();
-        let mut strikes = before.clone();
-        strikes.strike(&known.limit.pauses(), backoff, self.ledgers.now);
+        let (before, strikes, _) = self.struck(&*self.known(key)?, backoff);
         Ok(strikes != before)
     }
 
     pub(super) fn pause(&mut self, key: &str, backoff: Backoff) -> Result<Pause, Error> {
         let known = self.known(key)?;
         let now = self.ledgers.now;
-        let mut strikes = self
-            .ledgers
-            .strikes
-            .get(&known.id)
-            .cloned()
-            .unwrap_or_default();
-        let before = strikes.clone();
-        let pause = strikes.strike(&known.limit.pauses(), backoff, now);
+        let (before, strikes, pause) = self.struck(&known, backoff);
         if strikes == before {
             return Ok(pause);
         }

@@ -16,16 +16,12 @@ const READ: &str = "SELECT since_ns, until_ns, successes, reason FROM breaker WH
 impl Transaction<'_> {
     /// How a breaker stands, unless it is closed. Mostly all are, and then nothing is read.
     pub(super) fn read_broken(&mut self, limit: LimitId) -> Result<Option<Broken>, Error> {
-        if self.link.memo.any_broken.is_none() {
-            let any = self
-                .link
-                .connection
-                .prepare_cached(ANY)
-                .and_then(|mut s| s.query_row([], |row| row.get(0)))
-                .map_err(|error| self.sqlite(error))?;
-            self.link.memo.any_broken = Some(any);
-        }
-        if self.link.memo.any_broken == Some(false) {
+        let any = match self.link.memo.any_broken {
+            Some(any) => any,
+            None => self.has_any(ANY)?,
+        };
+        self.link.memo.any_broken = Some(any);
+        if !any {
             return Ok(None);
         }
         self.link

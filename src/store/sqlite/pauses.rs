@@ -17,16 +17,12 @@ const READ_STRIKES: &str =
 impl Transaction<'_> {
     /// The last pause of a limit. Mostly there are none, and then nothing is read.
     pub(super) fn last_pause(&mut self, limit: LimitId) -> Result<Option<Pause>, Error> {
-        if self.link.memo.any_pauses.is_none() {
-            let any = self
-                .link
-                .connection
-                .prepare_cached(ANY)
-                .and_then(|mut s| s.query_row([], |row| row.get(0)))
-                .map_err(|error| self.sqlite(error))?;
-            self.link.memo.any_pauses = Some(any);
-        }
-        if self.link.memo.any_pauses == Some(false) {
+        let any = match self.link.memo.any_pauses {
+            Some(any) => any,
+            None => self.has_any(ANY)?,
+        };
+        self.link.memo.any_pauses = Some(any);
+        if !any {
             return Ok(None);
         }
         if let Some(pause) = self.link.memo.pause(limit) {
@@ -35,6 +31,15 @@ impl Transaction<'_> {
         let pause = self.read_pause(limit)?;
         self.link.memo.remember_pause(limit, pause);
         Ok(pause)
+    }
+
+    /// What a statement without parameters says, yes or no.
+    pub(super) fn has_any(&self, sql: &str) -> Result<bool, Error> {
+        self.link
+            .connection
+            .prepare_cached(sql)
+            .and_then(|mut s| s.query_row([], |row| row.get(0)))
+            .map_err(|error| self.sqlite(error))
     }
 
     fn read_pause(&self, limit: LimitId) -> Result<Option<Pause>, Error> {
@@ -135,6 +140,7 @@ impl Transaction<'_> {
             return Ok((pause, false));
         }
         self.begin_to_move(session);
+        // By now it is later.
         let mut strikes = before.clone();
         let pause = strikes.strike(&policy, backoff, self.now());
         let id = if known.id == LimitId::NONE {
