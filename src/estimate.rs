@@ -46,6 +46,12 @@ pub trait EstimateTokens {
         })
     }
 
+    /// Whether no text ever comes to more. An [`Estimator`] asks for as much as a bound says, whatever calls have used before,
+    /// and learns nothing from it.
+    fn is_bound(&self) -> bool {
+        false
+    }
+
     /// The same, and so many tokens more for each text: what goes around a message, its role and its separators. For chats
     /// of OpenAI's models that is 3 or 4.
     fn framed(self, tokens: u64) -> Framed<Self>
@@ -64,6 +70,10 @@ impl<E: EstimateTokens + ?Sized> EstimateTokens for &E {
     fn call_tokens(&self, texts: &[&str], output: u64) -> u64 {
         (**self).call_tokens(texts, output)
     }
+
+    fn is_bound(&self) -> bool {
+        (**self).is_bound()
+    }
 }
 
 impl<E: EstimateTokens + ?Sized> EstimateTokens for Box<E> {
@@ -74,6 +84,10 @@ impl<E: EstimateTokens + ?Sized> EstimateTokens for Box<E> {
     fn call_tokens(&self, texts: &[&str], output: u64) -> u64 {
         (**self).call_tokens(texts, output)
     }
+
+    fn is_bound(&self) -> bool {
+        (**self).is_bound()
+    }
 }
 
 impl<E: EstimateTokens + ?Sized> EstimateTokens for Arc<E> {
@@ -83,6 +97,10 @@ impl<E: EstimateTokens + ?Sized> EstimateTokens for Arc<E> {
 
     fn call_tokens(&self, texts: &[&str], output: u64) -> u64 {
         (**self).call_tokens(texts, output)
+    }
+
+    fn is_bound(&self) -> bool {
+        (**self).is_bound()
     }
 }
 
@@ -110,7 +128,7 @@ impl EstimateTokens for TextEstimate {
 /// One token for each byte of UTF-8: no tokenizer that works on bytes makes more of a text, whatever it says.
 ///
 /// It bounds the texts themselves. What a server puts around them it does not know: [`framed`](EstimateTokens::framed) adds
-/// that. It is a bound only as it is; what an [`Estimator`] makes of it by what it has learned is none.
+/// that. An [`Estimator`] leaves it [as it is](EstimateTokens::is_bound).
 ///
 /// ```
 /// use quotalite::{ByteBound, EstimateTokens};
@@ -125,6 +143,10 @@ impl EstimateTokens for ByteBound {
     fn input_tokens(&self, text: &str) -> u64 {
         count(text.len())
     }
+
+    fn is_bound(&self) -> bool {
+        true
+    }
 }
 
 /// What another estimate says, and the same number more for each text: see [`EstimateTokens::framed`].
@@ -137,6 +159,10 @@ pub struct Framed<E> {
 impl<E: EstimateTokens> EstimateTokens for Framed<E> {
     fn input_tokens(&self, text: &str) -> u64 {
         self.base.input_tokens(text).saturating_add(self.tokens)
+    }
+
+    fn is_bound(&self) -> bool {
+        self.base.is_bound()
     }
 }
 

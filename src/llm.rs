@@ -7,11 +7,11 @@
 //! | `global:llm:<provider>:<model>:concurrency` | calls at once, of everybody |
 //! | `tenant:<id>:llm:daily_tokens` | tokens of one tenant in any 24 hours, of all models |
 //!
-//! [`LlmLimits`] defines the first three and [`daily_tokens`] the last one; [`LlmCall`] asks for them in one [`Request`],
+//! [`LlmLimits`] defines the first three and [`daily_tokens`] the last one; an [`LlmCall`] asks for them in one [`Request`],
 //! which is admitted whole or not at all.
 //!
 //! ```
-//! use quotalite::llm::{self, LlmCall, LlmLimits};
+//! use quotalite::llm::{self, LlmLimits};
 //! use quotalite::{Limiter, OnConflict};
 //!
 //! let limiter = Limiter::in_memory()?;
@@ -19,7 +19,7 @@
 //! limiter.define_all(gpt.limits()?, OnConflict::Fail)?;
 //! limiter.define(llm::daily_tokens(100_000))?;
 //!
-//! let call = LlmCall::new("openai", "gpt-4o").tenant("42").tokens(1_800);
+//! let call = gpt.call().tenant("42").tokens(1_800);
 //! let permit = limiter.acquire(&call.request()?)?;
 //! permit.settle(call.used(620)?)?;
 //! assert_eq!(limiter.usage(&llm::tpm_key("openai", "gpt-4o")?)?.available(), 29_380);
@@ -228,13 +228,32 @@ impl LlmLimits {
         }
         Ok(limits)
     }
+
+    /// A call that takes of those of its limits that are given here, and of no others.
+    ///
+    /// ```
+    /// use quotalite::llm::LlmLimits;
+    ///
+    /// let claude = LlmLimits::new("anthropic", "sonnet").rpm(50).tpm(40_000);
+    /// let request = claude.call().tokens(1_800).request()?;
+    /// assert_eq!(request.takes().count(), 2);
+    /// # Ok::<(), quotalite::llm::LlmError>(())
+    /// ```
+    pub fn call(&self) -> LlmCall {
+        LlmCall {
+            takes_rpm: self.rpm.is_some(),
+            takes_tpm: self.tpm.is_some(),
+            takes_concurrency: self.concurrency.is_some(),
+            ..LlmCall::new(&*self.provider, &*self.model)
+        }
+    }
 }
 
 /// One call to a model: a request, its tokens, and a place among those that run at once; and the tokens of its tenant, if it
 /// has one.
 ///
-/// Every limit that it takes of has to be defined. What has none is left out: a model without a limit on calls at once is
-/// called [`without_concurrency`](Self::without_concurrency). Only such a call can be [booked](crate::Limiter::book).
+/// Every limit that it takes of has to be defined. [`LlmLimits::call`] takes of what was defined there; of a call that is made by
+/// itself, what has no limit is left out: [`without_concurrency`](Self::without_concurrency). Only such a call can be [booked](crate::Limiter::book).
 #[derive(Clone, Debug)]
 #[must_use = "it does nothing until its request is admitted"]
 pub struct LlmCall {

@@ -203,8 +203,7 @@ impl Used {
     }
 
     /// The same, to be learned from.
-    pub(crate) fn learning(self, lesson: Lesson) -> Self {
-        let lesson = Some(lesson);
+    pub(crate) fn learning(self, lesson: Option<Lesson>) -> Self {
         Self { lesson, ..self }
     }
 

@@ -191,7 +191,7 @@ proptest! {
     fn after_a_hundred_settled_calls_the_mean_is_met(used in 0.3_f64..3.0, seed in any::<u64>()) {
         let limiter = Limiter::in_memory_with(ManualClock::new());
         define(&limiter, "tokens");
-        let estimator = Estimator::with(&limiter, "tokens", ByteBound);
+        let estimator = Estimator::new(&limiter, "tokens");
         for (estimated, used) in workload(used, seed, 100) {
             let estimate = estimator.estimate("", estimated).unwrap();
             let permit = limiter.try_acquire(("tokens", estimate.amount())).unwrap();
@@ -561,4 +561,21 @@ fn what_somebody_wrote_into_the_file_wrecks_nothing() {
         let known = ratio(&limiter, "tokens").ratio();
         assert!((known - 0.5).abs() < 0.1, "{known}");
     }
+}
+
+#[test]
+fn a_bound_stays_one_whatever_calls_use() {
+    in_both_stores(|limiter, _clock| {
+        define(limiter, "tokens");
+        let bounded = Estimator::with(limiter, "tokens", Box::new(ByteBound.framed(4)));
+        for _ in 0..20 {
+            let estimate = bounded.estimate("hello world", 500).unwrap();
+            assert_eq!((estimate.raw(), estimate.amount()), (515, 515));
+            let permit = granted(limiter, &Request::new().take("tokens", 515));
+            bounded.settle(&permit, &estimate, 100).unwrap();
+        }
+        assert_eq!(limiter.estimate_ratio("tokens").unwrap(), None);
+        assert_eq!(bounded.estimate("", 0).unwrap().amount(), 4);
+        assert_eq!(limiter.usage("tokens").unwrap().rates()[0].used(), 2_000);
+    });
 }

@@ -14,8 +14,8 @@ const LEAST_CALLS: u64 = 10;
 ///
 /// The estimate is that of its base, at first a [`TextEstimate`], times the limit's [ratio](crate::EstimateRatio). Until 10
 /// calls were learned it is the base's alone. Of a workload that stays the same it comes within a few percent of the mean
-/// after a hundred calls, whatever the base is off by between a sixteenth and 16 times. It is then an estimate of the mean,
-/// also where the base is a bound.
+/// after a hundred calls, whatever the base is off by between a sixteenth and 16 times. It is then an estimate of the mean:
+/// about half of all calls use more, and settle above it. A base that is a [bound](EstimateTokens::is_bound) is not corrected.
 ///
 /// ```
 /// use quotalite::{Estimator, Limit, Limiter};
@@ -69,7 +69,8 @@ impl<E: EstimateTokens> Estimator<E> {
         &self.key
     }
 
-    /// Estimates a call that sends one text and may be answered with `output` tokens. Reads the file once.
+    /// Estimates a call that sends one text and may be answered with `output` tokens. Reads the file once, unless
+    /// the base is a bound.
     ///
     /// # Errors
     /// [`Error::UnknownLimit`], and whatever can happen to the file.
@@ -84,6 +85,10 @@ impl<E: EstimateTokens> Estimator<E> {
     /// As [`estimate`](Self::estimate).
     pub fn estimate_texts(&self, texts: &[&str], output: u64) -> Result<Estimate, Error> {
         let raw = self.base.call_tokens(texts, output);
+        if self.base.is_bound() {
+            let amount = raw.max(1);
+            return Ok(Estimate { raw, amount });
+        }
         let ratio = self.limiter.estimate_ratio(&self.key)?;
         let ratio = ratio.filter(|ratio| ratio.calls() >= LEAST_CALLS);
         let amount = ratio.map_or(raw.max(1), |ratio| ratio.corrected(raw));
@@ -116,8 +121,8 @@ impl<E: EstimateTokens> Estimator<E> {
         estimate: &Estimate,
         used: impl IntoIterator<Item = (K, u64)>,
     ) -> Result<Settled, Error> {
-        self.limiter
-            .settle_and_learn(permit.into(), (&self.key, estimate.raw), used)
+        let lesson = (!self.base.is_bound()).then(|| (&*self.key, estimate.raw));
+        self.limiter.settle_and_learn(permit.into(), lesson, used)
     }
 }
 

@@ -39,17 +39,18 @@ impl Limiter {
         Ok(learned.map(Learned::ratio))
     }
 
-    /// Settles a permit, and learns from it what was used of a limit for which so much had been estimated.
+    /// Settles a permit, and learns from it, if it is a lesson, what was used of a limit for which so much had been estimated.
     pub(crate) fn settle_and_learn<K: AsRef<str>>(
         &self,
         handle: Handle<'_>,
-        (key, estimated): (&str, u64),
+        lesson: Option<(&str, u64)>,
         used: impl IntoIterator<Item = (K, u64)>,
     ) -> Result<Settled, Error> {
-        let used = Used::new(used)?.learning(Lesson {
+        let lesson = lesson.map(|(key, estimated)| Lesson {
             key: key.into(),
             estimated,
         });
+        let used = Used::new(used)?.learning(lesson);
         let settle = |which: Which<'_>| self.store.change(Change::settle(which, &used));
         let settled = match handle.permit_or_id() {
             Ok(permit) if !permit.is_of(&*self.store) => {
