@@ -9,7 +9,9 @@ use crate::limit::{Limit, MAX_CAPACITY, Rate, nanos};
 /// How a rate follows what a provider allows but does not tell: by additive increase and multiplicative decrease, between
 /// bounds. For [`Limiter::adapt`](crate::Limiter::adapt).
 ///
-/// That is how TCP shares a link: see [RFC 5681, 3.1](https://www.rfc-editor.org/rfc/rfc5681#section-3.1).
+/// That is how TCP shares a link: see [RFC 5681, 3.1](https://www.rfc-editor.org/rfc/rfc5681#section-3.1). As there, what was
+/// not used says nothing about whether more is allowed: it grows only while at least half of it is in use, as
+/// [RFC 7661](https://www.rfc-editor.org/rfc/rfc7661) has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "it does nothing until it is given to `adapt`"]
 pub struct Adaptive {
@@ -22,7 +24,7 @@ pub struct Adaptive {
 
 impl Adaptive {
     /// Lets the capacity of a rate be anything between these two. It grows by a hundredth of the ceiling, 1 at least, after each
-    /// window in which nobody was refused, and becomes 70 % of what it was when somebody is.
+    /// window in which half of it was used and nobody was refused, and becomes 70 % of what it was when somebody is.
     pub const fn between(floor: u64, ceiling: u64) -> Self {
         let step = ceiling / 100;
         Self {
@@ -67,16 +69,41 @@ impl Adaptive {
         }
     }
 
+    /// The rate that it is about, and its window.
+    fn rate_of(&self, limit: &Limit) -> Option<(Rate, Duration)> {
+        let rate = limit.rate_told(self.window)?;
+        Some((rate, rate.window().rolling()?))
+    }
+
     /// What becomes of a limit with an answer, and what is to be remembered for the next one. Nothing if nothing changes.
-    pub(crate) fn adapt(
+    /// `used` reads how much of a rate is in use; that is asked only where it matters.
+    pub(crate) fn adapt<E>(
         &self,
         limit: &Limit,
+        adapted: Adapted,
+        (was_refused, now): (bool, Timestamp),
+        used: impl FnOnce(&Rate) -> Result<i64, E>,
+    ) -> Result<Option<(Adapted, Option<Rate>)>, E> {
+        let Some((rate, window)) = self.rate_of(limit) else {
+            return Ok(None);
+        };
+        let outcome = self.outcome((rate, window), adapted, was_refused, now);
+        if let Some((_, Some(grown))) = &outcome
+            && grown.capacity() > rate.capacity()
+            && used(&rate)? < rate.capacity_units() / 2
+        {
+            return Ok(None);
+        }
+        Ok(outcome)
+    }
+
+    fn outcome(
+        &self,
+        (rate, window): (Rate, Duration),
         adapted: Adapted,
         was_refused: bool,
         now: Timestamp,
     ) -> Option<(Adapted, Option<Rate>)> {
-        let rate = limit.rate_told(self.window)?;
-        let window = rate.window().rolling()?;
         let is_past = |at: Timestamp| at.saturating_plus_ns(nanos(window)) <= now;
         if !was_refused && adapted.changed == Self::NEVER_CHANGED {
             // A window begins in which nobody may be refused.

@@ -28,6 +28,9 @@ fn it_is_cut_once_for_a_window_and_grows_once_for_a_window_without_refusals() {
         clock.advance(59 * SECOND);
         assert_eq!(limiter.adapt("api", adaptive, false).unwrap(), None);
         clock.advance(SECOND);
+        limiter.acquire(("api", 24)).unwrap();
+        assert_eq!(limiter.adapt("api", adaptive, false).unwrap(), None);
+        limiter.acquire("api").unwrap();
         for _ in 0..3 {
             limiter.adapt("api", adaptive, false).unwrap();
         }
@@ -39,9 +42,23 @@ fn it_is_cut_once_for_a_window_and_grows_once_for_a_window_without_refusals() {
         assert_eq!(capacity(limiter), 20);
         for _ in 0..100 {
             clock.advance(MINUTE);
+            limiter.acquire(("api", capacity(limiter))).unwrap();
             limiter.adapt("api", adaptive, false).unwrap();
         }
         assert_eq!(capacity(limiter), 200);
+    });
+}
+
+#[test]
+fn what_is_idle_does_not_grow() {
+    in_both_stores(|limiter, clock| {
+        limiter.define(Limit::new("api").per_second(10)).unwrap();
+        let adaptive = Adaptive::between(10, 1_000);
+        for _ in 0..200 {
+            limiter.acquire("api").unwrap();
+            assert_eq!(limiter.adapt("api", adaptive, false).unwrap(), None);
+            clock.advance(SECOND);
+        }
     });
 }
 

@@ -288,3 +288,45 @@ fn of_policies_that_count_the_same_the_strictest_is_learned_and_a_name_can_be_a_
         assert_eq!(learned, ["requests: 10/s, 420/min", "tokens: 70000/min"]);
     });
 }
+
+#[test]
+fn a_figure_that_cannot_be_of_the_window_is_not_learned_for_it() {
+    in_both_stores(|limiter, _clock| {
+        limiter.define(Limit::new("api").per_minute(3)).unwrap();
+        let set = LimitSet::new().requests("api").learning();
+        let learned = |reset| {
+            let headers = [
+                ("x-ratelimit-limit-requests", "200"),
+                ("x-ratelimit-remaining-requests", "199"),
+                ("x-ratelimit-reset-requests", reset),
+            ];
+            let heard = heed(limiter, &set, 200, &headers);
+            heard.learned().len()
+        };
+        // Of 200 a day one comes back after 7 minutes.
+        assert_eq!(learned("7m12s"), 0);
+        assert_eq!(learned("2m0.1s"), 0);
+        assert_eq!(learned("1m1s"), 1);
+        assert_eq!(limiter.limit("api").unwrap().to_string(), "api: 140/min");
+    });
+}
+
+#[test]
+fn what_only_lowers_never_raises() {
+    in_both_stores(|limiter, _clock| {
+        define(limiter);
+        let set = set().learning().only_lowering();
+        let heard = |requests, in_flight| {
+            let headers = [
+                ("x-ratelimit-limit-requests", requests),
+                ("x-ratelimit-limit-concurrent-requests", in_flight),
+            ];
+            heed(limiter, &set, 200, &headers).learned().len()
+        };
+        assert_eq!(heard("500", "100"), 0);
+        assert_eq!(heard("400", "10"), 2);
+        assert_eq!(heard("500", "100"), 0);
+        let limits = [KEYS[0], KEYS[2]].map(|key| limiter.limit(key).unwrap().to_string());
+        assert_eq!(limits, ["requests: 10/s, 280/min", "in flight: 6 slots"]);
+    });
+}

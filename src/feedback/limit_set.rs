@@ -21,6 +21,7 @@ use crate::pause::{Backoff, Pause};
 pub struct LimitSet {
     keys: Vec<(Counted, String)>,
     learns: bool,
+    only_lowers: bool,
     margin_percent: u8,
     concurrency_margin_percent: u8,
     pub(crate) asked_at: Option<Timestamp>,
@@ -31,6 +32,7 @@ impl Default for LimitSet {
         Self {
             keys: Vec::new(),
             learns: false,
+            only_lowers: false,
             margin_percent: 70,
             concurrency_margin_percent: 60,
             asked_at: None,
@@ -69,6 +71,12 @@ impl LimitSet {
     /// Lets each response change the limits, as [`Limiter::learn`](crate::Limiter::learn) does. Defaults to not.
     pub const fn learning(mut self) -> Self {
         self.learns = true;
+        self
+    }
+
+    /// Lets what is learned lower limits and never raise them, so that what you have defined stays the most that is used.
+    pub const fn only_lowering(mut self) -> Self {
+        self.only_lowers = true;
         self
     }
 
@@ -143,14 +151,27 @@ impl LimitSet {
         match limit.kind() {
             Kind::Slots(_) => {
                 let count = share(self.concurrency_margin_percent);
+                if self.only_lowers && limit.slot_count()? <= count {
+                    return None;
+                }
                 limit.to_builder().slots(count).build().ok()
             }
             Kind::Rates(_) => {
                 let window = told.window();
                 let window = window.or_else(|| limit.rate_told(None)?.window().rolling());
-                let rate = Rate::new(share(self.margin_percent), window.unwrap_or(MINUTE));
-                let learned = limit.to_builder().set_rate(rate.ok()?);
-                learned.build().ok()
+                let window = window.unwrap_or(MINUTE);
+                // What comes back later than after two windows is not of this one: a figure of a day, say.
+                let is_of_another = told.reset().is_some_and(|reset| reset > 2 * window);
+                if told.window().is_none() && is_of_another {
+                    return None;
+                }
+                let rate = Rate::new(share(self.margin_percent), window).ok()?;
+                let mut stored = limit.rates().iter();
+                let stored = stored.find(|stored| stored.window() == rate.window());
+                if self.only_lowers && stored.is_some_and(|s| s.capacity() <= rate.capacity()) {
+                    return None;
+                }
+                limit.to_builder().set_rate(rate).build().ok()
             }
             Kind::Bucket(_) | Kind::Breaker(_) => None,
         }

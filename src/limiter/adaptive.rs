@@ -8,9 +8,10 @@ use crate::limit::Limit;
 impl Limiter {
     /// Lets a rate follow what a provider allows, for all processes: say for each answer whether the provider refused because
     /// of a limit. A refusal cuts the capacity, at most once for a window, whichever process says it, so that many who are refused at once
-    /// count once; a window without any raises it. Returns the limit as it is from now on, if this changed it.
+    /// count once; a window without any raises it, if half of it is in use. Returns the limit as it is from now on, if this changed it.
     ///
-    /// A cut counts as any lowered limit: nothing is taken back. [`changes`](Self::changes) tells the last ones.
+    /// It is for rates: slots, buckets and quotas stay as they are. Of several rates it is about that of a
+    /// [window](Adaptive::window), or of a minute if that is not told; the others still bound it. A cut counts as any lowered limit: nothing is taken back. [`changes`](Self::changes) tells the last ones.
     ///
     /// ```
     /// use quotalite::{Adaptive, Limit, Limiter, ManualClock, MINUTE};
@@ -22,6 +23,7 @@ impl Limiter {
     /// assert_eq!(limiter.adapt("api", adaptive, true)?.unwrap().to_string(), "api: 70/min");
     /// assert_eq!(limiter.adapt("api", adaptive, true)?, None); // still the same overload
     /// clock.advance(MINUTE);
+    /// limiter.acquire(("api", 40))?; // what is not in use does not grow
     /// assert_eq!(limiter.adapt("api", adaptive, false)?.unwrap().to_string(), "api: 80/min");
     /// # Ok::<(), quotalite::Error>(())
     /// ```

@@ -82,7 +82,10 @@ impl Limiter {
     /// Lets limits become what a provider says that it allows, less a [margin](LimitSet::margin), for all processes. Returns
     /// those that are another now, as they were and as they are; [`changes`](Self::changes) tells them, too.
     ///
-    /// A rate takes the place of the one with the same window; the slots of a concurrency limit become so many. Buckets stay, and
+    /// A provider that does not tell a window means that of the limit, if it has one rate, or else its minute; unless it says that
+    /// more comes back only after two such windows or later, as OpenAI does where it counts by the day: then nothing is
+    /// learned. A day's figure of which little is used looks like a minute's: where a provider may count by the day, learn
+    /// with [`only_lowering`](LimitSet::only_lowering). A rate takes the place of the one with the same window, or is added; the slots of a concurrency limit become so many. Buckets stay, and
     /// so do limits that cannot be what is told.
     ///
     /// # Errors

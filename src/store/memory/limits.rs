@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::{PLACE, State, unknown};
 use crate::adaptive::{Adapted, Adaptive};
-use crate::calendar::{LimitId, Line};
+use crate::calendar::{self, LimitId, Line};
 use crate::clock::Timestamp;
 use crate::definition::{
     Action, Author, Definition, Known, LimitChange, OnConflict, Use, check_replaceable,
@@ -263,8 +263,12 @@ impl State {
         };
         let last = self.ledgers.adapted.get(&known.id).copied();
         let last = last.unwrap_or(Adapted::NEVER);
-        let adapted = adaptive.adapt(&known.limit, last, was_refused, self.ledgers.now);
-        let Some((adapted, rate)) = adapted else {
+        let now = self.ledgers.now;
+        let adapted = adaptive.adapt(&known.limit, last, (was_refused, now), |rate| {
+            let usage = calendar::usage(&mut self.ledgers, known.id, &known.limit, rate, now);
+            usage.map(|usage| usage.used)
+        });
+        let Ok(Some((adapted, rate))) = adapted else {
             return Ok(None);
         };
         self.ledgers.adapted.insert(known.id, adapted);

@@ -4,7 +4,7 @@ use rusqlite::OptionalExtension;
 
 use super::transaction::Transaction;
 use crate::adaptive::{Adapted, Adaptive};
-use crate::calendar::LimitId;
+use crate::calendar::{self, LimitId};
 use crate::clock::Timestamp;
 use crate::definition::{Author, Known};
 use crate::error::Error;
@@ -24,7 +24,11 @@ impl Transaction<'_> {
     ) -> Result<Option<(Known, Adapted, Option<Rate>)>, Error> {
         let known = self.defined(key)?.ok_or_else(|| self.unknown(key))?;
         let last = self.read_adapted(known.id)?;
-        let adapted = adaptive.adapt(&known.limit, last, was_refused, self.now());
+        let now = self.now();
+        let adapted = adaptive.adapt(&known.limit, last, (was_refused, now), |rate| {
+            let usage = calendar::usage(self, known.id, &known.limit, rate, now)?;
+            Ok::<_, Error>(usage.used)
+        })?;
         Ok(adapted.map(|(adapted, rate)| (known, adapted, rate)))
     }
 
