@@ -82,6 +82,8 @@ impl fmt::Display for Answer {
     }
 }
 
+impl StdError for Answer {}
+
 /// Errors that know what they mean for the next try.
 ///
 /// ```
