@@ -377,3 +377,18 @@ fn the_first_report_of_a_permit_counts() {
         assert_eq!(state(limiter), BreakerState::HalfOpen);
     });
 }
+
+#[test]
+fn a_pattern_makes_one_for_each_key() {
+    in_both_stores(|limiter, _clock| {
+        limiter
+            .define(Limit::pattern("breaker:*").breaker(policy()))
+            .unwrap();
+        for _ in 0..4 {
+            let permit = limiter.acquire("breaker:one").unwrap();
+            permit.report(Report::failure()).unwrap();
+        }
+        assert!(!limiter.try_acquire("breaker:one").unwrap().is_granted());
+        assert!(limiter.try_acquire("breaker:other").unwrap().is_granted());
+    });
+}

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 use http::HeaderMap;
 use proptest::prelude::*;
 use quotalite::{
-    Counted, Decision, Denial, Feedback, Limit, LimitBuilder, LimitFields, Limiter, MAX_CAPACITY,
-    MINUTE, ManualClock, Obstacle, SECOND, Usage, Window,
+    Backoff, Counted, Decision, Denial, Feedback, Limit, LimitBuilder, LimitFields, Limiter,
+    MAX_CAPACITY, MINUTE, ManualClock, Obstacle, SECOND, Usage, Window,
 };
 use sfv::{BareItem, Item, List, ListEntry, Parser};
 
@@ -382,4 +382,21 @@ proptest! {
         prop_assert_eq!(one == other, slots(&one) == slots(&other));
         prop_assert!(slots(&one).bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b';'));
     }
+}
+
+#[test]
+fn nobody_is_invited_before_a_pause_ends() -> Result<(), quotalite::Error> {
+    let (_, limiter) = limiter();
+    limiter.define(Limit::new("a").per_second(10).per_minute(20))?;
+    limiter.define(Limit::slots("b", 2))?;
+    assert!(limiter.try_acquire("a")?.is_granted());
+    for key in ["a", "b"] {
+        limiter.pause(key, Backoff::planned(90 * SECOND))?;
+    }
+    let fields = LimitFields::of(&[limiter.usage("a")?, limiter.usage("b")?]);
+    assert_eq!(
+        lines(&fields)[1],
+        "ratelimit: \"a;s\";r=0;t=90, \"a;min\";r=0;t=90, \"b\";r=0;t=90"
+    );
+    Ok(())
 }

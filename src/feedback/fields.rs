@@ -242,6 +242,7 @@ impl Policy {
 fn policies(usage: &Usage) -> Vec<Policy> {
     let limit = usage.limit();
     let unit = limit.unit().map(encoded);
+    let resumes = usage.pause().map(|pause| pause.until());
     let policy = |obstacle: Obstacle,
                   window: Option<u64>,
                   remaining: u64,
@@ -256,7 +257,10 @@ fn policies(usage: &Usage) -> Vec<Policy> {
             window: window.map(|seconds| seconds.max(1)),
         }),
         remaining,
-        reset: release.map(|release| told(release.saturating_duration_since(usage.at()))),
+        // Nothing comes back before a pause ends.
+        reset: release
+            .max(resumes)
+            .map(|release| told(release.saturating_duration_since(usage.at()))),
     };
     let mut policies = Vec::new();
     if let Some(count) = limit.slot_count() {
