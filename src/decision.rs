@@ -226,6 +226,21 @@ pub(crate) fn free_slots<B: Books>(books: &mut B, line: &Line<'_>) -> Result<i64
     })
 }
 
+/// Whether a limit of a request is paused.
+pub(crate) fn is_any_paused<L: Ledgers>(
+    ledgers: &mut L,
+    lines: &[Line<'_>],
+    now: Timestamp,
+) -> Result<bool, L::Error> {
+    for line in lines {
+        let pause = calendar::pause_of(ledgers, line.id, now)?;
+        if pause.is_some_and(|pause| pause.holds(now)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Decides a request: it is admitted if its slots are free, at the earliest instant at which every window of
 /// every line allows it, provided that this is no later than `latest`. Slots are held from now on or not at
 /// all, and so are never booked ahead.
@@ -236,18 +251,13 @@ pub(crate) fn decide<B: Books>(
     latest: Timestamp,
 ) -> Result<Verdict, B::Error> {
     let mut latest = latest;
-    let mut is_paused = false;
-    for line in lines {
-        let pause = calendar::pause_of(books, line.id, now)?;
-        is_paused |= pause.is_some_and(|pause| pause.holds(now));
-    }
     for (position, line) in lines.iter().enumerate() {
         if !is_of_slots(line) {
             continue;
         }
         latest = now;
         // Then what is known is when it ends, and not who holds slots then.
-        if is_paused {
+        if is_any_paused(books, lines, now)? {
             break;
         }
         if line.amount > free_slots(books, line)? {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::session::Session;
 use super::transaction::Transaction;
-use crate::calendar::{self, Line};
+use crate::calendar::Line;
 use crate::clock::Timestamp;
-use crate::decision::{Verdict, block_size, decide};
+use crate::decision::{Verdict, block_size, decide, is_any_paused};
 use crate::error::Error;
 use crate::line::{Waiter, Waiting, book_behind, decide_behind, is_of_slots, waiting};
 use crate::plan::{Patience, Plan};
@@ -178,24 +178,6 @@ pub(super) struct Glance {
     pub(super) changes_unwritten: bool,
 }
 
-/// Whether nobody has asked for slots because a limit is paused.
-fn hides_slots(
-    transaction: &mut Transaction<'_>,
-    lines: &[Line<'_>],
-    now: Timestamp,
-) -> Result<bool, Error> {
-    if !lines.iter().any(is_of_slots) {
-        return Ok(false);
-    }
-    for line in lines {
-        let pause = calendar::pause_of(transaction, line.id, now)?;
-        if pause.is_some_and(|pause| pause.holds(now)) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
 /// Refuses a request that the committed state refuses already, where nothing of the dead could come back and nobody waits;
 /// else says nothing. For this the write lock is not needed.
 pub(super) fn glance(
@@ -228,10 +210,13 @@ pub(super) fn glance(
     let denial = denial(refusal, &lines, now, &transaction.place.database)?;
     let deadline = (plan.patience != Patience::Now).then_some(latest);
     let goes_by_wall = lines.iter().any(|line| line.limit.has_calendar());
+    // Nobody has asked yet who holds slots at the end of a pause.
+    let has_slots = lines.iter().any(is_of_slots);
+    let hides_slots = has_slots && is_any_paused(transaction, &lines, now)?;
     Ok(Some(Glance {
         outcome: Outcome::Refused { denial, deadline },
         goes_by_wall,
-        changes_unwritten: may_come_back || hides_slots(transaction, &lines, now)?,
+        changes_unwritten: may_come_back || hides_slots,
     }))
 }
 
