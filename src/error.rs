@@ -176,6 +176,17 @@ pub enum Error {
         /// The newest version that this library knows.
         known: i64,
     },
+    /// The file was written by an older version of this crate, or holds nothing yet, and is only to be read. A limiter that
+    /// opens it brings it up to date, after which programs of the older version fail.
+    #[error("{} has schema version {found}, and can be read once it was brought up to date to {current}", .file.display())]
+    OlderSchema {
+        /// The file.
+        file: PathBuf,
+        /// Its schema version.
+        found: i64,
+        /// The version that this library reads.
+        current: i64,
+    },
     /// The file is a database of another application.
     #[error("{} is a database of another application (application id {application_id:#x}, version {version})", .file.display())]
     ForeignFile {

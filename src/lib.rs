@@ -46,6 +46,10 @@
     feature = "retry",
     doc = "- [`retry`], [`RetryPolicy`]: calls that are tried again, each time admitted anew, and that teach everybody what they were told."
 )]
+#![cfg_attr(
+    feature = "inspect",
+    doc = "- [`Inspector`]: a look into the file, for people and dashboards, that changes nothing."
+)]
 //! - [`Limiter::blocks`], [`Blocks`]: hot keys, handed out from memory. [`LimitBuilder::resolution`]: their long windows,
 //!   kept small.
 //! - [`Limiter::pause`], [`Backoff`], [`PausePolicy`]: nobody before an instant, when a provider has said no.
@@ -66,6 +70,7 @@
 //!   file that has such limits can be opened; whatever names these fails, and so does [`Limiter::limits`].
 //! - `file`: limits read from a TOML file, and applied as a whole.
 //! - `http`: what HTTP responses say about limits, read from their headers and written into them.
+//! - `inspect`: a look into the file that changes nothing.
 //! - `retry`: calls that are tried again.
 //! - `tiktoken`: tokens counted by the tokenizers of OpenAI's models. It makes a program some megabytes larger.
 //!
@@ -103,6 +108,8 @@ mod error;
 mod estimate;
 #[cfg(feature = "http")]
 mod feedback;
+#[cfg(feature = "inspect")]
+mod inspection;
 mod limit;
 mod limiter;
 #[cfg(feature = "file")]
@@ -136,6 +143,10 @@ pub use estimate::{
 pub use estimate::{Tiktoken, UnknownModel};
 #[cfg(feature = "http")]
 pub use feedback::{Advertised, Counted, Dialect, Feedback, Heard, Learned, LimitFields, LimitSet};
+#[cfg(feature = "inspect")]
+pub use inspection::{
+    BookingRow, ChargeKind, ChargeRow, OwnerRow, PermitRow, PermitState, WaiterRow,
+};
 pub use limit::{
     Bucket, DAY, HOUR, Limit, LimitBuilder, LimitError, MAX_CAPACITY, MAX_KEY_BYTES, MAX_RATES,
     MAX_UNIT_BYTES, MAX_WINDOW, MIN_WINDOW, MINUTE, Obstacle, ParseRatesError, Period, Quota, Rate,
@@ -155,6 +166,8 @@ pub use retry::{
 pub use retry_budget::RetryBudget;
 pub use settlement::{Overage, Settled, SettledAmount, Settlement};
 pub use store::{Durability, TableConnection};
+#[cfg(feature = "inspect")]
+pub use store::{Inspector, Look};
 pub use usage::{BucketUsage, RateUsage, Usage};
 
 /// The version of `rusqlite` that connections and transactions of the caller's own have to be of.

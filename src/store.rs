@@ -35,6 +35,8 @@ use crate::usage::Usage;
 pub(crate) use memory::MemoryStore;
 pub(crate) use sqlite::{Accepted, Held, Options, SqliteStore};
 pub use sqlite::{Durability, TableConnection};
+#[cfg(feature = "inspect")]
+pub use sqlite::{Inspector, Look};
 
 /// A place that keeps limits and their ledgers.
 ///

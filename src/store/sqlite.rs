@@ -20,6 +20,8 @@ mod estimates;
 mod file_control;
 mod generation;
 mod handover;
+#[cfg(feature = "inspect")]
+mod inspector;
 mod joined;
 mod ledger;
 mod lock_file;
@@ -30,6 +32,7 @@ mod patterns;
 mod pauses;
 mod permits;
 mod place;
+mod reads;
 mod record;
 mod refusals;
 mod schema;
@@ -54,10 +57,12 @@ use rusqlite::Connection;
 
 pub(crate) use bookings::Accepted;
 pub use connection::Durability;
+#[cfg(feature = "inspect")]
+pub use inspector::{Inspector, Look};
 pub(crate) use joined::Held;
 pub use joined::TableConnection;
 
-use self::acquire::{Attempt, decide_in_line};
+use self::acquire::Attempt;
 use self::acts::{Acquisition, All, attempt_all};
 use self::connection::Deadline;
 use self::dropped::Dropped;
@@ -66,14 +71,11 @@ use self::refusals::Hint;
 use self::session::{LONGEST_OPEN, Opening, Session};
 use self::transaction::{Access, Transaction};
 use self::wakes::{SHORTEST_POLL, looks_again};
-use super::{
-    Change, Claim, Handed, Holder, Outcome, Pending, Queued, Registered, Store, Which, denial,
-    lines,
-};
+use super::{Change, Claim, Handed, Holder, Outcome, Pending, Queued, Registered, Store, Which};
 use crate::adaptive::Adaptive;
 use crate::breaker::Report;
 use crate::clock::{Clock, Timestamp};
-use crate::decision::{Peek, Verdict};
+use crate::decision::Peek;
 use crate::definition::{Author, Definition, LimitChange, OnConflict};
 use crate::error::Error;
 use crate::estimate::Learned;
@@ -305,17 +307,11 @@ impl Store for SqliteStore {
     }
 
     fn limit(&self, key: &str) -> Result<Limit, Error> {
-        self.read(|transaction| match transaction.defined(key)? {
-            Some(known) => Ok(known.limit),
-            None => Ok(transaction.known(key)?.limit.clone()),
-        })
+        self.read(|transaction| transaction.limit_of(key))
     }
 
     fn limits(&self) -> Result<Vec<Limit>, Error> {
-        self.read(|transaction| {
-            let known = transaction.read_all_definitions()?;
-            Ok(known.into_iter().map(|known| known.limit).collect())
-        })
+        self.read(|transaction| transaction.all_limits())
     }
 
     fn acquire(&self, plan: &Plan<'_>, waited: Option<&Queued>) -> Result<Outcome, Error> {
@@ -567,26 +563,11 @@ impl Store for SqliteStore {
     }
 
     fn peek(&self, plan: &Plan<'_>) -> Result<Peek, Error> {
-        self.read(|transaction| {
-            let known = transaction.all_known(plan)?;
-            let lines = lines(plan, &known, &transaction.place.database)?;
-            let now = transaction.now();
-            match decide_in_line(transaction, &lines, plan, None, now)?.0 {
-                Verdict::Admit(_) => Ok(Peek::Now),
-                Verdict::Refuse(refusal) => {
-                    denial(refusal, &lines, now, &transaction.place.database).map(Peek::Later)
-                }
-            }
-        })
+        self.read(|transaction| transaction.peek(plan))
     }
 
     fn usage(&self, key: &str) -> Result<Usage, Error> {
-        self.read(|transaction| {
-            let known = transaction.known(key)?;
-            let now = transaction.now();
-            let people = transaction.people(&known)?;
-            Usage::read(transaction, known.id, &known.limit, now).map(|usage| usage.with(people))
-        })
+        self.read(|transaction| transaction.usage(key))
     }
 
     fn now(&self) -> Result<Timestamp, Error> {

@@ -33,9 +33,21 @@ pub(super) struct LockFile {
 }
 
 impl LockFile {
+    /// Opens one that is there.
+    #[cfg(feature = "inspect")]
+    pub(super) fn open_existing(path: &Path) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        Self::open_as(path, 0o600, options)
+    }
+
     pub(super) fn open(path: &Path, mode: u32) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
+        Self::open_as(path, mode, options)
+    }
+
+    fn open_as(path: &Path, mode: u32, mut options: OpenOptions) -> io::Result<Self> {
         let existed = path.symlink_metadata().is_ok();
         #[cfg(target_os = "linux")]
         {

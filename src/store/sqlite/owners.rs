@@ -46,10 +46,10 @@ impl Transaction<'_> {
     }
 }
 
-struct Owner {
-    id: i64,
-    boot: String,
-    lock_inode: i64,
+pub(super) struct Owner {
+    pub(super) id: i64,
+    pub(super) boot: String,
+    pub(super) lock_inode: i64,
 }
 
 const READ_OWNERS: &str = "SELECT owner_id, boot_id, lock_inode FROM owner";
@@ -155,7 +155,7 @@ impl Transaction<'_> {
 }
 
 /// Only the lock tells: a process id can be in use again, or mean another process in another namespace.
-fn is_alive(owner: &Owner, lock_file: &LockFile, boot: &str) -> io::Result<bool> {
+pub(super) fn is_alive(owner: &Owner, lock_file: &LockFile, boot: &str) -> io::Result<bool> {
     if owner.boot != boot {
         return Ok(false);
     }

@@ -93,6 +93,20 @@ pub(super) fn check_version(connection: &Connection, place: &Place) -> Result<()
     version(connection, place).map(drop)
 }
 
+/// Refuses a file that this program would have to bring up to date first.
+#[cfg(feature = "inspect")]
+pub(super) fn check_current(connection: &Connection, place: &Place) -> Result<(), Error> {
+    let found = version(connection, place)?;
+    if found < latest() {
+        return Err(Error::OlderSchema {
+            file: place.database.clone(),
+            found,
+            current: latest(),
+        });
+    }
+    Ok(())
+}
+
 /// The version of the schema; 0 in an empty file. An error if the file is not ours or too new.
 fn version(connection: &Connection, place: &Place) -> Result<i64, Error> {
     let failed = |error| place.sqlite(error);

@@ -130,7 +130,26 @@ impl<'l> Transaction<'l> {
             writing: (access == Access::Write).then(|| session.generation.begin()),
             ended: false,
         };
-        Self::begun(open, access, place, watch, clock)
+        Self::begun(open, access, place, Some(watch), clock)
+    }
+
+    /// Begins to read by a connection that was opened for this alone.
+    #[cfg(feature = "inspect")]
+    pub(super) fn begin_alone(
+        link: &'l mut Link,
+        place: &'l Place,
+        clock: &'l dyn Clock,
+    ) -> Result<Self, Error> {
+        run(&link.connection, BEGIN_READ).map_err(|error| place.sqlite(error))?;
+        let open = Open {
+            connection: &link.connection,
+            memo: &mut link.memo,
+            stuck: &mut link.stuck,
+            scope: Scope::Whole,
+            writing: None,
+            ended: false,
+        };
+        Self::begun(open, Access::Read, place, None, clock)
     }
 
     /// Takes part in a transaction of somebody else's, which holds the write lock.
@@ -154,7 +173,7 @@ impl<'l> Transaction<'l> {
             open,
             Access::Write,
             place,
-            &mut session.watch.clone(),
+            Some(&mut session.watch.clone()),
             clock,
         )
     }
@@ -163,11 +182,11 @@ impl<'l> Transaction<'l> {
         mut open: Open<'l>,
         access: Access,
         place: &'l Place,
-        watch: &mut Watch,
+        watch: Option<&mut Watch>,
         clock: &'l dyn Clock,
     ) -> Result<Self, Error> {
         let row = open.refresh(access, place)?;
-        if !watch.holds() {
+        if watch.is_some_and(|watch| !watch.holds()) {
             return Err(place.moved());
         }
         let reading = Reading::of(clock);
