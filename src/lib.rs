@@ -148,9 +148,9 @@ pub use inspection::{
     BookingRow, ChargeKind, ChargeRow, OwnerRow, PermitRow, PermitState, WaiterRow,
 };
 pub use limit::{
-    Bucket, DAY, HOUR, Limit, LimitBuilder, LimitError, MAX_CAPACITY, MAX_KEY_BYTES, MAX_RATES,
-    MAX_UNIT_BYTES, MAX_WINDOW, MIN_WINDOW, MINUTE, Obstacle, ParseRatesError, Period, Quota, Rate,
-    SECOND, Window,
+    AsGiven, Bucket, DAY, HOUR, Limit, LimitBuilder, LimitError, MAX_CAPACITY, MAX_KEY_BYTES,
+    MAX_RATES, MAX_UNIT_BYTES, MAX_WINDOW, MIN_WINDOW, MINUTE, Obstacle, ParseRatesError, Period,
+    Quota, Rate, SECOND, Window,
 };
 pub use limiter::{Builder, Limiter};
 #[cfg(feature = "file")]

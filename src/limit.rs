@@ -432,10 +432,13 @@ impl fmt::Display for Limit {
 }
 
 /// A definition as people write it, without its key.
-pub(crate) struct AsGiven<'l>(&'l Limit);
+#[derive(Debug)]
+pub struct AsGiven<'l>(&'l Limit);
 
 impl Limit {
-    pub(crate) const fn as_given(&self) -> AsGiven<'_> {
+    /// The definition as people write it, without its key: `10/s, 300/min`.
+    #[must_use]
+    pub const fn as_given(&self) -> AsGiven<'_> {
         AsGiven(self)
     }
 }

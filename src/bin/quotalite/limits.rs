@@ -1,0 +1,363 @@
+//! What is defined: `limits`.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use quotalite::{Action, Definition, Limit, LimitBuilder, LimitsFile, OnConflict};
+use serde::Serialize;
+
+use crate::shell::{Code, Failure, Shell};
+use crate::show::{self, BOLD, Cell, Column, DIM, Table};
+
+/// See and change what is defined
+#[derive(Debug, Subcommand)]
+pub(crate) enum LimitsCommand {
+    List(ListArgs),
+    Show(ShowArgs),
+    Set(SetArgs),
+    Remove(RemoveArgs),
+    Apply(ApplyArgs),
+}
+
+/// All definitions
+#[derive(Args, Debug)]
+pub(crate) struct ListArgs {}
+
+/// A definition, and who has changed it
+#[derive(Args, Debug)]
+pub(crate) struct ShowArgs {
+    /// A limit, a pattern, or a key that a pattern matches
+    key: String,
+}
+
+/// Define a limit, or change it, for all processes from their next request on
+///
+/// The file is made if it is not there. A key with a `*` in it is a pattern: one limit for every key that matches.
+#[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("terms").required(true))]
+pub(crate) struct SetArgs {
+    /// The limit, or a pattern
+    key: String,
+    /// Rates: "10/s, 300/min", "90000 tokens/min", "1500/calendar day in Asia/Tokyo"
+    #[arg(group = "terms")]
+    rates: Option<String>,
+    /// So many slots: how many permits may hold it at once
+    #[arg(long, value_name = "COUNT", group = "terms")]
+    slots: Option<u64>,
+    /// A bucket that holds so much; needs --refill
+    #[arg(long, value_name = "AMOUNT", group = "terms", requires = "refill")]
+    burst: Option<u64>,
+    /// How fast the bucket refills: "10/s"
+    #[arg(long, value_name = "RATE", requires = "burst")]
+    refill: Option<String>,
+    /// Lengthen each window by this, for the jitter on the way to a provider
+    #[arg(long, value_name = "TIME", value_parser = crate::ask::duration)]
+    pad: Option<std::time::Duration>,
+    /// Slots come back after this long, whoever holds them
+    #[arg(long, value_name = "TIME", value_parser = crate::ask::duration, requires = "slots")]
+    timeout: Option<std::time::Duration>,
+    /// What the amounts are: "tokens"
+    #[arg(long)]
+    unit: Option<String>,
+    /// Fail if it is defined differently, instead of changing it
+    #[arg(long)]
+    keep: bool,
+}
+
+/// Remove a definition, with all that was charged to it
+#[derive(Args, Debug)]
+pub(crate) struct RemoveArgs {
+    /// The limit, or the pattern
+    key: String,
+    /// Even if somebody holds it or waits for it
+    #[arg(long)]
+    force: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+}
+
+/// Define all limits of a TOML file, or none
+#[derive(Args, Debug)]
+pub(crate) struct ApplyArgs {
+    /// The file: examples/limits.toml is one
+    file: PathBuf,
+    /// Fail if one is defined differently, instead of changing it
+    #[arg(long)]
+    keep: bool,
+}
+
+pub(crate) fn limits(shell: &Shell, command: &LimitsCommand) -> Result<Code, Failure> {
+    match command {
+        LimitsCommand::List(_) => list(shell),
+        LimitsCommand::Show(args) => show(shell, args),
+        LimitsCommand::Set(args) => set(shell, args),
+        LimitsCommand::Remove(args) => remove(shell, args),
+        LimitsCommand::Apply(args) => apply(shell, args),
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Defined {
+    key: String,
+    definition: String,
+    pattern: bool,
+}
+
+impl Defined {
+    fn of(limit: &Limit) -> Self {
+        Self {
+            key: limit.key().to_owned(),
+            definition: limit.as_given().to_string(),
+            pattern: limit.is_pattern(),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct List {
+    limits: Vec<Defined>,
+}
+
+fn list(shell: &Shell) -> Result<Code, Failure> {
+    let limits = shell.inspector()?.look(|look| look.limits())?;
+    let list = List {
+        limits: limits.iter().map(Defined::of).collect(),
+    };
+    shell.print(&list, |out| {
+        let mut table = Table::new([
+            Column::left("KEY", 0),
+            Column::left("DEFINITION", 0),
+            Column::left("", 1),
+        ]);
+        for limit in &list.limits {
+            let pattern = if limit.pattern { "pattern" } else { "" };
+            table.row(vec![
+                Cell::styled(&*limit.key, BOLD),
+                limit.definition.as_str().into(),
+                Cell::styled(pattern, DIM),
+            ]);
+        }
+        table.write(out, show::width())
+    })?;
+    Ok(Code::Done)
+}
+
+#[derive(Debug, Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    limit: Defined,
+    changes: Vec<Changed>,
+}
+
+#[derive(Debug, Serialize)]
+struct Changed {
+    at: String,
+    action: &'static str,
+    definition: String,
+    program: String,
+    pid: u32,
+    #[serde(skip)]
+    time: String,
+}
+
+fn show(shell: &Shell, args: &ShowArgs) -> Result<Code, Failure> {
+    let shown = shell.inspector()?.look(|look| {
+        let limit = look.limit(&args.key)?;
+        let changes = look.changes(limit.key())?;
+        let changes = changes.iter().map(|change| Changed {
+            at: show::instant(look, change.at()),
+            action: match change.action() {
+                Action::Created => "created",
+                Action::Replaced => "replaced",
+                Action::Removed => "removed",
+                _ => "changed",
+            },
+            definition: change.definition().to_owned(),
+            program: change.program().to_owned(),
+            pid: change.pid(),
+            time: show::time(look.wall(change.at())),
+        });
+        Ok(Shown {
+            limit: Defined::of(&limit),
+            changes: changes.collect(),
+        })
+    })?;
+    shell.print(&shown, |out| {
+        let Defined {
+            key, definition, ..
+        } = &shown.limit;
+        writeln!(out, "{BOLD}{key}{BOLD:#}: {definition}")?;
+        let mut table = Table::new([
+            Column::left("WHEN", 0),
+            Column::left("WHAT", 0),
+            Column::left("DEFINITION", 0),
+            Column::left("BY", 1),
+            Column::right("PID", 2),
+        ]);
+        for change in &shown.changes {
+            table.row(vec![
+                change.time.as_str().into(),
+                change.action.into(),
+                change.definition.as_str().into(),
+                change.program.as_str().into(),
+                change.pid.to_string().into(),
+            ]);
+        }
+        if table.is_empty() {
+            Ok(())
+        } else {
+            table.write(out, show::width())
+        }
+    })?;
+    Ok(Code::Done)
+}
+
+/// What became of one definition.
+#[derive(Debug, Serialize)]
+struct Outcome {
+    #[serde(flatten)]
+    limit: Defined,
+    #[serde(rename = "outcome")]
+    was: &'static str,
+    former: Option<String>,
+}
+
+impl Outcome {
+    fn of(limit: &Limit, definition: &Definition) -> Self {
+        let (was, former) = match definition {
+            Definition::Created => ("created", None),
+            Definition::Replaced(former) => ("replaced", Some(former.as_given().to_string())),
+            Definition::Adopted(stored) => ("kept", Some(stored.as_given().to_string())),
+            _ => ("unchanged", None),
+        };
+        Self {
+            limit: Defined::of(limit),
+            was,
+            former,
+        }
+    }
+
+    fn write(&self, out: &mut dyn Write) -> std::io::Result<()> {
+        let Defined {
+            key, definition, ..
+        } = &self.limit;
+        write!(out, "{BOLD}{key}{BOLD:#}: {definition} {DIM}({}", self.was)?;
+        if let Some(former) = &self.former {
+            write!(out, ": it was {former}")?;
+        }
+        writeln!(out, "){DIM:#}")
+    }
+}
+
+fn on_conflict(keep: bool) -> OnConflict {
+    if keep {
+        OnConflict::Fail
+    } else {
+        OnConflict::Replace
+    }
+}
+
+fn set(shell: &Shell, args: &SetArgs) -> Result<Code, Failure> {
+    let limit = args.limit()?;
+    let outcome = shell
+        .new_limiter()?
+        .define_or(limit.clone(), on_conflict(args.keep))?;
+    let outcome = Outcome::of(&limit, &outcome);
+    shell.print(&outcome, |out| outcome.write(out))?;
+    Ok(Code::Done)
+}
+
+impl SetArgs {
+    fn limit(&self) -> Result<Limit, Failure> {
+        let new = |key: &str| -> LimitBuilder {
+            if key.contains('*') {
+                Limit::pattern(key)
+            } else {
+                Limit::new(key)
+            }
+        };
+        let mut builder = new(&self.key);
+        if let Some(rates) = &self.rates {
+            builder = builder.rates(rates);
+        }
+        if let Some(slots) = self.slots {
+            builder = builder.slots(slots);
+        }
+        if let (Some(burst), Some(refill)) = (self.burst, &self.refill) {
+            let (amount, per) = refill_of(refill)?;
+            builder = builder.burst(burst).refill(amount, per);
+        }
+        if let Some(pad) = self.pad {
+            builder = builder.pad(pad);
+        }
+        if let Some(timeout) = self.timeout {
+            builder = builder.timeout(timeout);
+        }
+        if let Some(unit) = &self.unit {
+            builder = builder.unit(unit);
+        }
+        builder.build().map_err(Failure::misused)
+    }
+}
+
+/// How fast a bucket refills, which is written as a rate is.
+fn refill_of(text: &str) -> Result<(u64, std::time::Duration), Failure> {
+    let limit = Limit::new("refill")
+        .rates(text)
+        .build()
+        .map_err(Failure::misused)?;
+    match limit.rates() {
+        [rate] => match rate.window().rolling() {
+            Some(window) => Ok((rate.capacity(), window)),
+            None => Err(Failure::misused(
+                "a bucket refills evenly, not by a calendar",
+            )),
+        },
+        _ => Err(Failure::misused("a bucket refills at one rate: \"10/s\"")),
+    }
+}
+
+fn remove(shell: &Shell, args: &RemoveArgs) -> Result<Code, Failure> {
+    let limiter = shell.limiter()?;
+    let limit = limiter.limit(&args.key)?;
+    let question = format!("remove {limit}, with all that was charged to it?");
+    Shell::confirm(question, args.yes)?;
+    let removed = if args.force {
+        limiter.force_remove(&args.key)?
+    } else {
+        limiter.remove(&args.key)?
+    };
+    let outcome = Outcome {
+        limit: Defined::of(&removed),
+        was: "removed",
+        former: None,
+    };
+    shell.print(&outcome, |out| outcome.write(out))?;
+    Ok(Code::Done)
+}
+
+#[derive(Debug, Serialize)]
+struct Applied {
+    limits: Vec<Outcome>,
+}
+
+fn apply(shell: &Shell, args: &ApplyArgs) -> Result<Code, Failure> {
+    let file = LimitsFile::read(&args.file)?;
+    let limiter = shell.new_limiter()?;
+    let outcomes = limiter.apply(&file, on_conflict(args.keep))?;
+    let outcomes = outcomes
+        .iter()
+        .map(|(limit, outcome)| Outcome::of(limit, outcome));
+    let applied = Applied {
+        limits: outcomes.collect(),
+    };
+    shell.print(&applied, |out| {
+        applied
+            .limits
+            .iter()
+            .try_for_each(|outcome| outcome.write(out))
+    })?;
+    Ok(Code::Done)
+}

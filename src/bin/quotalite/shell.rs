@@ -1,0 +1,273 @@
+//! What all commands have in common: the file, how they print, and how they end.
+
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+use quotalite::{Error, Inspector, Limiter, LimitsFileError};
+use serde::Serialize;
+
+/// How a command ends. The numbers are part of what scripts rely on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Code {
+    Done,
+    /// A check has found something.
+    Found,
+    /// The command line is wrong, or names what is not there.
+    Misused,
+    /// Not admitted now.
+    Refused,
+    /// Not admitted in time.
+    TooLate,
+    /// The file cannot be used, or something else went wrong.
+    Failed,
+    /// What a command that was run ended with.
+    Child(u8),
+}
+
+/// What `--help` says about them.
+pub(crate) const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 a check has found something; 64 misused: wrong arguments, an unknown limit, an amount that never
+fits; 75 refused for now; 124 not admitted in time; 125 the file cannot be used. `run` passes on the code of its
+command, 126 if that cannot be executed, 127 if it is not found, and 128 + n if signal n has ended it.";
+
+impl From<Code> for ExitCode {
+    fn from(code: Code) -> Self {
+        Self::from(match code {
+            Code::Done => 0,
+            Code::Found => 1,
+            Code::Misused => 64,
+            Code::Refused => 75,
+            Code::TooLate => 124,
+            Code::Failed => 125,
+            Code::Child(code) => code,
+        })
+    }
+}
+
+/// Why a command could not do what it was to do.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) code: Code,
+    pub(crate) message: String,
+    /// What to do about it.
+    pub(crate) hint: Option<String>,
+}
+
+impl Failure {
+    pub(crate) fn misused(message: impl fmt::Display) -> Self {
+        Self::of(Code::Misused, message)
+    }
+
+    pub(crate) fn failed(message: impl fmt::Display) -> Self {
+        Self::of(Code::Failed, message)
+    }
+
+    pub(crate) fn of(code: Code, message: impl fmt::Display) -> Self {
+        Self {
+            code,
+            message: message.to_string(),
+            hint: None,
+        }
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let code = match &error {
+            Error::Limit(_)
+            | Error::Definition { .. }
+            | Error::Request(_)
+            | Error::UnknownLimit { .. }
+            | Error::NeverFits { .. }
+            | Error::IdTaken { .. }
+            | Error::Conflict { .. }
+            | Error::OtherKind { .. }
+            | Error::Finer { .. }
+            | Error::InUse { .. } => Code::Misused,
+            Error::TooLate { .. } => Code::TooLate,
+            _ => Code::Failed,
+        };
+        let hint = match &error {
+            Error::UnknownLimit { .. } => Some("`quotalite limits list` shows what is defined"),
+            Error::InUse { .. } => Some("`--force` removes it all the same"),
+            Error::OlderSchema { .. } => {
+                Some("any command that writes does that; programs with the older version then fail")
+            }
+            Error::NewerSchema { .. } => Some("install the version that has written it"),
+            Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Some("`quotalite limits set` makes a file; `--db` or QUOTALITE_DB says which")
+            }
+            Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Some("use it as the user that it belongs to")
+            }
+            Error::Sqlite { .. } | Error::Damaged { .. } => {
+                Some("`quotalite doctor` looks at what may be wrong")
+            }
+            _ => None,
+        };
+        let failure = Self::of(code, &error);
+        match hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+}
+
+impl From<LimitsFileError> for Failure {
+    fn from(error: LimitsFileError) -> Self {
+        match error {
+            LimitsFileError::Limiter(error) => error.into(),
+            error => Self::misused(error),
+        }
+    }
+}
+
+/// Only printing fails like this: files are named by what works with them.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            // Whoever reads has seen enough.
+            return Self::of(Code::Done, "");
+        }
+        Self::failed(format_args!("printing: {error}"))
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct SharedArgs {
+    /// The file that the limits are in
+    #[arg(long, global = true, env = "QUOTALITE_DB", value_name = "FILE")]
+    db: Option<PathBuf>,
+    /// Print JSON, in the shapes that docs/cli.md describes
+    #[arg(long, global = true)]
+    json: bool,
+    /// When to use colours
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    color: When,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum When {
+    /// On a terminal, unless `NO_COLOR` is set
+    Auto,
+    Always,
+    Never,
+}
+
+/// How this call of the program was set up.
+#[derive(Debug)]
+pub(crate) struct Shell {
+    db: Option<PathBuf>,
+    pub(crate) json: bool,
+}
+
+impl Shell {
+    pub(crate) fn new(shared: SharedArgs) -> Self {
+        match shared.color {
+            When::Auto => {}
+            When::Always => anstream::ColorChoice::Always.write_global(),
+            When::Never => anstream::ColorChoice::Never.write_global(),
+        }
+        Self {
+            db: shared.db,
+            json: shared.json,
+        }
+    }
+
+    /// The file.
+    pub(crate) fn db(&self) -> Result<&Path, Failure> {
+        self.db.as_deref().ok_or_else(|| {
+            Failure::misused("which file?").hint("name it with `--db FILE`, or set QUOTALITE_DB")
+        })
+    }
+
+    /// The file, to look at.
+    pub(crate) fn inspector(&self) -> Result<Inspector, Failure> {
+        Ok(Inspector::open(self.db()?)?)
+    }
+
+    /// The file, to change what is in it; it has to be there.
+    pub(crate) fn limiter(&self) -> Result<Limiter, Failure> {
+        Ok(Limiter::builder(self.db()?).create(false).open()?)
+    }
+
+    /// The file, which is made if it is not there.
+    pub(crate) fn new_limiter(&self) -> Result<Limiter, Failure> {
+        Ok(Limiter::open(self.db()?)?)
+    }
+
+    /// Prints one answer: as JSON if that is wanted, else as `show` writes it.
+    pub(crate) fn print<T: Serialize>(
+        &self,
+        answer: &T,
+        show: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> Result<(), Failure> {
+        let mut out = io::BufWriter::new(anstream::stdout().lock());
+        if self.json {
+            serde_json::to_writer(&mut out, answer).map_err(io::Error::from)?;
+            writeln!(out)?;
+        } else {
+            show(&mut out)?;
+        }
+        out.flush()?;
+        Ok(())
+    }
+
+    /// Says something beside the answer, to people only.
+    pub(crate) fn remark(&self, text: impl fmt::Display) {
+        if !self.json && io::stderr().is_terminal() {
+            anstream::eprintln!("{text}");
+        }
+    }
+
+    /// Asks for a yes, unless it was given.
+    pub(crate) fn confirm(question: impl fmt::Display, yes: bool) -> Result<(), Failure> {
+        if yes {
+            return Ok(());
+        }
+        let no = || Failure::misused("not done").hint("`--yes` does it without a question");
+        if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+            return Err(no());
+        }
+        anstream::eprint!("{question} [y/N] ");
+        let mut answer = String::new();
+        io::stdin().read_line(&mut answer)?;
+        match answer.trim() {
+            "y" | "Y" | "yes" => Ok(()),
+            _ => Err(no()),
+        }
+    }
+}
+
+impl Failure {
+    /// Says why it did not work, and ends.
+    pub(crate) fn tell(&self) -> ExitCode {
+        if !self.message.is_empty() {
+            let red = anstyle::AnsiColor::Red.on_default().bold();
+            anstream::eprintln!("{red}quotalite:{red:#} {}", self.message);
+            if let Some(hint) = &self.hint {
+                anstream::eprintln!("  {hint}");
+            }
+        }
+        self.code.into()
+    }
+}
+
+/// What was wrong with the arguments, or the help that was asked for.
+pub(crate) fn misused(error: &clap::Error) -> ExitCode {
+    // If nobody reads it, there is nobody to tell.
+    let _ = error.print();
+    if error.use_stderr() {
+        Code::Misused.into()
+    } else {
+        Code::Done.into()
+    }
+}

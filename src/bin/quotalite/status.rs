@@ -1,0 +1,326 @@
+//! How limits stand: `status` and `usage`.
+
+use std::collections::BTreeMap;
+use std::io::{self, IsTerminal, Write};
+use std::thread;
+use std::time::Duration;
+
+use anstyle::Style;
+use clap::Args;
+use quotalite::{BreakerState, Error, Look, Timestamp, Usage};
+use serde::Serialize;
+
+use crate::shell::{Code, Failure, Shell};
+use crate::show::{self, BAD, BOLD, Cell, Column, DIM, Table, WARN, bar, colour_of, counted};
+
+/// How limits stand: for each rate what is used and available, and when more comes free
+///
+/// At most 50 keys are shown on a terminal, in their order; all of them elsewhere.
+#[derive(Args, Debug)]
+pub(crate) struct StatusArgs {
+    /// Only keys that match: `*` is one or more characters
+    #[arg(default_value = "*", hide_default_value = true)]
+    pattern: String,
+    /// Show so many keys at most
+    #[arg(long, value_name = "KEYS")]
+    max: Option<usize>,
+    /// Show it again and again, until ^C
+    #[arg(long, short)]
+    watch: bool,
+    /// How long to wait in between
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = crate::ask::duration, requires = "watch")]
+    every: Duration,
+}
+
+/// How one limit stands
+#[derive(Args, Debug)]
+pub(crate) struct UsageArgs {
+    /// The limit
+    key: String,
+}
+
+/// So many keys fit a terminal without losing whoever looks.
+const MOST_ON_A_TERMINAL: usize = 50;
+
+pub(crate) fn status(shell: &Shell, args: &StatusArgs) -> Result<Code, Failure> {
+    let inspector = shell.inspector()?;
+    let is_terminal = io::stdout().is_terminal();
+    let most = match args.max {
+        Some(most) => most,
+        None if is_terminal && !shell.json => MOST_ON_A_TERMINAL,
+        None => usize::MAX,
+    };
+    loop {
+        let status = inspector.look(|look| Status::read(look, &args.pattern, most))?;
+        if args.watch && is_terminal && !shell.json {
+            // To the top, and what was there before goes.
+            anstream::print!("\x1b[H\x1b[2J");
+        }
+        shell.print(&status, |out| status.write(out))?;
+        if !args.watch {
+            return Ok(Code::Done);
+        }
+        thread::sleep(args.every.max(Duration::from_millis(10)));
+    }
+}
+
+pub(crate) fn usage(shell: &Shell, args: &UsageArgs) -> Result<Code, Failure> {
+    let standing = shell.inspector()?.look(|look| {
+        let in_line = InLine::read(look)?;
+        Standing::read(look, &args.key, &in_line)
+    })?;
+    shell.print(&standing, |out| standing.write(out))?;
+    Ok(Code::Done)
+}
+
+/// How all limits stand.
+#[derive(Debug, Serialize)]
+pub(crate) struct Status {
+    at: String,
+    /// How many keys there are in the file.
+    keys: u64,
+    limits: Vec<Standing>,
+    #[serde(skip)]
+    is_cut: bool,
+}
+
+/// How one limit stands.
+#[derive(Debug, Serialize)]
+pub(crate) struct Standing {
+    pub(crate) key: String,
+    pub(crate) definition: String,
+    pub(crate) unit: Option<String>,
+    pub(crate) available: Option<u64>,
+    pub(crate) paused_until: Option<String>,
+    pub(crate) paused_for_s: Option<f64>,
+    pub(crate) breaker: Option<Breaker>,
+    pub(crate) permits: u64,
+    pub(crate) waiting: u64,
+    pub(crate) booked: u64,
+    pub(crate) debt: u64,
+    pub(crate) decreasing: bool,
+    pub(crate) parts: Vec<Part>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Breaker {
+    pub(crate) state: String,
+    pub(crate) reason: Option<String>,
+    pub(crate) probes_from: Option<String>,
+}
+
+/// A rate, a quota, a bucket, or the slots.
+#[derive(Debug, Serialize)]
+pub(crate) struct Part {
+    #[serde(rename = "part")]
+    pub(crate) name: String,
+    pub(crate) used: u64,
+    pub(crate) available: u64,
+    pub(crate) capacity: u64,
+    pub(crate) next_release: Option<String>,
+    pub(crate) next_release_in_s: Option<f64>,
+}
+
+/// How many have booked, by key.
+pub(crate) struct InLine(BTreeMap<String, u64>);
+
+impl InLine {
+    pub(crate) fn read(look: &Look<'_>) -> Result<Self, Error> {
+        let mut booked = BTreeMap::new();
+        for row in look.bookings()? {
+            *booked.entry(row.key).or_insert(0) += 1;
+        }
+        Ok(Self(booked))
+    }
+}
+
+impl Status {
+    pub(crate) fn read(look: &mut Look<'_>, pattern: &str, most: usize) -> Result<Self, Error> {
+        let mut keys = look.keys(pattern, most.saturating_add(1))?;
+        let is_cut = keys.len() > most;
+        keys.truncate(most);
+        let in_line = InLine::read(look)?;
+        let limits = keys
+            .iter()
+            .map(|key| Standing::read(look, key, &in_line))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            at: show::instant(look, look.now()),
+            keys: look.key_count()?,
+            limits,
+            is_cut,
+        })
+    }
+
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        let mut table = Table::new(COLUMNS);
+        for standing in &self.limits {
+            standing.rows(&mut table);
+        }
+        if table.is_empty() {
+            writeln!(out, "{DIM}no keys{DIM:#}")?;
+        } else {
+            table.write(out, show::width())?;
+        }
+        if self.is_cut {
+            let count = show::number(self.keys);
+            writeln!(
+                out,
+                "{DIM}and more: the file has {count} keys; `--max`, or a pattern such as 'tenant:*'{DIM:#}"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+const COLUMNS: [Column; 7] = [
+    Column::left("KEY", 0),
+    Column::left("LIMIT", 1),
+    Column::left("", 4),
+    Column::right("USED", 0),
+    Column::right("AVAILABLE", 2),
+    Column::left("MORE IN", 3),
+    Column::left("", 1),
+];
+
+/// How long a bar is.
+const BAR: usize = 10;
+
+impl Standing {
+    pub(crate) fn read(look: &mut Look<'_>, key: &str, in_line: &InLine) -> Result<Self, Error> {
+        let usage = look.usage(key)?;
+        let at = |at: Timestamp| show::instant(look, at);
+        let seconds = |until: Timestamp| until.saturating_duration_since(usage.at()).as_secs_f64();
+        let limit = usage.limit();
+        let pause = usage.pause();
+        let breaker = usage.breaker().map(|breaker| Breaker {
+            state: breaker.state().to_string(),
+            reason: breaker.reason().map(str::to_owned),
+            probes_from: breaker.probes_from().map(at),
+        });
+        let part =
+            |name: String, [used, available, capacity]: [u64; 3], next: Option<Timestamp>| Part {
+                name,
+                used,
+                available,
+                capacity,
+                next_release: next.map(at),
+                next_release_in_s: next.map(seconds),
+            };
+        let rates = usage.rates().iter().map(|rate| {
+            let numbers = [rate.used(), rate.available(), rate.rate().capacity()];
+            part(rate.rate().to_string(), numbers, rate.next_release())
+        });
+        let bucket = usage.bucket().map(|bucket| {
+            let numbers = [bucket.used(), bucket.available(), bucket.bucket().burst()];
+            part(bucket.bucket().to_string(), numbers, bucket.next_release())
+        });
+        let slots = limit.slot_count().map(|count| {
+            let numbers = [usage.held(), usage.available(), count];
+            part(counted(count, "slot"), numbers, None)
+        });
+        Ok(Self {
+            key: key.to_owned(),
+            definition: limit.as_given().to_string(),
+            unit: limit.unit().map(str::to_owned),
+            available: has_number(&usage).then(|| usage.available()),
+            paused_until: pause.map(|pause| at(pause.until())),
+            paused_for_s: pause.map(|pause| seconds(pause.until())),
+            breaker,
+            permits: usage.permits(),
+            waiting: usage.waiting(),
+            booked: in_line.0.get(key).copied().unwrap_or(0),
+            debt: usage.debt(),
+            decreasing: usage.is_decreasing(),
+            parts: rates.chain(bucket).chain(slots).collect(),
+        })
+    }
+
+    /// What else there is to say about it.
+    pub(crate) fn notes(&self) -> (String, Style) {
+        let mut notes = Vec::new();
+        let mut style = Style::new();
+        if let Some(breaker) = &self.breaker {
+            let reason = breaker
+                .reason
+                .as_deref()
+                .map(|reason| format!(": {reason}"));
+            notes.push(format!("{}{}", breaker.state, reason.unwrap_or_default()));
+            if breaker.state != BreakerState::Closed.to_string() {
+                style = BAD;
+            }
+        }
+        if let Some(left) = self.paused_for_s {
+            notes.push(format!("paused {}", seconds(left)));
+            style = BAD;
+        }
+        if self.decreasing {
+            notes.push("decreasing".to_owned());
+            style = WARN;
+        }
+        for (count, what) in [(self.permits, "permit"), (self.debt, "in debt")] {
+            if count > 0 {
+                notes.push(match what {
+                    "permit" => counted(count, what),
+                    _ => format!("{} {what}", show::number(count)),
+                });
+            }
+        }
+        let waiting = self.waiting + self.booked;
+        if waiting > 0 {
+            notes.push(format!("{} waiting", show::number(waiting)));
+        }
+        (notes.join(", "), style)
+    }
+
+    fn rows(&self, table: &mut Table) {
+        let (notes, style) = self.notes();
+        let mut key = Cell::styled(&*self.key, BOLD);
+        let mut notes = Cell::styled(notes, style);
+        for part in &self.parts {
+            let colour = colour_of(part.used, part.capacity);
+            let more = part.next_release_in_s.map(seconds).unwrap_or_default();
+            table.row(vec![
+                std::mem::take(&mut key),
+                part.name.as_str().into(),
+                Cell::styled(bar(part.used, part.capacity, BAR), colour),
+                show::number(part.used).into(),
+                show::number(part.available).into(),
+                more.into(),
+                std::mem::take(&mut notes),
+            ]);
+        }
+        if self.parts.is_empty() {
+            let nothing = Cell::default;
+            table.row(vec![
+                key,
+                "breaker".into(),
+                nothing(),
+                show::number(self.permits).into(),
+                nothing(),
+                nothing(),
+                notes,
+            ]);
+        }
+    }
+
+    fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "{BOLD}{}{BOLD:#}: {}", self.key, self.definition)?;
+        let mut table = Table::new(&COLUMNS[1..]);
+        let mut rows = Table::new(COLUMNS);
+        self.rows(&mut rows);
+        for row in rows.into_rows() {
+            table.row(&row[1..]);
+        }
+        table.write(out, show::width())
+    }
+}
+
+/// Whether what is available is a number: a breaker lets through whoever comes, or nobody.
+fn has_number(usage: &Usage) -> bool {
+    usage.breaker().is_none()
+}
+
+fn seconds(seconds: f64) -> String {
+    Duration::try_from_secs_f64(seconds).map_or_else(|_| String::new(), show::duration)
+}
