@@ -3,8 +3,13 @@
 #[cfg(not(unix))]
 compile_error!("the program `quotalite` starts, signals and waits for processes as Unix does");
 
+mod admission;
 mod ask;
+mod explain;
+mod generate;
+mod ledger;
 mod limits;
+mod pauses;
 mod shell;
 mod show;
 mod status;
@@ -31,6 +36,17 @@ enum Command {
     Usage(status::UsageArgs),
     #[command(subcommand)]
     Limits(limits::LimitsCommand),
+    Charges(ledger::ChargesArgs),
+    Permits(ledger::PermitsArgs),
+    Explain(explain::ExplainArgs),
+    Peek(admission::PeekArgs),
+    Wait(admission::WaitArgs),
+    Settle(ledger::SettleArgs),
+    Cancel(ledger::CancelArgs),
+    Pause(pauses::PauseArgs),
+    Resume(pauses::ResumeArgs),
+    Completions(generate::CompletionsArgs),
+    Man(generate::ManArgs),
 }
 
 fn main() -> ExitCode {
@@ -43,9 +59,32 @@ fn main() -> ExitCode {
         Command::Status(args) => status::status(&shell, &args),
         Command::Usage(args) => status::usage(&shell, &args),
         Command::Limits(command) => limits::limits(&shell, &command),
+        Command::Charges(args) => ledger::charges(&shell, &args),
+        Command::Permits(args) => ledger::permits(&shell, &args),
+        Command::Explain(args) => explain::explain(&shell, &args),
+        Command::Peek(args) => admission::peek(&shell, &args),
+        Command::Wait(args) => admission::wait(&shell, &args),
+        Command::Settle(args) => ledger::settle(&shell, &args),
+        Command::Cancel(args) => ledger::cancel(&shell, &args),
+        Command::Pause(args) => pauses::pause(&shell, &args),
+        Command::Resume(args) => pauses::resume(&shell, &args),
+        Command::Completions(args) => generate::completions(&args),
+        Command::Man(args) => generate::man(&args),
     };
     match result {
         Ok(code) => code.into(),
         Err(failure) => failure.tell(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    #[test]
+    fn the_arguments_do_not_contradict_each_other() {
+        Cli::command().debug_assert();
     }
 }

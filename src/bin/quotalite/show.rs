@@ -40,6 +40,11 @@ pub(crate) fn duration(duration: Duration) -> String {
         .duration_to_string(&rounded)
 }
 
+/// A length of time that is printed for programs, for people.
+pub(crate) fn from_seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or_default()
+}
+
 /// A time of the wall clock for people, here and today.
 pub(crate) fn time(wall: SystemTime) -> String {
     let Ok(instant) = jiff::Timestamp::try_from(wall) else {
@@ -269,6 +274,10 @@ fn write_row(
     shown: &[(usize, usize)],
 ) -> io::Result<()> {
     let mut line = String::new();
+    let is_filled =
+        |(at, _): &(usize, usize)| row.get(*at).is_some_and(|cell| !cell.text.is_empty());
+    let filled = shown.iter().rposition(is_filled).map_or(0, |last| last + 1);
+    let shown = &shown[..filled];
     for (position, (at, width)) in shown.iter().enumerate() {
         let cell = row.get(*at).cloned().unwrap_or_default();
         let text = cut(&cell.text, *width);
@@ -286,7 +295,7 @@ fn write_row(
             line.push_str(&" ".repeat(GAP));
         }
     }
-    writeln!(out, "{}", line.trim_end())
+    writeln!(out, "{line}")
 }
 
 #[cfg(test)]

@@ -53,8 +53,8 @@ pub(crate) fn status(shell: &Shell, args: &StatusArgs) -> Result<Code, Failure> 
     loop {
         let status = inspector.look(|look| Status::read(look, &args.pattern, most))?;
         if args.watch && is_terminal && !shell.json {
-            // To the top, and what was there before goes.
-            anstream::print!("\x1b[H\x1b[2J");
+            // To the top, and what was there before goes; without colours, too.
+            write!(io::stdout(), "\x1b[H\x1b[2J")?;
         }
         shell.print(&status, |out| status.write(out))?;
         if !args.watch {
@@ -322,5 +322,5 @@ fn has_number(usage: &Usage) -> bool {
 }
 
 fn seconds(seconds: f64) -> String {
-    Duration::try_from_secs_f64(seconds).map_or_else(|_| String::new(), show::duration)
+    show::duration(show::from_seconds(seconds))
 }

@@ -1,0 +1,319 @@
+//! What was charged and who holds it: `charges`, `permits`, `settle`, `cancel`.
+
+use std::time::{Duration, SystemTime};
+
+use clap::Args;
+use quotalite::{ChargeKind, Error, Look, PermitRow, Settled, Timestamp};
+use serde::Serialize;
+
+use crate::ask::{self, Take};
+use crate::shell::{Code, Failure, Shell};
+use crate::show::{self, BOLD, Cell, Column, DIM, GOOD, Table, WARN};
+
+/// What was charged to a limit, and is booked
+///
+/// A ledger keeps what still counts in one of its windows, and a little more until it is swept.
+#[derive(Args, Debug)]
+pub(crate) struct ChargesArgs {
+    /// The limit
+    key: String,
+    /// Only of so long ago or less
+    #[arg(long, value_name = "TIME", value_parser = ask::duration)]
+    since: Option<Duration>,
+}
+
+/// Permits that hold slots or have an id
+#[derive(Args, Debug)]
+pub(crate) struct PermitsArgs {
+    /// Only those of this limit
+    key: Option<String>,
+    /// Those that have ended within the last hour, too
+    #[arg(long)]
+    all: bool,
+}
+
+/// Say what the call of a permit has used, and give back the rest and its slots
+#[derive(Args, Debug)]
+pub(crate) struct SettleArgs {
+    /// The permit
+    id: String,
+    /// What was used, where that is not what was asked for
+    #[arg(value_name = "KEY=AMOUNT", value_parser = ask::take)]
+    used: Vec<Take>,
+}
+
+/// Give back all that a permit has taken: its call was never made
+#[derive(Args, Debug)]
+pub(crate) struct CancelArgs {
+    /// The permit
+    id: String,
+}
+
+#[derive(Debug, Serialize)]
+struct ChargeList {
+    key: String,
+    total: u64,
+    charges: Vec<Charge>,
+}
+
+#[derive(Debug, Serialize)]
+struct Charge {
+    at: String,
+    amount: u64,
+    kind: &'static str,
+    #[serde(skip)]
+    time: String,
+}
+
+pub(crate) fn charges(shell: &Shell, args: &ChargesArgs) -> Result<Code, Failure> {
+    let charges = shell.inspector()?.look(|look| {
+        let after = match args.since {
+            Some(since) => before(look, since),
+            None => Timestamp::from_nanos(i64::MIN),
+        };
+        let rows = look.charges(&args.key, after)?;
+        let charges = rows.iter().map(|row| Charge {
+            at: show::instant(look, row.at),
+            amount: row.amount,
+            kind: match row.kind {
+                ChargeKind::Charged => "charged",
+                ChargeKind::Booked => "booked",
+                _ => "block",
+            },
+            time: show::time(look.wall(row.at)),
+        });
+        Ok(ChargeList {
+            key: args.key.clone(),
+            total: rows
+                .iter()
+                .fold(0, |total, row| total.saturating_add(row.amount)),
+            charges: charges.collect(),
+        })
+    })?;
+    shell.print(&charges, |out| {
+        let mut table = Table::new([
+            Column::left("WHEN", 0),
+            Column::right("AMOUNT", 0),
+            Column::left("", 1),
+        ]);
+        for charge in &charges.charges {
+            let kind = if charge.kind == "charged" {
+                ""
+            } else {
+                charge.kind
+            };
+            table.row(vec![
+                charge.time.as_str().into(),
+                show::number(charge.amount).into(),
+                Cell::styled(kind, WARN),
+            ]);
+        }
+        table.write(out, show::width())?;
+        let count = show::counted(charges.charges.len() as u64, "charge");
+        writeln!(
+            out,
+            "{DIM}{} in {count}{DIM:#}",
+            show::number(charges.total)
+        )
+    })?;
+    Ok(Code::Done)
+}
+
+/// The instant so long ago.
+pub(crate) fn before(look: &Look<'_>, since: Duration) -> Timestamp {
+    let wall = look.wall(look.now());
+    look.instant(wall.checked_sub(since).unwrap_or(SystemTime::UNIX_EPOCH))
+}
+
+#[derive(Debug, Serialize)]
+struct Permits {
+    permits: Vec<Permit>,
+}
+
+/// A permit, as it is printed.
+#[derive(Debug, Serialize)]
+pub(crate) struct Permit {
+    pub(crate) id: Option<String>,
+    pub(crate) fence: u64,
+    pub(crate) state: &'static str,
+    pub(crate) pid: Option<u32>,
+    pub(crate) since: String,
+    pub(crate) since_s: f64,
+    pub(crate) expires: Option<String>,
+    pub(crate) expires_in_s: Option<f64>,
+    pub(crate) takes: Vec<Taken>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Taken {
+    pub(crate) key: String,
+    pub(crate) amount: u64,
+}
+
+impl Permit {
+    pub(crate) fn new(row: PermitRow, look: &Look<'_>) -> Self {
+        let now = look.now();
+        Self {
+            id: row.id,
+            fence: row.fence,
+            state: row.state.as_str(),
+            pid: row.pid,
+            since: show::instant(look, row.at),
+            since_s: now.saturating_duration_since(row.at).as_secs_f64(),
+            expires: row.expires.map(|at| show::instant(look, at)),
+            expires_in_s: row
+                .expires
+                .map(|at| at.saturating_duration_since(now).as_secs_f64()),
+            takes: taken(row.takes),
+        }
+    }
+}
+
+pub(crate) fn taken(takes: Vec<(String, u64)>) -> Vec<Taken> {
+    let each = takes.into_iter();
+    each.map(|(key, amount)| Taken { key, amount }).collect()
+}
+
+/// Amounts and keys in a line: `2 gpu, 900 tokens`.
+pub(crate) fn list(takes: &[Taken]) -> String {
+    let each = takes
+        .iter()
+        .map(|take| format!("{} {}", show::number(take.amount), take.key));
+    each.collect::<Vec<_>>().join(", ")
+}
+
+pub(crate) fn permits(shell: &Shell, args: &PermitsArgs) -> Result<Code, Failure> {
+    let is_of = |row: &PermitRow| match &args.key {
+        None => true,
+        Some(wanted) => row.takes.iter().any(|(key, _)| key == wanted),
+    };
+    let permits = shell.inspector()?.look(|look| -> Result<_, Error> {
+        if let Some(key) = &args.key {
+            look.limit(key)?;
+        }
+        let rows = look.permits()?.into_iter();
+        let rows = rows.filter(|row| (args.all || row.state.is_open()) && is_of(row));
+        Ok(Permits {
+            permits: rows.map(|row| Permit::new(row, look)).collect(),
+        })
+    })?;
+    shell.print(&permits, |out| {
+        if permits.permits.is_empty() {
+            return writeln!(out, "{DIM}no permits{DIM:#}");
+        }
+        let mut table = Table::new([
+            Column::left("ID", 0),
+            Column::left("STATE", 0),
+            Column::right("PID", 1),
+            Column::right("FOR", 2),
+            Column::right("EXPIRES IN", 3),
+            Column::right("FENCE", 4),
+            Column::left("HOLDS", 0),
+        ]);
+        for permit in &permits.permits {
+            let seconds = |seconds: f64| show::duration(show::from_seconds(seconds));
+            table.row(vec![
+                Cell::styled(permit.id.as_deref().unwrap_or("-"), BOLD),
+                permit.state.into(),
+                permit
+                    .pid
+                    .map(|pid| pid.to_string())
+                    .unwrap_or_default()
+                    .into(),
+                seconds(permit.since_s).into(),
+                permit.expires_in_s.map(seconds).unwrap_or_default().into(),
+                permit.fence.to_string().into(),
+                list(&permit.takes).into(),
+            ]);
+        }
+        table.write(out, show::width())
+    })?;
+    Ok(Code::Done)
+}
+
+#[derive(Debug, Serialize)]
+struct Ended {
+    id: String,
+    outcome: &'static str,
+    amounts: Vec<Amount>,
+}
+
+#[derive(Debug, Serialize)]
+struct Amount {
+    key: String,
+    estimated: u64,
+    used: u64,
+    charged: u64,
+    debt: u64,
+}
+
+pub(crate) fn settle(shell: &Shell, args: &SettleArgs) -> Result<Code, Failure> {
+    let used = args
+        .used
+        .iter()
+        .map(|take| (take.key.as_str(), take.amount));
+    let settled = shell.limiter()?.settle(&args.id, used)?;
+    end(shell, &args.id, "settled", &settled)
+}
+
+pub(crate) fn cancel(shell: &Shell, args: &CancelArgs) -> Result<Code, Failure> {
+    let cancelled = shell.limiter()?.cancel(&args.id)?;
+    end(shell, &args.id, "cancelled", &cancelled)
+}
+
+/// Says what came of ending a permit. It is no error if somebody else was first, and one if it is not known.
+fn end(shell: &Shell, id: &str, how: &'static str, settled: &Settled) -> Result<Code, Failure> {
+    let outcome = match settled {
+        Settled::Now(_) => how,
+        Settled::Before => "before",
+        Settled::Expired => "expired",
+        _ => "unknown",
+    };
+    let amounts = settled
+        .settlement()
+        .map_or(&[][..], |settlement| settlement.amounts());
+    let ended = Ended {
+        id: id.to_owned(),
+        outcome,
+        amounts: amounts
+            .iter()
+            .map(|amount| Amount {
+                key: amount.key().to_owned(),
+                estimated: amount.estimated(),
+                used: amount.used(),
+                charged: amount.charged(),
+                debt: amount.debt(),
+            })
+            .collect(),
+    };
+    let is_first = matches!(settled, Settled::Now(_));
+    if !is_first && !shell.json {
+        return Err(Failure::of(
+            Code::Found,
+            match settled {
+                Settled::Expired => format!("permit `{id}` has timed out"),
+                _ => format!("no open permit `{id}`: it has ended, or never was"),
+            },
+        )
+        .hint("`quotalite permits --all` shows those of the last hour"));
+    }
+    shell.print(&ended, |out| {
+        writeln!(out, "{GOOD}{how}{GOOD:#}")?;
+        ended.amounts.iter().try_for_each(|amount| {
+            let Amount {
+                key,
+                estimated,
+                charged,
+                debt,
+                ..
+            } = amount;
+            let [estimated, charged] = [*estimated, *charged].map(show::number);
+            write!(out, "{BOLD}{key}{BOLD:#}: {charged} of {estimated}")?;
+            if *debt > 0 {
+                write!(out, ", {WARN}{} in debt{WARN:#}", show::number(*debt))?;
+            }
+            writeln!(out)
+        })
+    })?;
+    Ok(if is_first { Code::Done } else { Code::Found })
+}
