@@ -5,6 +5,7 @@ compile_error!("the program `quotalite` starts, signals and waits for processes 
 
 mod admission;
 mod ask;
+mod bench;
 mod explain;
 mod generate;
 mod ledger;
@@ -45,6 +46,7 @@ enum Command {
     Cancel(ledger::CancelArgs),
     Pause(pauses::PauseArgs),
     Resume(pauses::ResumeArgs),
+    Bench(bench::BenchArgs),
     Completions(generate::CompletionsArgs),
     Man(generate::ManArgs),
 }
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         Command::Cancel(args) => ledger::cancel(&shell, &args),
         Command::Pause(args) => pauses::pause(&shell, &args),
         Command::Resume(args) => pauses::resume(&shell, &args),
+        Command::Bench(args) => bench::bench(&shell, &args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),
     };

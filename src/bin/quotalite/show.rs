@@ -24,7 +24,9 @@ pub(crate) fn width() -> usize {
 
 /// A length of time for people: as exact as they care.
 pub(crate) fn duration(duration: Duration) -> String {
-    let unit = if duration < Duration::from_millis(1) {
+    let unit = if duration < Duration::from_micros(1) {
+        Unit::Nanosecond
+    } else if duration < Duration::from_millis(1) {
         Unit::Microsecond
     } else if duration < Duration::from_secs(10) {
         Unit::Millisecond
@@ -82,6 +84,16 @@ pub(crate) fn number(number: u64) -> String {
         text.push(digit);
     }
     text
+}
+
+/// A figure to the whole.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "figures for people, which are neither negative nor as large"
+)]
+pub(crate) fn rounded(figure: f64) -> String {
+    number(figure.max(0.0).round() as u64)
 }
 
 /// `1 slot`, `2 slots`.
