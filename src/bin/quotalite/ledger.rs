@@ -205,10 +205,10 @@ pub(crate) fn permits(shell: &Shell, args: &PermitsArgs) -> Result<Code, Failure
             Column::left("ID", 0),
             Column::left("STATE", 0),
             Column::right("PID", 1),
-            Column::right("FOR", 2),
-            Column::right("EXPIRES IN", 3),
-            Column::right("FENCE", 4),
-            Column::left("HOLDS", 0),
+            Column::right("FOR", 3),
+            Column::right("EXPIRES IN", 4),
+            Column::right("FENCE", 5),
+            Column::left("HOLDS", 2),
         ]);
         for permit in &permits.permits {
             let seconds = |seconds: f64| show::duration(show::from_seconds(seconds));

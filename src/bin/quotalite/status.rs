@@ -175,11 +175,11 @@ impl Status {
 
 const COLUMNS: [Column; 7] = [
     Column::left("KEY", 0),
-    Column::left("LIMIT", 1),
-    Column::left("", 4),
+    Column::left("LIMIT", 3),
+    Column::left("", 5),
     Column::right("USED", 0),
     Column::right("AVAILABLE", 2),
-    Column::left("MORE IN", 3),
+    Column::left("MORE IN", 4),
     Column::left("", 1),
 ];
 
