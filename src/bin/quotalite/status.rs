@@ -209,7 +209,11 @@ impl Standing {
             };
         let rates = usage.rates().iter().map(|rate| {
             let numbers = [rate.used(), rate.available(), rate.rate().capacity()];
-            part(rate.rate().to_string(), numbers, rate.next_release())
+            let mut name = rate.rate().to_string();
+            if let Some(unit) = limit.unit() {
+                name = name.replacen('/', &format!(" {unit}/"), 1);
+            }
+            part(name, numbers, rate.next_release())
         });
         let bucket = usage.bucket().map(|bucket| {
             let numbers = [bucket.used(), bucket.available(), bucket.bucket().burst()];
