@@ -393,7 +393,8 @@ pub(crate) fn room_until<L: Ledgers>(
     Ok(room)
 }
 
-/// Up to which instant no window holds the charges of a limit any more; nothing if it has no windows.
+/// Up to which instant the charges of a limit can go: no window holds them any more, and none is to be kept. Nothing if
+/// it has no windows.
 pub(crate) fn expired_until(
     limit: &Limit,
     now: Timestamp,
@@ -403,7 +404,12 @@ pub(crate) fn expired_until(
         .rates()
         .iter()
         .map(|rate| Span::of(limit, rate, wall_shift_ns));
-    spans.map(|span| span.expired_until(now)).min()
+    let expired = spans.map(|span| span.expired_until(now)).min()?;
+    Some(match limit.keep_ns() {
+        0 => expired,
+        // What is merged stands at the beginning of its span, and may have been charged at its end.
+        keep_ns => expired.min(now.saturating_minus_ns(keep_ns + limit.resolution_ns())),
+    })
 }
 
 #[cfg(test)]

@@ -105,6 +105,7 @@ pub(crate) struct Rates {
     by_window: Vec<Rate>,
     pad_ns: i64,
     resolution_ns: i64,
+    keep_ns: i64,
 }
 
 /// A concurrency limit: how many may be held at once.
@@ -233,6 +234,13 @@ impl Limit {
         (!resolution.is_zero()).then_some(resolution)
     }
 
+    /// For how long charges stay in the ledger after they were made, if they stay longer than the windows need them.
+    #[must_use]
+    pub fn keep(&self) -> Option<Duration> {
+        let keep = Duration::from_nanos(self.keep_ns().unsigned_abs());
+        (!keep.is_zero()).then_some(keep)
+    }
+
     /// What happens when a permit used more than was charged for it.
     #[must_use]
     pub fn overage(&self) -> Overage {
@@ -326,6 +334,14 @@ impl Limit {
     pub(crate) fn resolution_ns(&self) -> i64 {
         match self.kind() {
             Kind::Rates(rates) => rates.resolution_ns,
+            Kind::Slots(_) | Kind::Bucket(_) | Kind::Breaker(_) => 0,
+        }
+    }
+
+    /// For how long charges stay at least; 0 if only for as long as windows hold them.
+    pub(crate) fn keep_ns(&self) -> i64 {
+        match self.kind() {
+            Kind::Rates(rates) => rates.keep_ns,
             Kind::Slots(_) | Kind::Bucket(_) | Kind::Breaker(_) => 0,
         }
     }
@@ -461,6 +477,10 @@ impl fmt::Display for AsGiven<'_> {
         if let Some(resolution) = limit.resolution() {
             write!(f, ", resolution {resolution:?}")?;
         }
+        if limit.keep_ns() > 0 {
+            f.write_str(", keep ")?;
+            text::write_time(f, limit.keep_ns().unsigned_abs())?;
+        }
         if limit.overage() != Overage::default() {
             write!(f, ", overage {}", limit.overage().as_str())?;
         }
@@ -535,6 +555,26 @@ mod tests {
                 "a bucket has no resolution",
             ),
             (
+                Limit::new("k").per_second(1).keep(MAX_WINDOW + SECOND),
+                "a history is kept for at most 366 days, not 31622401s",
+            ),
+            (
+                Limit::new("k").per_second(1).keep(Duration::MAX),
+                "a history is kept for at most 366 days, not 18446744073709551615.999999999s",
+            ),
+            (
+                Limit::slots("k", 1).keep(SECOND),
+                "a limit of slots has no keep",
+            ),
+            (
+                Limit::new("k").burst(1).refill(1, SECOND).keep(SECOND),
+                "a bucket has no keep",
+            ),
+            (
+                Limit::breaker("k", BreakerPolicy::default()).keep(SECOND),
+                "a breaker has no keep",
+            ),
+            (
                 Limit::new("k").per_second(1).unit(""),
                 "a unit has 1 to 64 bytes and no control characters, this one has 0 bytes",
             ),
@@ -554,9 +594,11 @@ mod tests {
             .rate(MAX_CAPACITY, MIN_WINDOW)
             .rate(1, MAX_WINDOW)
             .pad(MAX_WINDOW)
+            .keep(MAX_WINDOW)
             .build()
             .unwrap();
         assert_eq!(limit.pad(), MAX_WINDOW);
+        assert_eq!(limit.keep(), Some(MAX_WINDOW));
         assert_eq!(limit.tightest().capacity(), 1);
     }
 
@@ -573,6 +615,17 @@ mod tests {
         );
         let merged = Limit::new("hot").per_day(1_000).resolution(MINUTE).build();
         assert_eq!(merged.unwrap().to_string(), "hot: 1000/d, resolution 60s");
+        for (keep, text) in [
+            (7 * DAY, "k: 1/s, keep 7d"),
+            (DAY, "k: 1/s, keep 1d"),
+            (90 * MINUTE, "k: 1/s, keep 90min"),
+            (Duration::from_nanos(1), "k: 1/s, keep 1ns"),
+            (Duration::ZERO, "k: 1/s"),
+        ] {
+            let kept = Limit::new("k").per_second(1).keep(keep).build().unwrap();
+            assert_eq!(kept.to_string(), text);
+            assert_eq!(kept.to_builder().build(), Ok(kept));
+        }
     }
 
     #[test]

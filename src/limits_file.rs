@@ -26,6 +26,7 @@ use crate::limiter::Limiter;
 /// | `rates` | rates | `"10/s, 300/min"`, `"90000 tokens/min"` |
 /// | `pad` | rates | `"50ms"` |
 /// | `resolution` | rates | `"1min"` |
+/// | `keep` | rates | `"7d"` |
 /// | `slots` | slots | `8` |
 /// | `timeout` | slots | `"10min"` |
 /// | `burst` | a bucket | `100` |

@@ -57,6 +57,18 @@ fn a_file_says_what_builders_say() {
             Limit::new("hot").per_day(864_000_000).resolution(MINUTE),
         ),
         (
+            "[limits.mail]\nrates = \"10/s\"\nkeep = \"7d\"",
+            Limit::new("mail").per_second(10).keep(7 * DAY),
+        ),
+        (
+            "[patterns.\"tenant:*\"]\nkeep = \" 90 min \"\nrates = \"10/s\"",
+            Limit::pattern("tenant:*").per_second(10).keep(90 * MINUTE),
+        ),
+        (
+            "[limits.mail]\nrates = \"10/s\"\nkeep = \"0s\"",
+            Limit::new("mail").per_second(10),
+        ),
+        (
             "[limits.gpu]\nslots = 8\ntimeout = \"10min\"",
             Limit::slots("gpu", 8).timeout(10 * MINUTE),
         ),
@@ -347,6 +359,7 @@ fn piece() -> impl Strategy<Value = &'static str> {
         "patterns",
         "rates",
         "pad",
+        "keep",
         "slots",
         "timeout",
         "burst",

@@ -70,11 +70,11 @@ fn a_name_that_means_nothing_is_refused() {
         ),
         (
             "[limits.a]\nrate = \"10/s\"",
-            "line 2: limit `a`: there is no `rate` here, only rates, pad, resolution, slots, timeout, burst, refill, unit, overage and pauses",
+            "line 2: limit `a`: there is no `rate` here, only rates, pad, resolution, keep, slots, timeout, burst, refill, unit, overage and pauses",
         ),
         (
             "[patterns.\"a*\"]\nrates = \"10/s\"\n\"b\\n\" = 1",
-            "line 3: pattern `a*`: there is no `b\\n` here, only rates, pad, resolution, slots, timeout, burst, refill, unit, overage and pauses",
+            "line 3: pattern `a*`: there is no `b\\n` here, only rates, pad, resolution, keep, slots, timeout, burst, refill, unit, overage and pauses",
         ),
         (
             "[limits.openai.tokens]\nrates = \"10/s\"",
@@ -128,6 +128,14 @@ fn a_value_of_another_type_is_refused() {
             "line 3: limit `a`: `pad` is a time such as \"50ms\" or \"10min\", not 50",
         ),
         (
+            "[limits.a]\nrates = \"1/s\"\nkeep = 7",
+            "line 3: limit `a`: `keep` is a time such as \"50ms\" or \"10min\", not 7",
+        ),
+        (
+            "[limits.a]\nrates = \"1/s\"\nkeep = true",
+            "line 3: limit `a`: `keep` is a time such as \"50ms\" or \"10min\", not true",
+        ),
+        (
             "[limits.a]\nrates = \"1/s\"\nunit = true",
             "line 3: limit `a`: `unit` is a text such as \"tokens\", not true",
         ),
@@ -157,6 +165,14 @@ fn a_text_that_is_no_rate_or_time_is_refused() {
         (
             "[limits.a]\npad = \"1.5s\"",
             "line 2: limit `a`: `1.5s` is wrong at byte 1: expected a unit of time: ms, s, min, h or d, found `.5s`",
+        ),
+        (
+            "[limits.a]\nkeep = \"a week\"",
+            "line 2: limit `a`: `a week` is wrong at byte 0: expected a number, found `a`",
+        ),
+        (
+            "[limits.a]\nkeep = \"1 week\"",
+            "line 2: limit `a`: `1 week` is wrong at byte 2: expected a unit of time: ms, s, min, h or d, found `week`",
         ),
         (
             "[limits.a]\ntimeout = \"min\"",
@@ -201,6 +217,18 @@ fn a_limit_that_cannot_be_built_is_refused_at_its_field() {
         (
             "[limits.a]\nresolution = \"1s\"\nslots = 1",
             "line 2: limit `a`: a limit of slots has no resolution",
+        ),
+        (
+            "[limits.a]\nslots = 1\nkeep = \"7d\"",
+            "line 3: limit `a`: a limit of slots has no keep",
+        ),
+        (
+            "[limits.a]\nburst = 1\nkeep = \"7d\"\nrefill = \"1/s\"",
+            "line 3: limit `a`: a bucket has no keep",
+        ),
+        (
+            "[limits.a]\nkeep = \"367d\"\nrates = \"1/s\"",
+            "line 2: limit `a`: a history is kept for at most 366 days, not 31708800s",
         ),
         (
             "[limits.a]\nburst = 0\nrefill = \"1/s\"",

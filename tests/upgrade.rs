@@ -4,11 +4,11 @@ mod support;
 
 use std::path::Path;
 
-use quotalite::{Limit, Limiter, MINUTE, OnConflict, SECOND, Settled};
+use quotalite::{DAY, Limit, Limiter, MINUTE, OnConflict, SECOND, Settled};
 use rusqlite::Connection;
 use support::scratch;
 
-const FORMER: [&str; 11] = [
+const FORMER: [&str; 12] = [
     include_str!("../migrations/0001_ledger.sql"),
     include_str!("../migrations/0002_permits.sql"),
     include_str!("../migrations/0003_shared.sql"),
@@ -20,6 +20,7 @@ const FORMER: [&str; 11] = [
     include_str!("../migrations/0009_pauses.sql"),
     include_str!("../migrations/0010_retries.sql"),
     include_str!("../migrations/0011_breakers.sql"),
+    include_str!("../migrations/0012_estimates.sql"),
 ];
 
 /// A file of the schema that so many migrations make.
@@ -200,4 +201,28 @@ fn limits_of_an_earlier_version_learn_about_estimates() {
     assert_eq!((ratio.calls(), ratio.corrected(100)), (1, 25));
     let told: f64 = scratch.sqlite("SELECT ratio FROM estimates WHERE key = 'tokens'");
     assert!((told - 0.25).abs() < 1e-9);
+}
+
+/// A version that kept nothing for longer than windows hold it.
+#[test]
+fn limits_of_an_earlier_version_keep_no_history_until_they_are_told_to() {
+    let scratch = scratch();
+    former(&scratch.file(), 12)
+        .execute_batch(
+            "INSERT INTO limit_definition (limit_id, key, pad_ns) VALUES (7, 'calls', 0);
+             INSERT INTO rate (limit_id, window_ns, capacity) VALUES (7, 1000000000, 10)",
+        )
+        .unwrap();
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    let limit = limiter.limit("calls").unwrap();
+    assert_eq!(
+        (limit.keep(), limit.to_string()),
+        (None, "calls: 10/s".to_owned())
+    );
+    limiter
+        .update("calls", |limit| limit.to_builder().keep(7 * DAY))
+        .unwrap();
+    drop(limiter);
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    assert_eq!(limiter.limit("calls").unwrap().keep(), Some(7 * DAY));
 }

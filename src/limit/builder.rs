@@ -23,6 +23,7 @@ pub struct LimitBuilder {
     unit: Option<String>,
     pad: Duration,
     resolution: Duration,
+    keep: Duration,
     rates: Vec<Rate>,
     overage: Overage,
     slots: Option<u64>,
@@ -42,6 +43,7 @@ impl LimitBuilder {
             unit: None,
             pad: Duration::ZERO,
             resolution: Duration::ZERO,
+            keep: Duration::ZERO,
             rates: Vec::new(),
             overage: Overage::default(),
             slots: None,
@@ -61,6 +63,7 @@ impl LimitBuilder {
             unit: limit.unit().map(str::to_owned),
             pad: limit.pad(),
             resolution: limit.resolution().unwrap_or_default(),
+            keep: limit.keep().unwrap_or_default(),
             rates: limit.rates().to_vec(),
             overage: limit.overage(),
             slots: limit.slot_count(),
@@ -240,6 +243,30 @@ impl LimitBuilder {
         self
     }
 
+    /// Keeps the history of the limit: charges stay in the ledger for so long after they were made, though they have left
+    /// all windows, to be looked at and replayed. Defaults to zero: what has left all windows is swept, a little at a
+    /// time. At most 366 days. Only for rates and quotas.
+    ///
+    /// It changes no decision. A charge counts in its windows and not longer, and one that a window still holds stays,
+    /// however short this is. But a definition with longer windows that is [put in the place](crate::OnConflict::Replace)
+    /// of this one finds more of what was charged before, and counts it. A key of a
+    /// [pattern](Limit::pattern) has its ledger for as long as that has a history. A row takes some 40 bytes of the file.
+    ///
+    /// ```
+    /// use quotalite::{DAY, Limit, Limiter};
+    ///
+    /// let limiter = Limiter::in_memory()?;
+    /// limiter.define(Limit::new("mail").per_second(10).keep(7 * DAY))?;
+    /// let limit = limiter.limit("mail")?;
+    /// assert_eq!(limit.keep(), Some(7 * DAY));
+    /// assert_eq!(limit.to_string(), "mail: 10/s, keep 7d");
+    /// # Ok::<(), quotalite::Error>(())
+    /// ```
+    pub fn keep(mut self, keep: Duration) -> Self {
+        self.keep = keep;
+        self
+    }
+
     /// What happens when a permit used more than was charged for it. Defaults to [`Overage::Debt`].
     pub fn overage(mut self, overage: Overage) -> Self {
         self.overage = overage;
@@ -304,6 +331,7 @@ impl LimitBuilder {
             Kind::Rates(Rates {
                 pad_ns: nanos_of_pad(self.pad)?,
                 resolution_ns: nanos_of_resolution(self.resolution, &rates)?,
+                keep_ns: nanos_of_keep(self.keep)?,
                 by_window: rates,
             })
         };
@@ -330,6 +358,7 @@ impl LimitBuilder {
             ("refill", self.refill.is_some()),
             ("pad", !self.pad.is_zero()),
             ("resolution", !self.resolution.is_zero()),
+            ("keep", !self.keep.is_zero()),
             ("overage", self.overage != Overage::default()),
         ];
         match given.into_iter().find(|(_, is_given)| *is_given) {
@@ -343,6 +372,7 @@ impl LimitBuilder {
             ("rate", !self.rates.is_empty()),
             ("pad", !self.pad.is_zero()),
             ("resolution", !self.resolution.is_zero()),
+            ("keep", !self.keep.is_zero()),
         ];
         if let Some((what, _)) = given.into_iter().find(|(_, is_given)| *is_given) {
             return Err(LimitError::NotForBuckets { what });
@@ -361,6 +391,7 @@ impl LimitBuilder {
             ("refill", self.refill.is_some()),
             ("pad", !self.pad.is_zero()),
             ("resolution", !self.resolution.is_zero()),
+            ("keep", !self.keep.is_zero()),
             ("overage", self.overage != Overage::default()),
         ];
         if let Some((what, _)) = given.into_iter().find(|(_, is_given)| *is_given) {
@@ -407,6 +438,13 @@ fn nanos_of_pad(pad: Duration) -> Result<i64, LimitError> {
     nanos
         .filter(|_| pad <= MAX_WINDOW)
         .ok_or(LimitError::Pad { pad })
+}
+
+fn nanos_of_keep(keep: Duration) -> Result<i64, LimitError> {
+    if keep > MAX_WINDOW {
+        return Err(LimitError::Keep { keep });
+    }
+    Ok(nanos(keep))
 }
 
 /// The rates are by window, shortest first.

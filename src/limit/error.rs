@@ -135,6 +135,12 @@ pub enum LimitError {
         /// The shortest window; of a quota, its usual length.
         shortest: Duration,
     },
+    /// The history is kept for longer than [`MAX_WINDOW`](crate::MAX_WINDOW).
+    #[error("a history is kept for at most 366 days, not {keep:?}")]
+    Keep {
+        /// The time asked for.
+        keep: Duration,
+    },
     /// A time of a [`PausePolicy`](crate::PausePolicy) is shorter than [`MIN_WINDOW`](crate::MIN_WINDOW) or longer than
     /// [`MAX_WINDOW`](crate::MAX_WINDOW).
     #[error("the {what} is 1 ms to 366 days, not {time:?}")]

@@ -16,7 +16,7 @@ use crate::settlement::Overage;
 
 const TABLES: &str = "limits and patterns";
 const FIELDS: &str =
-    "rates, pad, resolution, slots, timeout, burst, refill, unit, overage and pauses";
+    "rates, pad, resolution, keep, slots, timeout, burst, refill, unit, overage and pauses";
 const PAUSE_FIELDS: &str = "first, strikes, within, cap and slow_start";
 
 /// A text, and what it takes to say where something stands in it.
@@ -237,6 +237,7 @@ impl Field<'_, '_> {
             "rates" => builder.rates(self.text("`rates`", "a text such as \"10/s, 300/min\"")?),
             "pad" => builder.pad(self.time("`pad`")?),
             "resolution" => builder.resolution(self.time("`resolution`")?),
+            "keep" => builder.keep(self.time("`keep`")?),
             "slots" => builder.slots(self.number("`slots`")?),
             "timeout" => builder.timeout(self.time("`timeout`")?),
             "burst" => builder.burst(self.number("`burst`")?),
@@ -377,6 +378,7 @@ fn field_of(error: &LimitError) -> Option<&'static str> {
         LimitError::Unit { .. } => "unit",
         LimitError::Pad { .. } => "pad",
         LimitError::Resolution { .. } => "resolution",
+        LimitError::Keep { .. } => "keep",
         LimitError::Slots { .. } => "slots",
         LimitError::Timeout { .. } | LimitError::OnlyForSlots => "timeout",
         LimitError::Capacity { .. } => "burst",

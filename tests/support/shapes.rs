@@ -25,6 +25,8 @@ const WINDOWS_MS: [u64; 10] = [1, 2, 3, 5, 10, 40, 250, 1_000, 2_000, 5_000];
 const PADS_NS: [u64; 6] = [0, 0, 0, 1, 999_999, 7_000_000];
 /// Some divide windows and pads, and some do not.
 const RESOLUTIONS_NS: [u64; 8] = [0, 0, 0, 0, 0, 300_000, 1_000_000, 7_000_000];
+/// For how long history is kept, which nothing depends on.
+const KEEPS_MS: [u64; 4] = [0, 0, 1, 20_000_000];
 /// The definition of a bucket.
 #[derive(Clone, Copy, Debug)]
 pub struct Tub {
@@ -176,6 +178,8 @@ impl Shape {
         let resolution = if fits { resolution } else { Duration::ZERO };
         let mut builder = builder_of(key).pad(pad).overage(self.overage);
         builder = builder.resolution(resolution);
+        let keep = KEEPS_MS[(self.pad + self.policy) % KEEPS_MS.len()];
+        builder = builder.keep(Duration::from_millis(keep));
         builder = builder.pauses(POLICIES[self.policy].built());
         let mut former = 0;
         for (window, capacity) in rates {

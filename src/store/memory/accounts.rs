@@ -270,7 +270,7 @@ impl Accounts {
         }
     }
 
-    /// Removes a few charges that no window holds any more.
+    /// Removes a few charges that no window holds any more, and that are not kept.
     pub(super) fn sweep(&mut self, id: LimitId, limit: &Limit) {
         if let Some(policy) = limit.breaker_policy()
             && let Some(spans) = self.outcomes.get_mut(&id)

@@ -1,4 +1,4 @@
-//! Removing expired charges, a few at a time. No decision depends on it: a window begins where it
+//! Removing expired charges, a few at a time, unless they are kept. No decision depends on it: a window begins where it
 //! begins, whatever lies before.
 
 use super::patterns::{FEWEST_KEYS, KeyTurn};

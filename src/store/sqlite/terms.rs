@@ -30,11 +30,11 @@ impl Transaction<'_> {
 
 const WRITE: &str = "INSERT INTO limit_definition
         (limit_id, key, is_pattern, unit, pad_ns, overage, slots, timeout_ns, burst, refill, refill_ns,
-        changed_ns, was_lowered, definition, resolution_ns)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
+        changed_ns, was_lowered, definition, resolution_ns, keep_ns)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
     ON CONFLICT (limit_id) DO UPDATE SET is_pattern = ?3, unit = ?4, pad_ns = ?5, overage = ?6, slots = ?7,
         timeout_ns = ?8, burst = ?9, refill = ?10, refill_ns = ?11, changed_ns = ?12, was_lowered = ?13,
-        definition = ?14, resolution_ns = ?15";
+        definition = ?14, resolution_ns = ?15, keep_ns = ?16";
 const DELETE_RATES: &str = "DELETE FROM rate WHERE limit_id = ?1";
 const DELETE_QUOTAS: &str = "DELETE FROM quota WHERE limit_id = ?1";
 const INSERT_RATE: &str = "INSERT INTO rate (limit_id, window_ns, capacity) VALUES (?1, ?2, ?3)";
@@ -72,6 +72,7 @@ impl Transaction<'_> {
                     was_lowered,
                     limit.as_given().to_string(),
                     limit.resolution_ns(),
+                    limit.keep_ns(),
                 ])?;
             connection.prepare_cached(DELETE_RATES)?.execute([id.0])?;
             connection.prepare_cached(DELETE_QUOTAS)?.execute([id.0])?;
@@ -247,7 +248,7 @@ macro_rules! heads {
     ($which:literal) => {
         concat!(
             "SELECT limit_id, key, is_pattern, unit, pad_ns, overage, slots, timeout_ns, burst, refill,
-                refill_ns, changed_ns, was_lowered, resolution_ns
+                refill_ns, changed_ns, was_lowered, resolution_ns, keep_ns
             FROM limit_definition ",
             $which
         )
@@ -336,6 +337,7 @@ struct Head {
     changed_ns: i64,
     was_lowered: bool,
     resolution_ns: i64,
+    keep_ns: i64,
 }
 
 impl Head {
@@ -355,6 +357,7 @@ impl Head {
             changed_ns: row.get(11)?,
             was_lowered: row.get(12)?,
             resolution_ns: row.get(13)?,
+            keep_ns: row.get(14)?,
         })
     }
 
@@ -394,6 +397,7 @@ impl Head {
         builder = builder
             .pad(span(self.pad_ns)?)
             .resolution(span(self.resolution_ns)?)
+            .keep(span(self.keep_ns)?)
             .overage(overage);
         if let Some(unit) = &self.unit {
             builder = builder.unit(unit);
