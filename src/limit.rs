@@ -564,15 +564,15 @@ mod tests {
             ),
             (
                 Limit::slots("k", 1).keep(SECOND),
-                "a limit of slots has no keep",
+                "a limit of slots has no history",
             ),
             (
                 Limit::new("k").burst(1).refill(1, SECOND).keep(SECOND),
-                "a bucket has no keep",
+                "a bucket has no history",
             ),
             (
                 Limit::breaker("k", BreakerPolicy::default()).keep(SECOND),
-                "a breaker has no keep",
+                "a breaker has no history",
             ),
             (
                 Limit::new("k").per_second(1).unit(""),

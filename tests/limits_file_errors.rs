@@ -220,11 +220,11 @@ fn a_limit_that_cannot_be_built_is_refused_at_its_field() {
         ),
         (
             "[limits.a]\nslots = 1\nkeep = \"7d\"",
-            "line 3: limit `a`: a limit of slots has no keep",
+            "line 3: limit `a`: a limit of slots has no history",
         ),
         (
             "[limits.a]\nburst = 1\nkeep = \"7d\"\nrefill = \"1/s\"",
-            "line 3: limit `a`: a bucket has no keep",
+            "line 3: limit `a`: a bucket has no history",
         ),
         (
             "[limits.a]\nkeep = \"367d\"\nrates = \"1/s\"",

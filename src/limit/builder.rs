@@ -358,7 +358,7 @@ impl LimitBuilder {
             ("refill", self.refill.is_some()),
             ("pad", !self.pad.is_zero()),
             ("resolution", !self.resolution.is_zero()),
-            ("keep", !self.keep.is_zero()),
+            ("history", !self.keep.is_zero()),
             ("overage", self.overage != Overage::default()),
         ];
         match given.into_iter().find(|(_, is_given)| *is_given) {
@@ -372,7 +372,7 @@ impl LimitBuilder {
             ("rate", !self.rates.is_empty()),
             ("pad", !self.pad.is_zero()),
             ("resolution", !self.resolution.is_zero()),
-            ("keep", !self.keep.is_zero()),
+            ("history", !self.keep.is_zero()),
         ];
         if let Some((what, _)) = given.into_iter().find(|(_, is_given)| *is_given) {
             return Err(LimitError::NotForBuckets { what });
@@ -391,7 +391,7 @@ impl LimitBuilder {
             ("refill", self.refill.is_some()),
             ("pad", !self.pad.is_zero()),
             ("resolution", !self.resolution.is_zero()),
-            ("keep", !self.keep.is_zero()),
+            ("history", !self.keep.is_zero()),
             ("overage", self.overage != Overage::default()),
         ];
         if let Some((what, _)) = given.into_iter().find(|(_, is_given)| *is_given) {

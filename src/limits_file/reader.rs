@@ -378,7 +378,9 @@ fn field_of(error: &LimitError) -> Option<&'static str> {
         LimitError::Unit { .. } => "unit",
         LimitError::Pad { .. } => "pad",
         LimitError::Resolution { .. } => "resolution",
-        LimitError::Keep { .. } => "keep",
+        LimitError::Keep { .. }
+        | LimitError::NotForSlots { what: "history" }
+        | LimitError::NotForBuckets { what: "history" } => "keep",
         LimitError::Slots { .. } => "slots",
         LimitError::Timeout { .. } | LimitError::OnlyForSlots => "timeout",
         LimitError::Capacity { .. } => "burst",

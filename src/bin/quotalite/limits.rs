@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use quotalite::{Action, Definition, Limit, LimitBuilder, LimitsFile, OnConflict};
@@ -45,6 +46,29 @@ pub(crate) struct SetArgs {
     /// So many slots: how many permits may hold it at once
     #[arg(long, value_name = "COUNT", group = "terms")]
     slots: Option<u64>,
+    #[command(flatten)]
+    terms: TermsArgs,
+    /// Slots come back after this long, whoever holds them
+    #[arg(long, value_name = "TIME", value_parser = crate::ask::duration, requires = "slots")]
+    timeout: Option<Duration>,
+    /// Keep what is charged in the file for this long, to be looked at and replayed; --keep is something else
+    ///
+    /// It changes nothing about who is admitted. At least what the windows still hold is always there.
+    #[arg(long, value_name = "TIME", value_parser = crate::ask::duration)]
+    history: Option<Duration>,
+    /// What the amounts are: "tokens"
+    #[arg(long)]
+    unit: Option<String>,
+    /// Fail if it is defined differently, instead of changing it
+    #[arg(long)]
+    keep: bool,
+}
+
+/// What a definition can say besides its rates, whether it is set or only tried.
+///
+/// One of the group `terms` is a bucket; who uses this adds the others.
+#[derive(Args, Debug)]
+pub(crate) struct TermsArgs {
     /// A bucket that holds so much; needs --refill
     #[arg(long, value_name = "AMOUNT", group = "terms", requires = "refill")]
     burst: Option<u64>,
@@ -53,16 +77,28 @@ pub(crate) struct SetArgs {
     refill: Option<String>,
     /// Lengthen each window by this, for the jitter on the way to a provider
     #[arg(long, value_name = "TIME", value_parser = crate::ask::duration)]
-    pad: Option<std::time::Duration>,
-    /// Slots come back after this long, whoever holds them
-    #[arg(long, value_name = "TIME", value_parser = crate::ask::duration, requires = "slots")]
-    timeout: Option<std::time::Duration>,
-    /// What the amounts are: "tokens"
-    #[arg(long)]
-    unit: Option<String>,
-    /// Fail if it is defined differently, instead of changing it
-    #[arg(long)]
-    keep: bool,
+    pad: Option<Duration>,
+}
+
+impl TermsArgs {
+    /// Adds these, and the rates if there are any, to the definition of a limit.
+    pub(crate) fn add_to(
+        &self,
+        mut builder: LimitBuilder,
+        rates: Option<&str>,
+    ) -> Result<LimitBuilder, Failure> {
+        if let Some(rates) = rates {
+            builder = builder.rates(rates);
+        }
+        if let (Some(burst), Some(refill)) = (self.burst, &self.refill) {
+            let (amount, per) = refill_of(refill)?;
+            builder = builder.burst(burst).refill(amount, per);
+        }
+        if let Some(pad) = self.pad {
+            builder = builder.pad(pad);
+        }
+        Ok(builder)
+    }
 }
 
 /// Remove a definition, with all that was charged to it
@@ -278,19 +314,12 @@ impl SetArgs {
                 Limit::new(key)
             }
         };
-        let mut builder = new(&self.key);
-        if let Some(rates) = &self.rates {
-            builder = builder.rates(rates);
-        }
+        let mut builder = self.terms.add_to(new(&self.key), self.rates.as_deref())?;
         if let Some(slots) = self.slots {
             builder = builder.slots(slots);
         }
-        if let (Some(burst), Some(refill)) = (self.burst, &self.refill) {
-            let (amount, per) = refill_of(refill)?;
-            builder = builder.burst(burst).refill(amount, per);
-        }
-        if let Some(pad) = self.pad {
-            builder = builder.pad(pad);
+        if let Some(history) = self.history {
+            builder = builder.keep(history);
         }
         if let Some(timeout) = self.timeout {
             builder = builder.timeout(timeout);
@@ -303,7 +332,7 @@ impl SetArgs {
 }
 
 /// How fast a bucket refills, which is written as a rate is.
-fn refill_of(text: &str) -> Result<(u64, std::time::Duration), Failure> {
+fn refill_of(text: &str) -> Result<(u64, Duration), Failure> {
     let limit = Limit::new("refill")
         .rates(text)
         .build()
