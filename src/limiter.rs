@@ -6,6 +6,8 @@ mod definitions;
 mod estimates;
 #[cfg(feature = "http")]
 mod feedback;
+#[cfg(target_os = "linux")]
+mod lifeline;
 mod pauses;
 mod retries;
 mod within;

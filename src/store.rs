@@ -7,6 +7,8 @@ mod sqlite;
 
 use std::fmt;
 use std::ops::Range;
+#[cfg(target_os = "linux")]
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -151,6 +153,10 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
 
     /// A connection of the caller's own to the file.
     fn connect(&self) -> Result<TableConnection, Error>;
+
+    /// What keeps this process known to be alive to others, for as long as any process has it open.
+    #[cfg(target_os = "linux")]
+    fn lifeline(&self) -> Result<OwnedFd, Error>;
 
     /// `acquire`, as part of a transaction of the caller's own that has the write lock: what is charged is charged when
     /// that commits. It never waits.

@@ -11,6 +11,8 @@ mod pauses;
 mod permits;
 
 use std::collections::{BTreeMap, HashMap};
+#[cfg(target_os = "linux")]
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -440,6 +442,11 @@ impl Store for MemoryStore {
     }
 
     fn connect(&self) -> Result<TableConnection, Error> {
+        Err(RequestError::NoFile.into())
+    }
+
+    #[cfg(target_os = "linux")]
+    fn lifeline(&self) -> Result<OwnedFd, Error> {
         Err(RequestError::NoFile.into())
     }
 

@@ -47,6 +47,8 @@ mod tickets;
 mod transaction;
 mod wakes;
 
+#[cfg(target_os = "linux")]
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
@@ -538,6 +540,18 @@ impl Store for SqliteStore {
 
     fn connect(&self) -> Result<TableConnection, Error> {
         self.open_for_caller()
+    }
+
+    #[cfg(target_os = "linux")]
+    fn lifeline(&self) -> Result<OwnedFd, Error> {
+        let session = self.session(self.deadline())?;
+        if session.owner().is_none() {
+            self.become_owner(&session, self.deadline())?;
+        }
+        session.lock_file.to_inherit().map_err(|source| {
+            self.place
+                .failed("keeping its lock file open for a child", source)
+        })
     }
 
     fn acquire_within(

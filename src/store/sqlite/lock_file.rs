@@ -167,16 +167,21 @@ impl Drop for OpenGuard<'_> {
 mod linux {
     use std::fs::File;
     use std::io;
+    use std::os::fd::{OwnedFd, RawFd};
     use std::os::unix::fs::FileExt;
     use std::sync::atomic::Ordering;
 
     use nix::errno::Errno;
     use nix::fcntl::{FcntlArg, fcntl};
     use nix::libc;
+    use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 
     use super::LockFile;
 
     const OPEN_BYTE: i64 = 0;
+
+    /// Shells redirect small descriptors by number, and would close what is there.
+    const OUT_OF_THE_WAY: RawFd = 100;
 
     impl LockFile {
         pub(super) fn try_lock_open(&self) -> io::Result<bool> {
@@ -199,6 +204,19 @@ mod linux {
         pub(in super::super) fn unlock_owner(&self, id: i64) -> io::Result<()> {
             self.own.store(0, Ordering::SeqCst);
             self.with_file(|file| set(file, id, Kind::None).map(drop))
+        }
+
+        /// The same open file, for programs that are started from now on: its locks are held until the last of them ends.
+        pub(in super::super) fn to_inherit(&self) -> io::Result<OwnedFd> {
+            self.with_file(|file| {
+                let copy = match fcntl_dupfd_cloexec(file, OUT_OF_THE_WAY) {
+                    // So few files may be open here.
+                    Err(rustix::io::Errno::INVAL) => fcntl_dupfd_cloexec(file, 0)?,
+                    copy => copy?,
+                };
+                fcntl_setfd(&copy, FdFlags::empty())?;
+                Ok(copy)
+            })
         }
 
         /// What stands in the file, as far as it is of any interest.
