@@ -11,6 +11,7 @@ mod generate;
 mod ledger;
 mod limits;
 mod pauses;
+mod run;
 mod shell;
 mod show;
 mod status;
@@ -49,6 +50,7 @@ enum Command {
     Bench(bench::BenchArgs),
     Completions(generate::CompletionsArgs),
     Man(generate::ManArgs),
+    Run(run::RunArgs),
 }
 
 fn main() -> ExitCode {
@@ -73,6 +75,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::bench(&shell, &args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),
+        Command::Run(args) => run::run(&shell, &args),
     };
     match result {
         Ok(code) => code.into(),

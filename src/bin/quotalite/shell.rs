@@ -81,7 +81,13 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let code = match &error {
+        Self::from(&error)
+    }
+}
+
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Self {
+        let code = match error {
             Error::Limit(_)
             | Error::Definition { .. }
             | Error::Request(_)
@@ -95,7 +101,7 @@ impl From<Error> for Failure {
             Error::TooLate { .. } => Code::TooLate,
             _ => Code::Failed,
         };
-        let hint = match &error {
+        let hint = match error {
             Error::UnknownLimit { .. } => Some("`quotalite limits list` shows what is defined"),
             Error::InUse { .. } => Some("`--force` removes it all the same"),
             Error::OlderSchema { .. } => {
@@ -113,7 +119,7 @@ impl From<Error> for Failure {
             }
             _ => None,
         };
-        let failure = Self::of(code, &error);
+        let failure = Self::of(code, error);
         match hint {
             Some(hint) => failure.hint(hint),
             None => failure,
