@@ -582,3 +582,20 @@ fn what_was_used_beyond_a_charge_that_is_gone_is_owed() {
         assert_eq!(limiter.usage("k").unwrap().available(), 700);
     });
 }
+
+/// Defining many limits one after the other took longer for each of them.
+#[test]
+fn patterns_are_found_without_a_look_at_all_definitions() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("limits.db");
+    drop(Limiter::open(&path).unwrap());
+    let connection = quotalite::rusqlite::Connection::open(&path).unwrap();
+    let plan: String = connection
+        .query_row(
+            "EXPLAIN QUERY PLAN SELECT limit_id, key FROM limit_definition WHERE is_pattern",
+            [],
+            |row| row.get(3),
+        )
+        .unwrap();
+    assert!(plan.contains("limit_definition_patterns"), "{plan}");
+}

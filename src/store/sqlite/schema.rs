@@ -6,7 +6,7 @@ use super::place::Place;
 use crate::error::Error;
 
 /// Append-only: what has once been released is never edited.
-const MIGRATIONS: [&str; 13] = [
+const MIGRATIONS: [&str; 14] = [
     include_str!("../../../migrations/0001_ledger.sql"),
     include_str!("../../../migrations/0002_permits.sql"),
     include_str!("../../../migrations/0003_shared.sql"),
@@ -20,6 +20,7 @@ const MIGRATIONS: [&str; 13] = [
     include_str!("../../../migrations/0011_breakers.sql"),
     include_str!("../../../migrations/0012_estimates.sql"),
     include_str!("../../../migrations/0013_history.sql"),
+    include_str!("../../../migrations/0014_patterns.sql"),
 ];
 
 /// Marks a file as ours in its header: "qtlt".
