@@ -42,7 +42,8 @@ fn steps(page: &str) -> Vec<Step> {
 fn play(steps: &[Step], directory: &Path) -> Vec<String> {
     let mut script = "exec 2>&1\n".to_owned();
     for step in steps {
-        script.push_str(&format!("{}\nprintf '%s\\n' '{MARK}'\n", step.command));
+        let says = format!("printf '%s\\n' '{MARK}'");
+        script.extend([&*step.command, "\n", &*says, "\n"]);
     }
     let program = Path::new(env!("CARGO_BIN_EXE_quotalite"));
     let path = std::env::var("PATH").unwrap();
