@@ -1,4 +1,4 @@
-//! What docs/cli.md shows is what the program prints.
+//! What docs/cli.md and the README show is what the program prints.
 #![cfg(feature = "cli")]
 
 use std::path::Path;
@@ -7,6 +7,7 @@ use std::process::Command;
 use regex::Regex;
 
 const PAGE: &str = include_str!("../docs/cli.md");
+const README: &str = include_str!("../README.md");
 
 /// A line that no command prints, between the output of two.
 const MARK: &str = "-- the next command --";
@@ -97,10 +98,20 @@ fn told(text: &str) -> String {
 
 #[test]
 fn the_page_about_the_command_line_is_true() {
-    let steps = steps(PAGE);
-    assert!(steps.len() > 20, "{}", steps.len());
+    check(&steps(PAGE), 20);
+}
+
+#[test]
+fn so_is_the_readme() {
+    check(&steps(README), 5);
+}
+
+/// Plays so many steps at least.
+#[track_caller]
+fn check(steps: &[Step], least: usize) {
+    assert!(steps.len() > least, "{}", steps.len());
     let directory = tempfile::tempdir().unwrap();
-    let printed = play(&steps, directory.path());
+    let printed = play(steps, directory.path());
     if std::env::var_os("QUOTALITE_SHOW").is_some() {
         for (step, printed) in steps.iter().zip(&printed) {
             println!("$ {}\n{printed}", step.command);
