@@ -127,7 +127,7 @@ tenant:*:tokens  100000 tokens/d          pattern
     );
     assert_eq!(
         done(&db, &["limits", "set", "calls", "20/s"]),
-        "calls: 20/s (replaced: it was 10/s, 300/min, pad 50ms)\n"
+        "calls: 20/s, pad 50ms (replaced: it was 10/s, 300/min, pad 50ms)\n"
     );
     let shown = json(&db, &["limits", "show", "calls"]);
     let changes = shown["changes"].as_array().unwrap();
@@ -153,6 +153,63 @@ tenant:*:tokens  100000 tokens/d          pattern
     assert_eq!(refused.code, Some(64));
     assert!(refused.err.contains("--force"), "{}", refused.err);
     done(&db, &["limits", "remove", "held", "--yes", "--force"]);
+}
+
+#[test]
+fn a_change_keeps_what_it_does_not_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    done(&db, &["limits", "set", "calls", "20/s", "--pad", "50ms"]);
+    done(
+        &db,
+        &["limits", "set", "gpu", "--slots", "8", "--timeout", "10m"],
+    );
+    done(
+        &db,
+        &[
+            "limits",
+            "set",
+            "tenant:*:tokens",
+            "100000/d",
+            "--unit",
+            "tokens",
+        ],
+    );
+    assert_eq!(
+        done(
+            &db,
+            &[
+                "limits",
+                "set",
+                "calls",
+                "20/s",
+                "--overage",
+                "charge",
+                "--pad",
+                "0"
+            ]
+        ),
+        "calls: 20/s, overage charge (replaced: it was 20/s, pad 50ms)\n"
+    );
+    assert_eq!(
+        done(&db, &["limits", "set", "gpu", "--slots", "9"]),
+        "gpu: 9 slots, timeout 600s (replaced: it was 8 slots, timeout 600s)\n"
+    );
+    assert_eq!(
+        done(&db, &["limits", "set", "gpu", "--slots", "8"])
+            .matches("timeout")
+            .count(),
+        2
+    );
+    // A key that a pattern has limited until now is defined by itself.
+    assert_eq!(
+        done(&db, &["limits", "set", "tenant:1:tokens", "5/d"]),
+        "tenant:1:tokens: 5/d (created)\n"
+    );
+    assert_eq!(
+        done(&db, &["limits", "set", "tenant:*:tokens", "200000/d"]),
+        "tenant:*:tokens: 200000 tokens/d (replaced: it was 100000 tokens/d)\n"
+    );
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
-use quotalite::{Action, Definition, Limit, LimitBuilder, LimitsFile, OnConflict};
+use clap::{Args, Subcommand, ValueEnum};
+use quotalite::{Action, Definition, Limit, LimitBuilder, LimitsFile, OnConflict, Overage};
 use serde::Serialize;
 
 use crate::shell::{Code, Failure, Shell};
@@ -34,7 +34,8 @@ pub(crate) struct ShowArgs {
 
 /// Define a limit, or change it, for all processes from their next request on
 ///
-/// The file is made if it is not there. A key with a `*` in it is a pattern: one limit for every key that matches.
+/// What is not said stays as it is defined: its pad, its unit. The file is made if it is not there. A key with a `*` in it is a
+/// pattern: one limit for every key that matches.
 #[derive(Args, Debug)]
 #[command(group = clap::ArgGroup::new("terms").required(true))]
 pub(crate) struct SetArgs {
@@ -56,12 +57,38 @@ pub(crate) struct SetArgs {
     /// It changes nothing about who is admitted. At least what the windows still hold is always there.
     #[arg(long, value_name = "TIME", value_parser = crate::ask::duration)]
     history: Option<Duration>,
+    /// Merge what is charged within so long: a long window of a hot limit stays small
+    #[arg(long, value_name = "TIME", value_parser = crate::ask::duration)]
+    resolution: Option<Duration>,
     /// What the amounts are: "tokens"
     #[arg(long)]
     unit: Option<String>,
+    /// What becomes of what was used beyond the estimate, where it does not fit
+    #[arg(long, value_name = "HOW")]
+    overage: Option<Beyond>,
     /// Fail if it is defined differently, instead of changing it
     #[arg(long)]
     keep: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Beyond {
+    /// It is shown as debt
+    Debt,
+    /// It is charged, and who comes later waits it out
+    Charge,
+    /// It is forgotten
+    Deny,
+}
+
+impl From<Beyond> for Overage {
+    fn from(beyond: Beyond) -> Self {
+        match beyond {
+            Beyond::Debt => Self::Debt,
+            Beyond::Charge => Self::Charge,
+            Beyond::Deny => Self::Deny,
+        }
+    }
 }
 
 /// What a definition can say besides its rates, whether it is set or only tried.
@@ -296,30 +323,53 @@ fn on_conflict(keep: bool) -> OnConflict {
 }
 
 fn set(shell: &Shell, args: &SetArgs) -> Result<Code, Failure> {
-    let limit = args.limit()?;
-    let outcome = shell
-        .new_limiter()?
-        .define_or(limit.clone(), on_conflict(args.keep))?;
-    let outcome = Outcome::of(&limit, &outcome);
+    let new = args.terms(None)?.build().map_err(Failure::misused)?;
+    let limiter = shell.new_limiter()?;
+    let is_defined = limiter
+        .limits()?
+        .iter()
+        .any(|limit| limit.key() == args.key);
+    let outcome = if is_defined && !args.keep {
+        // What cannot be built from here could not above.
+        let change = |stored: &Limit| {
+            args.terms(Some(stored))
+                .unwrap_or_else(|_| stored.to_builder())
+        };
+        let former = limiter.update(&args.key, change)?;
+        let limit = limiter.limit(&args.key)?;
+        let definition = if former == limit {
+            Definition::Unchanged
+        } else {
+            Definition::Replaced(former)
+        };
+        Outcome::of(&limit, &definition)
+    } else {
+        Outcome::of(&new, &limiter.define(new.clone())?)
+    };
     shell.print(&outcome, |out| outcome.write(out))?;
     Ok(Code::Done)
 }
 
 impl SetArgs {
-    fn limit(&self) -> Result<Limit, Failure> {
-        let new = |key: &str| -> LimitBuilder {
-            if key.contains('*') {
-                Limit::pattern(key)
-            } else {
-                Limit::new(key)
-            }
+    /// What is defined now, with what is said here in its place. What is not said stays, unless it is of another kind.
+    fn terms(&self, stored: Option<&Limit>) -> Result<LimitBuilder, Failure> {
+        let mut builder = match stored {
+            Some(stored) if self.is_of_its_kind(stored) => stored.to_builder(),
+            _ if self.key.contains('*') => Limit::pattern(&self.key),
+            _ => Limit::new(&self.key),
         };
-        let mut builder = self.terms.add_to(new(&self.key), self.rates.as_deref())?;
+        if self.rates.is_some() {
+            builder = builder.without_rates();
+        }
+        builder = self.terms.add_to(builder, self.rates.as_deref())?;
         if let Some(slots) = self.slots {
             builder = builder.slots(slots);
         }
         if let Some(history) = self.history {
             builder = builder.keep(history);
+        }
+        if let Some(resolution) = self.resolution {
+            builder = builder.resolution(resolution);
         }
         if let Some(timeout) = self.timeout {
             builder = builder.timeout(timeout);
@@ -327,7 +377,20 @@ impl SetArgs {
         if let Some(unit) = &self.unit {
             builder = builder.unit(unit);
         }
-        builder.build().map_err(Failure::misused)
+        if let Some(overage) = self.overage {
+            builder = builder.overage(overage.into());
+        }
+        Ok(builder)
+    }
+
+    fn is_of_its_kind(&self, stored: &Limit) -> bool {
+        if self.slots.is_some() {
+            stored.slot_count().is_some()
+        } else if self.terms.burst.is_some() {
+            stored.bucket().is_some()
+        } else {
+            !stored.rates().is_empty()
+        }
     }
 }
 

@@ -13,8 +13,8 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use quotalite::{
-    Answer, Decision, Last, Limit, Limiter, MAX_RETRIES, OnConflict, Peek, Permit, Request,
-    RetryErrorKind, RetryEvent, RetryPolicy, retry,
+    Answer, Decision, Last, Limit, LimitBuilder, Limiter, MAX_RETRIES, OnConflict, Peek, Permit,
+    Request, RetryErrorKind, RetryEvent, RetryPolicy, retry,
 };
 use regex::bytes::Regex;
 
@@ -143,7 +143,7 @@ impl RunArgs {
             let slots = self.slots_beside_rate();
             builders.push(Limit::slots(slots.as_ref().unwrap_or(key), count));
         }
-        let limits = builders.into_iter().map(|builder| builder.build());
+        let limits = builders.into_iter().map(LimitBuilder::build);
         limits
             .collect::<Result<_, _>>()
             .map_err(|error| Failure::misused(format_args!("limit `{key}`: {error}")))
