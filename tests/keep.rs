@@ -54,7 +54,7 @@ fn charges_stay_for_as_long_as_they_are_kept_and_then_go() {
     clock.advance(5 * SECOND);
     sweep(&limiter);
     assert_eq!(rows(), [0, 1, 0]);
-    clock.advance(HOUR - 64 * SECOND);
+    clock.advance(HOUR.saturating_sub(64 * SECOND));
     sweep(&limiter);
     assert_eq!(rows(), [0, 1, 0]);
     assert_eq!(limiter.usage("hour").unwrap().available(), 10);
@@ -88,9 +88,10 @@ fn what_is_merged_is_kept_for_as_long_after_the_last_of_it() {
     limiter.define(limit).unwrap();
     let span_ns = i64::try_from(MINUTE.as_nanos()).unwrap();
     let into_ns = limiter.now().unwrap().as_nanos().rem_euclid(span_ns);
-    clock.advance(MINUTE - Duration::from_nanos(into_ns.unsigned_abs()) + 59 * SECOND);
+    clock
+        .advance(MINUTE.saturating_sub(Duration::from_nanos(into_ns.unsigned_abs())) + 59 * SECOND);
     charge(&limiter, "k");
-    clock.advance(HOUR - SECOND);
+    clock.advance(HOUR.saturating_sub(SECOND));
     sweep(&limiter);
     assert_eq!(rows_of(&scratch, "k"), 1);
     clock.advance(63 * SECOND);
@@ -297,7 +298,7 @@ proptest! {
             } else {
                 on_file
             };
-            limiter.define_all(&limits(keep, overage, resolution), OnConflict::Fail).unwrap();
+            limiter.define_all(limits(keep, overage, resolution), OnConflict::Fail).unwrap();
             play(&limiter, &clock, &ops)
         });
         for (step, (without, with)) in told[0].iter().zip(&told[1]).enumerate() {

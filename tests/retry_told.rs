@@ -2,8 +2,7 @@
 #![cfg(feature = "retry")]
 mod support;
 
-use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::cell::RefCell;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -53,6 +52,9 @@ fn a_job_is_given_up_when_no_retries_are_left() {
 #[cfg(feature = "http")]
 #[test]
 fn who_heeds_responses_pauses_by_itself() {
+    use std::cell::Cell;
+    use std::collections::VecDeque;
+
     use http::Response;
     use quotalite::LimitSet;
 

@@ -8,6 +8,8 @@ pub mod audit;
 pub mod jumping;
 #[cfg(target_os = "linux")]
 pub mod processes;
+#[cfg(all(feature = "cli", target_os = "linux"))]
+pub mod running;
 #[cfg(target_os = "linux")]
 pub mod stays;
 

@@ -96,7 +96,11 @@ impl Program {
             errno => {
                 let why = errno.desc();
                 let message = format_args!("`{name}` cannot be executed: {why}");
-                Failure::of(Code::Child(126), message)
+                let failure = Failure::of(Code::Child(126), message);
+                if errno == Errno::ENOEXEC {
+                    return failure.hint("a script begins with a line like `#!/bin/sh`");
+                }
+                failure
             }
         }
     }

@@ -115,8 +115,14 @@ impl Signals {
 impl Shared {
     fn hear(&mut self, signal: Signal) {
         match self.stage {
-            Stage::Waiting => end_by(signal),
-            Stage::Ended => self.came = Some(signal),
+            // What was typed can have been for the command, and come late.
+            Stage::Ended
+                if self.came.is_none() && matches!(signal, Signal::SIGINT | Signal::SIGQUIT) =>
+            {
+                self.came = Some(signal);
+            }
+            // Once it has ended, what is left may be output that nobody reads.
+            Stage::Waiting | Stage::Ended => end_by(signal),
             Stage::Running(pid) => {
                 self.came = Some(signal);
                 // The others come from a terminal, which has sent them to all that are in front of it.

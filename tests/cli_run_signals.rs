@@ -1,0 +1,286 @@
+//! `quotalite run`, its command, or both are killed, interrupted, or read by nobody: slots and places come back when they
+//! are to, and not before.
+//!
+//! Everything here runs in real time: it is other processes and the kernel that bring it about.
+#![cfg(all(feature = "cli", target_os = "linux"))]
+mod support;
+
+use std::io::Read;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+use quotalite::{HOUR, Limit};
+use support::processes::{Process, await_signal, eventually, signal_by, size, start};
+use support::running::{QUOTALITE, UNTIL_TOLD, code, in_line, limiter_with, most_inside, run};
+use support::{Scratch, scratch};
+
+/// Starts a command that goes on until it is told to end.
+fn start_until_told(scratch: &Scratch, arguments: &[&str]) -> Process {
+    let mut command = run(scratch, arguments);
+    // No terminal sends signals to the group of the tests.
+    command
+        .args(["--", "sh", "-c", UNTIL_TOLD])
+        .process_group(0);
+    let process = start(command);
+    await_signal(&scratch.path().join("ready"));
+    process
+}
+
+#[track_caller]
+fn assert_taken(scratch: &Scratch) {
+    let line = "run --limit one --within 0 -- true";
+    assert_eq!(code(scratch, line), 75, "a slot that is taken");
+}
+
+/// The process of the command itself.
+fn command_of(directory: &Path) -> Pid {
+    let text = std::fs::read_to_string(directory.join("pid")).unwrap();
+    Pid::from_raw(text.trim().parse().unwrap())
+}
+
+#[test]
+fn a_slot_stays_taken_while_the_command_outlives_run() {
+    let scratch = scratch();
+    let process = start_until_told(&scratch, &["--limit", "one", "--slots", "1"]);
+    assert_taken(&scratch);
+    process.kill();
+    assert_taken(&scratch);
+    let next = start(run(
+        &scratch,
+        ["--limit", "one", "--", "sh", "-c", "test -e stopped"],
+    ));
+    eventually("the next one waits", || in_line(&scratch) == 1);
+    assert_taken(&scratch);
+    signal_by(&scratch.path().join("stop"));
+    next.wait_well();
+    assert_eq!(code(&scratch, "run --limit one --within 0 -- true"), 0);
+}
+
+#[test]
+fn no_more_commands_run_at_once_whoever_is_killed() {
+    let scratch = scratch();
+    limiter_with(&scratch, Limit::slots("disk", 2));
+    let command = "echo in >> book; sleep 0.05; echo out >> book";
+    let begin = || {
+        start(run(
+            &scratch,
+            ["--limit", "disk", "--", "sh", "-c", command],
+        ))
+    };
+    let mut running: Vec<Process> = (0..6).map(|_| begin()).collect();
+    let mut killed = 0;
+    while killed < size(40, 400) {
+        std::thread::sleep(Duration::from_millis(fastrand::u64(0..30)));
+        let chosen = running.swap_remove(fastrand::usize(..running.len()));
+        if let Some(process) = chosen.still_running() {
+            // It may end just now.
+            process.send(Signal::SIGKILL);
+            let status = process.wait();
+            killed += usize::from(status.signal() == Some(9));
+        }
+        running.push(begin());
+    }
+    for process in running {
+        process.wait_well();
+    }
+    // What still runs has lost the one that waited for it, and holds its slot.
+    let both = "run --limit disk=2 --within 60s -- true";
+    assert_eq!(code(&scratch, both), 0);
+    let (most, count) = most_inside(&scratch);
+    assert!(most <= 2, "{most} at once, of {count}");
+    assert!(most == 2 && count > 5, "{count}");
+}
+
+#[test]
+fn a_slot_comes_back_when_the_command_is_killed() {
+    let scratch = scratch();
+    let process = start_until_told(&scratch, &["--limit", "one", "--slots", "1"]);
+    assert_taken(&scratch);
+    kill(command_of(scratch.path()), Signal::SIGKILL).unwrap();
+    assert_eq!(process.wait().code(), Some(137));
+    assert_eq!(code(&scratch, "run --limit one --within 0 -- true"), 0);
+}
+
+#[test]
+fn a_daemon_keeps_no_slot_of_a_command_that_has_ended() {
+    let scratch = scratch();
+    let daemon = "(while [ -d \"$PWD\" ] && [ ! -e stop ]; do echo on; sleep 0.02; done) & exit 0";
+    for options in [&[] as &[&str], &["--retry-match", "429"]] {
+        let mut command = run(&scratch, ["--limit", "one", "--slots", "1"]);
+        command.args(options).args(["--", "sh", "-c", daemon]);
+        // What it writes is nobody's, and closes no pipe of the tests.
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        start(command).wait_well();
+        assert_eq!(code(&scratch, "run --limit one --within 0 -- true"), 0);
+    }
+    signal_by(&scratch.path().join("stop"));
+}
+
+#[test]
+fn signals_that_are_sent_to_run_are_passed_on() {
+    for (signal, expected) in [(Signal::SIGTERM, 7), (Signal::SIGHUP, 8)] {
+        let scratch = scratch();
+        let command = format!("trap 'exit 7' TERM; trap 'exit 8' HUP; {UNTIL_TOLD}");
+        let arguments = ["--limit", "one", "--slots", "1", "--", "sh", "-c", &command];
+        let process = start(run(&scratch, arguments));
+        await_signal(&scratch.path().join("ready"));
+        process.send(signal);
+        assert_eq!(process.wait().code(), Some(expected));
+        assert_eq!(code(&scratch, "run --limit one --within 0 -- true"), 0);
+    }
+}
+
+#[test]
+fn run_waits_for_a_command_that_deals_with_an_interrupt() {
+    for (trap, expected) in [("", 130), ("trap 'exit 4' INT;", 4), ("trap '' INT;", 0)] {
+        let scratch = scratch();
+        let command = format!("{trap} {UNTIL_TOLD}");
+        let arguments = ["--limit", "one", "--slots", "1", "--", "sh", "-c", &command];
+        let process = start({
+            let mut command = run(&scratch, arguments);
+            command.process_group(0);
+            command
+        });
+        await_signal(&scratch.path().join("ready"));
+        let group = Pid::from_raw(process.id().try_into().unwrap());
+        killpg(group, Signal::SIGINT).unwrap();
+        if expected == 0 {
+            signal_by(&scratch.path().join("stop"));
+        }
+        assert_eq!(process.wait().code(), Some(expected), "{trap}");
+        assert_eq!(code(&scratch, "run --limit one --within 0 -- true"), 0);
+    }
+}
+
+#[test]
+fn signals_that_are_ignored_stay_ignored() {
+    let scratch = scratch();
+    let command = "run --limit a --rate 1/s -- sh -c 'kill -HUP $$; kill -INT $$; exit 5'";
+    assert_eq!(code(&scratch, &format!("trap '' HUP INT; {command}")), 5);
+}
+
+#[test]
+fn an_interrupt_while_waiting_gives_the_place_back() {
+    for signal in [
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGKILL,
+    ] {
+        let scratch = scratch();
+        let limiter = limiter_with(&scratch, Limit::slots("one", 1));
+        let permit = limiter.acquire("one").unwrap();
+        let wait = |command: &str| start(run(&scratch, ["--limit", "one", "--", "touch", command]));
+        let first = wait("first");
+        eventually("the first one waits", || in_line(&scratch) == 1);
+        let second = wait("second");
+        eventually("both wait", || in_line(&scratch) == 2);
+        first.send(signal);
+        assert_eq!(first.wait().signal(), Some(signal as i32));
+        drop(permit);
+        second.wait_well();
+        assert!(!scratch.path().join("first").exists());
+        assert!(scratch.path().join("second").exists());
+    }
+}
+
+#[test]
+fn an_interrupt_gives_a_booking_back() {
+    let scratch = scratch();
+    let limiter = limiter_with(&scratch, Limit::new("a").per_hour(1));
+    let _permit = limiter.acquire("a").unwrap();
+    let process = start(run(&scratch, ["--limit", "a", "--", "touch", "ran"]));
+    eventually("it has booked", || in_line(&scratch) == 1);
+    process.send(Signal::SIGINT);
+    assert_eq!(process.wait().signal(), Some(2));
+    let booking = limiter.book("a").unwrap();
+    assert!(booking.wait_time() <= HOUR, "{:?}", booking.wait_time());
+    assert!(!scratch.path().join("ran").exists());
+}
+
+#[test]
+fn a_command_learns_that_nobody_reads_any_more() {
+    let scratch = scratch();
+    for options in [&[] as &[&str], &["--retry-match", "429"]] {
+        let mut command = run(&scratch, ["--limit", "a", "--rate", "9/s"]);
+        command.args(options).args(["--", "yes"]);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut first = [0; 2];
+        child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+        assert_eq!(&first, b"y\n");
+        assert_eq!(child.wait().unwrap().code(), Some(141), "{options:?}");
+    }
+}
+
+#[test]
+fn run_can_be_ended_while_nobody_reads_what_its_command_has_written() {
+    let scratch = scratch();
+    let mut command = run(&scratch, ["--limit", "one", "--slots", "1"]);
+    // More than fits one pipe, and less than fits two.
+    let write = "head -c 100000 /dev/zero; : > stopped";
+    command.args(["--retry-match", "429", "--", "sh", "-c", write]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    await_signal(&scratch.path().join("stopped"));
+    let pid = Pid::from_raw(child.id().try_into().unwrap());
+    let mut status = None;
+    eventually("it has ended", || {
+        kill(pid, Signal::SIGTERM).unwrap();
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    assert_eq!(status.unwrap().signal(), Some(15));
+    assert_eq!(code(&scratch, "run --limit one --within 0 -- true"), 0);
+}
+
+#[test]
+fn an_interrupt_ends_the_wait_for_the_next_try() {
+    let scratch = scratch();
+    let arguments = ["--limit", "a", "--rate", "1000/s", "--retry", "1000"];
+    let mut command = run(&scratch, arguments);
+    command.args(["--", "sh", "-c", "echo >> tries; exit 75"]);
+    let process = start(command);
+    eventually("it waits for its third try at least", || {
+        std::fs::read(scratch.path().join("tries")).is_ok_and(|tries| tries.len() >= 2)
+    });
+    process.send(Signal::SIGTERM);
+    // Or it ran just then, and is not run again.
+    let status = process.wait();
+    let ended = status.signal() == Some(15) || matches!(status.code(), Some(75 | 143));
+    assert!(ended, "{status}");
+}
+
+#[test]
+fn an_interrupt_is_typed_at_a_terminal() {
+    let scratch = scratch();
+    let limiter = limiter_with(&scratch, Limit::slots("one", 1));
+    let permit = limiter.acquire("one").unwrap();
+    let line = format!("{QUOTALITE} run --limit one -- sh -c '{UNTIL_TOLD}'");
+    let mut script = Command::new("script");
+    script
+        .args(["-qefc", &line, "seen"])
+        .env("QUOTALITE_DB", scratch.file())
+        .env("SHELL", "/bin/sh")
+        .current_dir(scratch.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null());
+    let Ok(mut child) = script.spawn() else {
+        println!("skipped: there is no `script`");
+        return;
+    };
+    eventually("it waits", || in_line(&scratch) == 1);
+    drop(permit);
+    await_signal(&scratch.path().join("ready"));
+    std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"\x03").unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(status.code(), Some(130));
+    let seen = std::fs::read_to_string(scratch.path().join("seen")).unwrap();
+    assert!(
+        seen.contains("quotalite: waits for `one` (1 slot)"),
+        "{seen}"
+    );
+    assert!(limiter.try_acquire("one").unwrap().is_granted());
+}
