@@ -15,6 +15,7 @@ mod run;
 mod shell;
 mod show;
 mod status;
+mod top;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,7 @@ struct Cli {
 enum Command {
     Status(status::StatusArgs),
     Usage(status::UsageArgs),
+    Top(top::TopArgs),
     #[command(subcommand)]
     Limits(limits::LimitsCommand),
     Charges(ledger::ChargesArgs),
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Status(args) => status::status(&shell, &args),
         Command::Usage(args) => status::usage(&shell, &args),
+        Command::Top(args) => top::top(&shell, &args),
         Command::Limits(command) => limits::limits(&shell, &command),
         Command::Charges(args) => ledger::charges(&shell, &args),
         Command::Permits(args) => ledger::permits(&shell, &args),

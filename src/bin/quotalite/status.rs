@@ -78,10 +78,11 @@ pub(crate) fn usage(shell: &Shell, args: &UsageArgs) -> Result<Code, Failure> {
 pub(crate) struct Status {
     at: String,
     /// How many keys there are in the file.
-    keys: u64,
-    limits: Vec<Standing>,
+    pub(crate) keys: u64,
+    pub(crate) limits: Vec<Standing>,
+    /// Whether there are more that match.
     #[serde(skip)]
-    is_cut: bool,
+    pub(crate) is_cut: bool,
 }
 
 /// How one limit stands.
@@ -119,6 +120,14 @@ pub(crate) struct Part {
     pub(crate) capacity: u64,
     pub(crate) next_release: Option<String>,
     pub(crate) next_release_in_s: Option<f64>,
+}
+
+impl Part {
+    /// How much of it is used, in thousandths; 1000 at most.
+    pub(crate) fn used_thousandths(&self) -> u16 {
+        let used = u128::from(self.used) * 1_000 / u128::from(self.capacity.max(1));
+        u16::try_from(used.min(1_000)).unwrap_or(1_000)
+    }
 }
 
 /// How many have booked, by key.
@@ -238,6 +247,18 @@ impl Standing {
             decreasing: usage.is_decreasing(),
             parts: rates.chain(bucket).chain(slots).collect(),
         })
+    }
+
+    /// How much of its tightest part is used, in thousandths.
+    pub(crate) fn used_thousandths(&self) -> u16 {
+        let parts = self.parts.iter().map(Part::used_thousandths);
+        parts.max().unwrap_or(0)
+    }
+
+    /// Whether it lets nobody in, whatever is available.
+    pub(crate) fn is_blocked(&self) -> bool {
+        let is_open = |breaker: &Breaker| breaker.state != BreakerState::Closed.to_string();
+        self.paused_for_s.is_some() || self.breaker.as_ref().is_some_and(is_open)
     }
 
     /// What else there is to say about it.

@@ -1,0 +1,146 @@
+//! A live view of how limits stand: `top`.
+
+mod detail;
+mod state;
+mod view;
+
+use std::io::{self, IsTerminal};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use nix::sys::signal::{SigSet, Signal, raise};
+use quotalite::{Error, Inspector};
+use ratatui::crossterm::event::{self, Event, KeyEventKind};
+use ratatui::crossterm::{cursor, execute};
+
+use self::detail::Detail;
+use self::state::{Seen, State, Then};
+use self::view::Palette;
+use crate::shell::{Code, Failure, Shell};
+use crate::status::Status;
+
+/// A live view: sort, filter, and look into a limit
+///
+/// It only reads, once a second. With more than 1000 keys that match, it shows the first of them.
+///
+/// Keys: arrows, `PageUp`, `PageDown`, Home and End select; Enter looks into a limit, and Esc comes back; `/` filters by a part of the
+/// key; `s` sorts by key, by what is used, by who waits; `p` stands still; `?` tells the keys; `q` quits.
+#[derive(Args, Debug)]
+pub(crate) struct TopArgs {
+    /// Only keys that match: `*` is one or more characters
+    #[arg(default_value = "*", hide_default_value = true)]
+    pattern: String,
+    /// How long to wait before the next look
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = crate::ask::duration)]
+    every: Duration,
+}
+
+/// More than anybody looks through, and few enough to be read at once.
+const MOST: usize = 1_000;
+
+/// However often is asked for: a look takes some milliseconds with many keys.
+const SHORTEST: Duration = Duration::from_millis(50);
+
+pub(crate) fn top(shell: &Shell, args: &TopArgs) -> Result<Code, Failure> {
+    if shell.json {
+        return Err(Failure::misused("`top` is for people").hint("`status --json` is for programs"));
+    }
+    let is_dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
+    if !io::stdin().is_terminal() || !io::stdout().is_terminal() || is_dumb {
+        return Err(
+            Failure::misused("`top` needs a terminal").hint("`quotalite status` needs none")
+        );
+    }
+    let inspector = shell.inspector()?;
+    let palette = match anstream::AutoStream::choice(&io::stdout()) {
+        anstream::ColorChoice::Never => Palette::plain(),
+        _ => Palette::coloured(),
+    };
+    let mut state = State::new(inspector.file().display().to_string());
+    restore_at_the_end().map_err(|error| Failure::failed(format_args!("signals: {error}")))?;
+    let mut terminal = ratatui::try_init().map_err(on_the_terminal)?;
+    let result = show(&mut terminal, &inspector, args, &mut state, palette);
+    let restored = ratatui::try_restore();
+    result?;
+    restored.map_err(on_the_terminal)?;
+    Ok(Code::Done)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is what `map_err` gives")]
+fn on_the_terminal(error: io::Error) -> Failure {
+    Failure::failed(format_args!("the terminal: {error}"))
+}
+
+/// A signal that ends this process is taken by a thread that puts the terminal back first. A panic does so by itself.
+fn restore_at_the_end() -> nix::Result<()> {
+    let ends: SigSet = [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT]
+        .into_iter()
+        .collect();
+    ends.thread_block()?;
+    thread::spawn(move || {
+        if let Ok(signal) = ends.wait() {
+            ratatui::restore();
+            // The terminal would have been told when it is dropped, which it is not.
+            let _ = execute!(io::stdout(), cursor::Show);
+            // What is raised in a thread that does not block it ends the process.
+            let _ = SigSet::from(signal).thread_unblock();
+            let _ = raise(signal);
+        }
+    });
+    Ok(())
+}
+
+fn show(
+    terminal: &mut ratatui::DefaultTerminal,
+    inspector: &Inspector,
+    args: &TopArgs,
+    state: &mut State,
+    palette: Palette,
+) -> Result<(), Failure> {
+    let mut looks_at = Instant::now();
+    loop {
+        if Instant::now() >= looks_at {
+            if !state.is_still() {
+                let seen = look(inspector, args, state.opened());
+                state.saw(seen.map_err(|error| Failure::from(error).message));
+            }
+            looks_at = Instant::now() + args.every.max(SHORTEST);
+        }
+        terminal
+            .draw(|frame| view::draw(frame, state, palette))
+            .map_err(on_the_terminal)?;
+        let left = looks_at.saturating_duration_since(Instant::now());
+        if !event::poll(left).map_err(on_the_terminal)? {
+            continue;
+        }
+        let Event::Key(key) = event::read().map_err(on_the_terminal)? else {
+            // The terminal has another size: it is drawn anew.
+            continue;
+        };
+        if key.kind == KeyEventKind::Release {
+            continue;
+        }
+        match state.press(key) {
+            Then::GoOn => {}
+            Then::LookAgain => looks_at = Instant::now(),
+            Then::Quit => return Ok(()),
+        }
+    }
+}
+
+/// One look at the file, as it is at one moment.
+fn look(inspector: &Inspector, args: &TopArgs, opened: Option<&str>) -> Result<Seen, Error> {
+    inspector.look(|look| {
+        let status = Status::read(look, &args.pattern, MOST)?;
+        let detail = match opened {
+            // It may be gone by now: then there is nothing to look into.
+            Some(key) => match Detail::read(look, key) {
+                Err(Error::UnknownLimit { .. }) => None,
+                detail => Some(detail?),
+            },
+            None => None,
+        };
+        Ok(Seen { status, detail })
+    })
+}

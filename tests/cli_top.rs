@@ -1,0 +1,273 @@
+//! `quotalite top` in a terminal.
+#![cfg(feature = "cli")]
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::pty::{Winsize, openpty};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use quotalite::{Limit, Limiter};
+
+/// A program in a terminal of its own, and what that shows.
+struct Terminal {
+    program: Child,
+    keyboard: File,
+    screen: Arc<Mutex<vt100::Parser>>,
+    /// All that was ever written to it.
+    written: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Terminal {
+    fn start(program: &mut Command, rows: u16, columns: u16) -> Self {
+        let size = Winsize {
+            ws_row: rows,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        let pty = openpty(&size, None).unwrap();
+        let slave = || Stdio::from(pty.slave.try_clone().unwrap());
+        let program = program
+            .stdin(slave())
+            .stdout(slave())
+            .stderr(slave())
+            .spawn()
+            .unwrap();
+        drop(pty.slave);
+        let keyboard = File::from(pty.master);
+        let mut out = keyboard.try_clone().unwrap();
+        let screen = Arc::new(Mutex::new(vt100::Parser::new(rows, columns, 0)));
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let (shown, all) = (Arc::clone(&screen), Arc::clone(&written));
+        thread::spawn(move || {
+            let mut bytes = [0; 4_096];
+            // A terminal that nobody has open any more is an error to read from.
+            while let Ok(length @ 1..) = out.read(&mut bytes) {
+                shown.lock().unwrap().process(&bytes[..length]);
+                all.lock().unwrap().extend_from_slice(&bytes[..length]);
+            }
+        });
+        Self {
+            program,
+            keyboard,
+            screen,
+            written,
+        }
+    }
+
+    fn text(&self) -> String {
+        self.screen.lock().unwrap().screen().contents()
+    }
+
+    /// Waits until the screen is like this.
+    #[track_caller]
+    fn wait(&self, what: &str, is_so: impl Fn(&str) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let text = self.text();
+            if is_so(&text) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{what}:\n{text}");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[track_caller]
+    fn wait_for(&self, part: &str) {
+        self.wait(part, |text| text.contains(part));
+    }
+
+    fn press(&mut self, keys: &str) {
+        self.keyboard.write_all(keys.as_bytes()).unwrap();
+    }
+
+    fn resize(&mut self, rows: u16, columns: u16) {
+        let size = rustix::termios::Winsize {
+            ws_row: rows,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        self.screen
+            .lock()
+            .unwrap()
+            .screen_mut()
+            .set_size(rows, columns);
+        rustix::termios::tcsetwinsize(&self.keyboard, size).unwrap();
+        // A terminal tells those in front of it; nobody is, here.
+        self.signal(Signal::SIGWINCH);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.program.id()).unwrap();
+        kill(Pid::from_raw(pid), signal).unwrap();
+    }
+
+    /// Waits for the end. The terminal has to be as it was.
+    #[track_caller]
+    fn ends(mut self) -> std::process::ExitStatus {
+        let status = self.program.wait().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let screen = self.screen.lock().unwrap();
+            let is_restored = !screen.screen().alternate_screen() && !screen.screen().hide_cursor();
+            drop(screen);
+            if is_restored {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the terminal was not put back");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+fn top(db: &Path) -> Command {
+    let mut top = Command::new(env!("CARGO_BIN_EXE_quotalite"));
+    top.args(["top", "--every", "50ms", "--db"]).arg(db);
+    top.env("TERM", "xterm-256color").env_remove("NO_COLOR");
+    top
+}
+
+#[test]
+fn it_shows_what_workers_do_and_answers_keys() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    let limiter = Limiter::open(&db).unwrap();
+    limiter.define(Limit::new("calls").per_hour(1_000)).unwrap();
+    limiter.define(Limit::slots("gpu", 2)).unwrap();
+    limiter
+        .define(Limit::pattern("tenant:*").per_hour(10))
+        .unwrap();
+    let mut top = Terminal::start(&mut top(&db), 24, 100);
+    top.wait_for("1000/h");
+    top.wait("nothing is used", |text| {
+        text.contains("1 000") && !text.contains("permit")
+    });
+
+    limiter.acquire(("calls", 250)).unwrap();
+    top.wait_for("750");
+    let permit = limiter.acquire("gpu").unwrap();
+    top.wait_for("1 permit");
+    limiter.acquire("tenant:7").unwrap();
+    top.wait_for("tenant:7");
+
+    top.press("/gp");
+    top.wait("filtered", |text| {
+        text.contains("gpu") && !text.contains("calls")
+    });
+    top.press("\r\r");
+    top.wait_for("PERMITS");
+    top.wait_for(&format!("process {}  held", std::process::id()));
+    drop(permit);
+    top.wait("given back", |text| {
+        !text.contains("PERMITS") && text.contains("gpu: 2 slots")
+    });
+    top.press("\x1b");
+    top.wait_for("MORE IN");
+    top.press("\x1b");
+    top.wait_for("calls");
+    top.press("s");
+    top.wait_for("by used");
+    top.press("?");
+    top.wait_for("look into the limit");
+    top.press("x");
+
+    top.resize(12, 40);
+    top.wait("narrow", |text| {
+        text.contains("AVAILABLE") && !text.contains("MORE IN")
+    });
+    for line in top.text().lines() {
+        assert!(line.chars().count() <= 40, "{line}");
+    }
+    top.resize(1, 1);
+    top.resize(24, 100);
+    top.wait_for("MORE IN");
+
+    // The file goes, and comes back: it says so, and goes on.
+    let away = directory.path().join("away");
+    fs::create_dir(&away).unwrap();
+    let names = || {
+        fs::read_dir(directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+    };
+    let files: Vec<_> = names().filter(|name| name != "away").collect();
+    drop(limiter);
+    for name in &files {
+        // The sidecars go with the last one who has them open.
+        let _ = fs::rename(directory.path().join(name), away.join(name));
+    }
+    top.wait_for("No such file");
+    for name in &files {
+        let _ = fs::rename(away.join(name), directory.path().join(name));
+    }
+    top.wait("it goes on", |text| {
+        !text.contains("No such file") && text.contains("calls")
+    });
+
+    top.press("q");
+    assert_eq!(top.ends().code(), Some(0));
+}
+
+#[test]
+fn the_terminal_is_put_back_however_it_ends() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    let limiter = Limiter::open(&db).unwrap();
+    limiter.define(Limit::new("calls").per_hour(1_000)).unwrap();
+    for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT] {
+        let top = Terminal::start(&mut top(&db), 24, 80);
+        top.wait_for("calls");
+        top.signal(signal);
+        assert_eq!(top.ends().signal(), Some(signal as i32));
+    }
+    // ^C is a key here.
+    let mut top = Terminal::start(&mut top(&db), 24, 80);
+    top.wait_for("calls");
+    top.press("\x03");
+    assert_eq!(top.ends().code(), Some(0));
+}
+
+#[test]
+fn without_colours_there_are_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    let limiter = Limiter::open(&db).unwrap();
+    limiter.define(Limit::new("calls").per_hour(1_000)).unwrap();
+    limiter.acquire(("calls", 1_000)).unwrap();
+    let has_colours = |variables: &[(&str, &str)]| {
+        let mut top = Terminal::start(top(&db).envs(variables.iter().copied()), 24, 80);
+        top.wait_for("calls");
+        top.press("q");
+        let written = Arc::clone(&top.written);
+        assert!(top.ends().success());
+        let written = String::from_utf8_lossy(&written.lock().unwrap()).into_owned();
+        regex::Regex::new("\x1b\\[[0-9;]*(3[0-7]|38;5;[0-9]+)[;m]")
+            .unwrap()
+            .is_match(&written)
+    };
+    assert!(has_colours(&[]));
+    assert!(!has_colours(&[("NO_COLOR", "1")]));
+}
+
+#[test]
+fn where_there_is_no_terminal_it_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    drop(Limiter::open(&db).unwrap());
+    let piped = top(&db).stdin(Stdio::null()).output().unwrap();
+    assert_eq!(piped.status.code(), Some(64));
+    assert!(String::from_utf8_lossy(&piped.stderr).contains("needs a terminal"));
+    assert_eq!(piped.stdout, b"");
+    let dumb = Terminal::start(top(&db).env("TERM", "dumb"), 24, 80);
+    dumb.wait_for("needs a terminal");
+    assert_eq!(dumb.ends().code(), Some(64));
+}
