@@ -245,7 +245,8 @@ fn cell(
         }
         (Column::History, _) if is_first => Cell::from(sparkline(state, &limit.key, width)),
         (Column::Notes, _) if is_first => Cell::from(notes(limit, palette)),
-        _ => Cell::default(),
+        // The default spans no column.
+        _ => Cell::from(""),
     }
 }
 
@@ -335,7 +336,7 @@ mod tests {
         let _slot = limiter.acquire("gpu").unwrap();
         limiter.pause("quiet", Backoff::planned(MINUTE)).unwrap();
         let inspector = Inspector::open(&path).unwrap();
-        let look = |opened: &Option<&str>| {
+        let look = |opened: Option<&str>| {
             let seen = inspector.look(|look| {
                 Ok(Seen {
                     status: Status::read(look, "*", 1_000)?,
@@ -344,7 +345,7 @@ mod tests {
             });
             seen.unwrap()
         };
-        opened.iter().map(look).collect()
+        opened.iter().copied().map(look).collect()
     }
 
     fn draw_at(state: &State, width: u16, height: u16) -> String {
@@ -387,6 +388,14 @@ mod tests {
         ] {
             assert!(wide.contains(part), "{part}: {wide}");
         }
+        let columns: Vec<_> = ["10/min", "100/h", "2 slots"]
+            .map(|part| wide.find(part))
+            .into();
+        let starts = columns
+            .iter()
+            .map(|at| wide[..at.unwrap()].rsplit('\n').next().unwrap().len());
+        let starts: std::collections::BTreeSet<_> = starts.collect();
+        assert_eq!(starts.len(), 1, "{wide}");
         let narrow = draw_at(&state, 40, 12);
         assert!(
             narrow.contains("calls") && narrow.contains("AVAILABLE"),
