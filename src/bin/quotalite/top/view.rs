@@ -159,7 +159,7 @@ const COLUMNS: [(Column, u16, u16, &str); 8] = [
     (Column::Bar, 100, 10, ""),
     (Column::Used, 0, 9, "USED"),
     (Column::Available, 40, 9, "AVAILABLE"),
-    (Column::MoreIn, 60, 9, "MORE IN"),
+    (Column::MoreIn, 60, 11, "MORE IN"),
     (Column::History, 80, 12, "LATELY"),
     (Column::Notes, 50, 14, ""),
 ];
