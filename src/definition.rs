@@ -196,6 +196,8 @@ pub enum Action {
     Replaced,
     /// It was removed.
     Removed,
+    /// What was charged to it was forgotten, and the definition stays.
+    Reset,
 }
 
 impl Action {
@@ -204,11 +206,12 @@ impl Action {
             Self::Created => "created",
             Self::Replaced => "replaced",
             Self::Removed => "removed",
+            Self::Reset => "reset",
         }
     }
 
     pub(crate) fn parse(text: &str) -> Option<Self> {
-        [Self::Created, Self::Replaced, Self::Removed]
+        [Self::Created, Self::Replaced, Self::Removed, Self::Reset]
             .into_iter()
             .find(|action| action.as_str() == text)
     }

@@ -56,6 +56,10 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
     /// Removes a limit, and all that was charged to it; if it is in use, only where that is forced.
     fn remove(&self, key: &str, is_forced: bool) -> Result<Limit, Error>;
 
+    /// Forgets what was charged to a limit, or to those that a pattern makes, and what is held and paused of it. Its
+    /// definition stays, and so does the place of those who wait.
+    fn reset(&self, key: &str) -> Result<Limit, Error>;
+
     /// Lets nobody in before an instant, and moves those behind it who have booked before.
     fn pause(&self, key: &str, backoff: Backoff) -> Result<Pause, Error>;
 

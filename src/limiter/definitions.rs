@@ -124,6 +124,34 @@ impl Limiter {
         Ok(limit)
     }
 
+    /// Forgets what was charged to a limit, what is held of it, what it owes, and that it is paused, and returns its
+    /// definition, which stays. For a pattern, that is so for all its keys; for a key that a pattern matches, for that key
+    /// alone.
+    ///
+    /// Who waits for it, in line or for an instant that was booked, is admitted anew, in the same order. Permits that
+    /// were granted before go on; settling them changes nothing that is charged from now on. What was [learned about
+    /// estimates](crate::Estimator) stays.
+    ///
+    /// ```
+    /// use quotalite::{Limit, Limiter};
+    ///
+    /// let limiter = Limiter::in_memory()?;
+    /// limiter.define(Limit::new("api").per_day(1))?;
+    /// assert!(limiter.try_acquire("api")?.is_granted());
+    /// assert!(!limiter.try_acquire("api")?.is_granted());
+    /// limiter.reset("api")?;
+    /// assert!(limiter.try_acquire("api")?.is_granted());
+    /// # Ok::<(), quotalite::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::UnknownLimit`], and whatever can happen to the file. Nothing was changed then.
+    pub fn reset(&self, key: &str) -> Result<Limit, Error> {
+        let limit = self.store.reset(key)?;
+        tracing::debug!(limit = key, "reset");
+        Ok(limit)
+    }
+
     /// Who changed a limit or a pattern, and when: the last [`LimitChange::KEPT`] changes, the last one first. A limit
     /// that was removed still has them, until many others were changed.
     ///

@@ -9,6 +9,7 @@ mod estimates;
 mod limits;
 mod pauses;
 mod permits;
+mod resets;
 
 use std::collections::{BTreeMap, HashMap};
 #[cfg(target_os = "linux")]
@@ -182,6 +183,17 @@ impl Store for MemoryStore {
         Ok(removed)
     }
 
+    fn reset(&self, key: &str) -> Result<Limit, Error> {
+        let (mut state, _, now) = self.enter();
+        state.end_what_is_due(now);
+        state.known_or_pattern(key)?;
+        self.begin_to_move(&mut state);
+        let reset = state.reset(key)?;
+        self.changed(&mut state);
+        self.moved.notify_all();
+        Ok(reset)
+    }
+
     fn pause(&self, key: &str, backoff: Backoff) -> Result<Pause, Error> {
         let (mut state, _, now) = self.enter();
         state.end_what_is_due(now);
@@ -288,10 +300,8 @@ impl Store for MemoryStore {
 
     fn limit(&self, key: &str) -> Result<Limit, Error> {
         let (state, _, _) = self.enter();
-        match state.limits.defined(key) {
-            Some(known) => Ok(known.limit.clone()),
-            None => state.known(key).map(|known| known.limit.clone()),
-        }
+        let known = state.known_or_pattern(key)?;
+        Ok(known.limit.clone())
     }
 
     fn limits(&self) -> Result<Vec<Limit>, Error> {
@@ -505,6 +515,14 @@ fn unknown(key: &str) -> Error {
 }
 
 impl State {
+    /// What is defined under this very text, or what a pattern makes of it.
+    fn known_or_pattern(&self, text: &str) -> Result<Arc<Known>, Error> {
+        match self.limits.defined(text) {
+            Some(known) => Ok(Arc::clone(known)),
+            None => self.known(text),
+        }
+    }
+
     fn known(&self, key: &str) -> Result<Arc<Known>, Error> {
         self.limits.find(key).ok_or_else(|| unknown(key))
     }

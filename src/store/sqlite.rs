@@ -4,6 +4,8 @@ mod acquire;
 mod acts;
 mod adaptations;
 mod attempts;
+#[cfg(feature = "inspect")]
+mod backup;
 mod blocks;
 mod bookings;
 mod breakers;
@@ -35,6 +37,7 @@ mod place;
 mod reads;
 mod record;
 mod refusals;
+mod resets;
 mod schema;
 mod session;
 mod settling;
@@ -196,6 +199,16 @@ impl Store for SqliteStore {
             transaction.reclaim(&session.lock_file)?;
             transaction.remove(key, is_forced, &author)
         })
+    }
+
+    fn reset(&self, key: &str) -> Result<Limit, Error> {
+        let session = self.session(self.deadline())?;
+        let author = Author::this_process();
+        let limit = self.write(&session, |transaction| {
+            transaction.reset(key, &author, &session)
+        })?;
+        session.wake_all_who_booked();
+        Ok(limit)
     }
 
     fn pause(&self, key: &str, backoff: Backoff) -> Result<Pause, Error> {

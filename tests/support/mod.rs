@@ -12,6 +12,8 @@ pub mod processes;
 pub mod running;
 #[cfg(target_os = "linux")]
 pub mod stays;
+#[cfg(target_os = "linux")]
+pub mod working;
 
 use std::path::{Path, PathBuf};
 

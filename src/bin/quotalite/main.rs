@@ -5,12 +5,15 @@ compile_error!("the program `quotalite` starts, signals and waits for processes 
 
 mod admission;
 mod ask;
+mod backup;
 mod bench;
 mod explain;
 mod generate;
 mod ledger;
 mod limits;
+mod limits;
 mod pauses;
+mod reset;
 mod run;
 mod shell;
 mod show;
@@ -53,6 +56,8 @@ enum Command {
     Completions(generate::CompletionsArgs),
     Man(generate::ManArgs),
     Run(run::RunArgs),
+    Reset(reset::ResetArgs),
+    Backup(backup::BackupArgs),
 }
 
 fn main() -> ExitCode {
@@ -79,6 +84,8 @@ fn main() -> ExitCode {
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),
         Command::Run(args) => run::run(&shell, &args),
+        Command::Reset(args) => reset::reset(&shell, &args),
+        Command::Backup(args) => backup::backup(&shell, &args),
     };
     match result {
         Ok(code) => code.into(),

@@ -70,6 +70,19 @@ impl Limits {
         is_in_force && !self.removed.contains(&row.limit)
     }
 
+    /// Puts a definition under another number, so that nothing that was charged counts for it.
+    pub(super) fn renumber(&mut self, known: &Known) -> LimitId {
+        let id = self.next();
+        self.patterns.retain(|pattern| pattern.id != known.id);
+        self.remember_removed(known.id);
+        self.put(Known {
+            id,
+            was_lowered: false,
+            ..known.clone()
+        });
+        id
+    }
+
     fn remember_removed(&mut self, id: LimitId) {
         self.removed.insert(id);
         if self.removed.len() > REMOVED_REMEMBERED {
@@ -120,7 +133,7 @@ impl Limits {
         self.defined.insert(key, known);
     }
 
-    fn note(&mut self, limit: &Limit, action: Action, at: Timestamp) {
+    pub(super) fn note(&mut self, limit: &Limit, action: Action, at: Timestamp) {
         let Author { pid, program } = Author::this_process();
         let key = Arc::clone(limit.shared_key());
         let changes = self.changes.entry(key).or_default();
@@ -328,7 +341,7 @@ impl State {
     }
 
     /// The ledgers that a definition is in force for.
-    fn ledgers_of(&self, known: &Known) -> Vec<LimitId> {
+    pub(super) fn ledgers_of(&self, known: &Known) -> Vec<LimitId> {
         if !known.limit.is_pattern() {
             return vec![known.id];
         }
@@ -392,7 +405,7 @@ impl State {
     }
 
     /// Lets those who wait do so for the limits as they are now, and for none that was removed.
-    fn tell_those_in_line(&mut self) {
+    pub(super) fn tell_those_in_line(&mut self) {
         let limits = &self.limits;
         for ticket in self.tickets.values_mut() {
             ticket.waiter.takes.retain(|(known, _)| {
@@ -409,7 +422,7 @@ impl State {
     }
 
     /// What was charged to a limit and is held of it is no more.
-    fn give_up_ledger(&mut self, id: LimitId) {
+    pub(super) fn give_up_ledger(&mut self, id: LimitId) {
         for permit in self.permits.values_mut() {
             permit.slots.retain(|slot| slot.limit != id);
         }

@@ -61,7 +61,9 @@ impl State {
             Some((booked.at, &booked.rows))
         };
         let (at, rows) = permitted.or_else(booked)?;
-        (at != claim.at).then(|| Claim {
+        let mut limits = rows.iter().zip(&claim.rows);
+        let is_in_its_ledgers = limits.all(|(row, claimed)| row.limit == claimed.limit);
+        (at != claim.at || !is_in_its_ledgers).then(|| Claim {
             at,
             wake_at: self.timeline.elapsed_at(at),
             rows: rows.clone(),
@@ -125,7 +127,7 @@ impl State {
     }
 
     /// Books anew, in their order, what is booked of a limit and lies ahead.
-    fn move_booked(&mut self, limit: LimitId) {
+    pub(super) fn move_booked(&mut self, limit: LimitId) {
         let now = self.ledgers.now;
         let ahead = self.booked.iter();
         let ahead = ahead.filter(|(_, booked)| booked.at > now && is_of(booked, limit));

@@ -273,7 +273,7 @@ const TAKE_SLOTS: &str = "DELETE FROM slot WHERE limit_id = ?1
 
 impl Transaction<'_> {
     /// Lets nobody hold slots of a limit any more.
-    fn take_slots_from_all(&mut self, known: &Known) -> Result<(), Error> {
+    pub(super) fn take_slots_from_all(&mut self, known: &Known) -> Result<(), Error> {
         if known.limit.slot_count().is_none() && known.limit.breaker_policy().is_none() {
             return Ok(());
         }

@@ -47,6 +47,20 @@ impl Transaction<'_> {
     }
 }
 
+const KEEP: &str = "UPDATE estimate SET limit_id = ?2 WHERE limit_id = ?1";
+
+impl Transaction<'_> {
+    /// Lets what was learned for a definition count for the one in its place.
+    pub(super) fn keep_learned(&self, former: LimitId, definition: LimitId) -> Result<(), Error> {
+        self.link
+            .connection
+            .prepare_cached(KEEP)
+            .and_then(|mut s| s.execute((former.0, definition.0)))
+            .map(drop)
+            .map_err(|error| self.sqlite(error))
+    }
+}
+
 const DELETE: &str = "DELETE FROM estimate WHERE limit_id = ?1";
 
 impl Transaction<'_> {

@@ -53,12 +53,12 @@ use crate::usage::Usage;
 /// ```
 #[derive(Debug)]
 pub struct Inspector {
-    place: Place,
+    pub(super) place: Place,
     clock: Box<dyn Clock>,
 }
 
 /// How long a look waits for SQLite's locks: those who recover a file after a crash have them for a moment.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Inspector {
     /// Looks at the file at this path.
@@ -117,7 +117,8 @@ impl Inspector {
         })
     }
 
-    fn connect(&self) -> Result<Link, Error> {
+    /// A connection that leaves the WAL to others.
+    pub(super) fn open_alone(&self) -> Result<Connection, Error> {
         let failed = |error| self.place.sqlite(error);
         let has_wal = self.place.wal.symlink_metadata().is_ok();
         let connection =
@@ -130,6 +131,12 @@ impl Inspector {
                 .map_err(failed)?;
         }
         prepare(&connection, Durability::Normal).map_err(failed)?;
+        Ok(connection)
+    }
+
+    fn connect(&self) -> Result<Link, Error> {
+        let failed = |error| self.place.sqlite(error);
+        let connection = self.open_alone()?;
         connection
             .pragma_update(None, "query_only", true)
             .map_err(failed)?;

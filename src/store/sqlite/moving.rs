@@ -251,7 +251,7 @@ const PERMITTED_NOW: &str = "SELECT c.limit_id, c.at_ns, c.seq, p.at_ns
 impl Transaction<'_> {
     /// The claim as it is now, if what it has booked was moved. A permit that has an id knows that, too, when it is no
     /// booking any more because somebody else relies on it.
-    pub(super) fn moved(&self, claim: &Claim) -> Result<Option<Claim>, Error> {
+    pub(super) fn moved(&mut self, claim: &Claim) -> Result<Option<Claim>, Error> {
         if !claim.can_be_moved() {
             return Ok(None);
         }
@@ -279,17 +279,28 @@ impl Transaction<'_> {
             statement.query_map((owner, number), read)?.collect()
         };
         let rows = rows().map_err(|error| self.sqlite(error))?;
-        let due = rows.iter().map(|(_, due)| *due).max();
-        let Some(at) = due.filter(|due| *due != claim.at) else {
+        let Some(at) = rows.iter().map(|(_, due)| *due).max() else {
             return Ok(None);
         };
+        let stands = |limit: LimitId| rows.iter().find(|(now, _)| now.limit == limit);
+        let is_in_its_ledgers = claim.rows.iter().all(|row| stands(row.limit).is_some());
+        if at == claim.at && is_in_its_ledgers {
+            return Ok(None);
+        }
         let mut moved = Claim {
             at,
             wake_at: self.timeline().elapsed_at(at),
             ..claim.clone()
         };
         for row in &mut moved.rows {
-            if let Some((now, _)) = rows.iter().find(|(now, _)| now.limit == row.limit) {
+            if stands(row.limit).is_none()
+                && let Some(known) = self.find(&row.key)?
+                && stands(known.id).is_some()
+            {
+                // The limit was reset.
+                (row.limit, row.pattern) = (known.id, known.pattern);
+            }
+            if let Some((now, _)) = stands(row.limit) {
                 (row.at, row.seq) = (now.at, now.seq);
             }
         }

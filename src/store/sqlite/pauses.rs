@@ -118,7 +118,7 @@ impl Transaction<'_> {
     /// Says that bookings may be moved from now on. With the lock, and before the clock is read: see [`Moves`].
     ///
     /// [`Moves`]: crate::store::moves::Moves
-    fn begin_to_move(&mut self, session: &Session) {
+    pub(super) fn begin_to_move(&mut self, session: &Session) {
         session.moves.count();
         self.read_clock();
     }

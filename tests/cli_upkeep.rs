@@ -1,0 +1,328 @@
+//! What an operator does with a file in use: `backup`, `compact` and `reset`.
+#![cfg(all(feature = "cli", target_os = "linux"))]
+mod support;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use quotalite::{Backoff, Error, HOUR, Limit, Limiter, MINUTE, Request};
+use serde_json::Value;
+use support::audit::audit;
+use support::processes::{
+    Acknowledged, Process, await_signal, eventually, path, play, read_diaries, signal_by, spawn,
+};
+use support::working::{self, Workers};
+use support::{Scratch, open_raw, scratch};
+
+#[test]
+#[ignore = "the entry of child processes"]
+fn child() {
+    play(&[(working::ROLE, working::work), ("hold", hold)]);
+}
+
+fn quotalite(file: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quotalite"));
+    command.arg("--db").arg(file).stdin(Stdio::null());
+    command
+}
+
+fn run(file: &Path, arguments: &[&str]) -> Output {
+    quotalite(file).args(arguments).output().unwrap()
+}
+
+#[track_caller]
+fn well(output: &Output) -> String {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {said}", output.status);
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[track_caller]
+fn json(file: &Path, arguments: &[&str]) -> Value {
+    let output = run(file, &[&["--json"], arguments].concat());
+    serde_json::from_str(&well(&output)).unwrap()
+}
+
+fn with_workers(count: usize) -> (Scratch, Limiter, Workers) {
+    let scratch = scratch();
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    working::define(&limiter);
+    let workers = Workers::start(&scratch, count);
+    (scratch, limiter, workers)
+}
+
+/// What the workers were told up to now.
+fn told(workers: &Workers) -> Vec<Acknowledged> {
+    read_diaries(&workers.diaries)
+}
+
+/// Holds a slot and a booking until it is killed.
+fn hold() {
+    let limiter = Limiter::open(path("FILE")).unwrap();
+    let ask = Request::new().take("held", 1).take("calls", 1).id("job");
+    let _held = limiter.acquire(&ask).unwrap();
+    limiter.acquire("booked").unwrap();
+    let _booked = limiter.book("booked").unwrap();
+    signal_by(&path("READY"));
+    loop {
+        std::thread::park();
+    }
+}
+
+fn holder(scratch: &Scratch, limiter: &Limiter) -> Process {
+    limiter.define(Limit::slots("held", 1)).unwrap();
+    limiter.define(Limit::new("calls").rate(100, HOUR)).unwrap();
+    limiter.define(Limit::new("booked").rate(1, HOUR)).unwrap();
+    let ready = scratch.path().join("ready");
+    let file = scratch.file();
+    let arguments = [
+        ("FILE", file.to_str().unwrap()),
+        ("READY", ready.to_str().unwrap()),
+    ];
+    let process = spawn("hold", &arguments);
+    await_signal(&ready);
+    process
+}
+
+#[test]
+fn a_backup_under_load_has_everything_that_was_acknowledged_before_it_began() {
+    let (scratch, _limiter, workers) = with_workers(4);
+    let copies: Vec<_> = (0..4)
+        .map(|n| scratch.path().join(format!("copy-{n}.db")))
+        .collect();
+    let mut seen = 0;
+    for copy in &copies {
+        eventually("they have done something more", || {
+            told(&workers).len() > seen + 200
+        });
+        let before = told(&workers);
+        seen = before.len();
+        let answer = json(&scratch.file(), &["backup", copy.to_str().unwrap()]);
+        let length = copy.metadata().unwrap().len();
+        assert_eq!(answer["bytes"].as_u64(), Some(length));
+        assert_eq!(copy.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        let report = audit(copy, &before);
+        report.assert_clean();
+        assert!(report.charges > 0);
+    }
+    let longest = workers.stop();
+    assert!(longest < Duration::from_secs(2), "{longest:?}");
+    for copy in &copies {
+        let raw = open_raw(copy);
+        let pragma = |name: &str| -> String {
+            let query = format!("SELECT CAST({name} AS TEXT) FROM pragma_{name}");
+            raw.query_row(&query, [], |row| row.get(0)).unwrap()
+        };
+        let properties = ["page_size", "auto_vacuum", "journal_mode", "freelist_count"].map(pragma);
+        assert_eq!(properties, ["1024", "2", "wal", "0"]);
+        drop(raw);
+        let limiter = Limiter::open(copy).unwrap();
+        let all = Request::new().take("slots", 2).take("timed", 2);
+        limiter
+            .acquire_within(&all, Duration::from_secs(5))
+            .unwrap();
+    }
+}
+
+#[test]
+fn in_a_copy_nobody_holds_anything_and_the_original_stays_as_it_is() {
+    let scratch = scratch();
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    let _holder = holder(&scratch, &limiter);
+    let copy = scratch.path().join("copy.db");
+    well(&run(&scratch.file(), &["backup", copy.to_str().unwrap()]));
+    assert!(!limiter.try_acquire("held").unwrap().is_granted());
+    let of_copy = Limiter::open(&copy).unwrap();
+    assert!(of_copy.try_acquire("held").unwrap().is_granted());
+    // What was charged stays charged, and its permit can be settled.
+    assert_eq!(of_copy.usage("calls").unwrap().available(), 99);
+    of_copy.settle("job", [("calls", 0)]).unwrap();
+    assert_eq!(of_copy.usage("calls").unwrap().available(), 100);
+    assert_eq!(limiter.usage("calls").unwrap().available(), 99);
+    // What was booked behind the first comes back.
+    let first = of_copy.book("booked").unwrap();
+    assert!(first.wait_time() <= HOUR, "{:?}", first.wait_time());
+    let second = limiter.book("booked").unwrap();
+    assert!(second.wait_time() > HOUR, "{:?}", second.wait_time());
+}
+
+#[test]
+fn a_backup_overwrites_nothing() {
+    let scratch = scratch();
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    limiter.define(Limit::new("k").per_day(1)).unwrap();
+    let names = || {
+        let entries = std::fs::read_dir(scratch.path()).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
+    };
+    let copy = scratch.path().join("copy.db");
+    for taken in ["copy.db", "copy.db-wal", "copy.db-shm"] {
+        let path = scratch.path().join(taken);
+        std::fs::write(&path, "somebody's").unwrap();
+        let before = names();
+        let output = run(&scratch.file(), &["backup", copy.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(64), "{taken}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "somebody's");
+        assert_eq!(names(), before);
+        std::fs::remove_file(path).unwrap();
+    }
+    std::os::unix::fs::symlink(scratch.path().join("elsewhere"), &copy).unwrap();
+    let output = run(&scratch.file(), &["backup", copy.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(64));
+    assert!(!scratch.path().join("elsewhere").exists());
+}
+
+#[test]
+fn a_backup_that_fails_or_is_killed_leaves_nothing_at_its_path() {
+    let scratch = scratch();
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    limiter
+        .define(Limit::pattern("tenant:*").rate(9, HOUR))
+        .unwrap();
+    for group in 0..100 {
+        let asks: Vec<_> = (0..100)
+            .map(|n| Request::new().take(format!("tenant:{group}:{n}"), 1))
+            .collect();
+        limiter.try_acquire_all(&asks).unwrap();
+    }
+    let copy = scratch.path().join("copy.db");
+    let file = scratch.file();
+    // No file may become larger than some KiB, which is how a full disk looks to SQLite.
+    let full = Command::new("sh")
+        .args([
+            "-c",
+            "trap '' XFSZ; ulimit -f 200; exec \"$0\" --db \"$1\" backup \"$2\"",
+        ])
+        .arg(env!("CARGO_BIN_EXE_quotalite"))
+        .args([&file, &copy])
+        .output()
+        .unwrap();
+    assert_eq!(full.status.code(), Some(125), "{full:?}");
+    let left = || {
+        let entries = std::fs::read_dir(scratch.path()).unwrap();
+        entries
+            .filter(|entry| {
+                entry
+                    .as_ref()
+                    .unwrap()
+                    .file_name()
+                    .to_string_lossy()
+                    .starts_with("copy")
+            })
+            .count()
+    };
+    assert_eq!(left(), 0);
+    let mut killed = 0;
+    for micros in (0..60).map(|n| n * 1_000) {
+        let mut child = quotalite(&file)
+            .arg("backup")
+            .arg(&copy)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_micros(micros));
+        child.kill().unwrap();
+        let status = child.wait().unwrap();
+        killed += usize::from(!status.success());
+        if copy.exists() {
+            audit(&copy, &[]).assert_clean();
+            assert_eq!(
+                Limiter::open(&copy)
+                    .unwrap()
+                    .usage("tenant:99:99")
+                    .unwrap()
+                    .available(),
+                8
+            );
+            for end in ["", "-wal", "-shm", "-lock"] {
+                let _ = std::fs::remove_file(scratch.path().join(format!("copy.db{end}")));
+            }
+        }
+    }
+    assert!(killed > 0);
+}
+
+#[test]
+fn reset_asks_and_forgets_what_was_charged() {
+    let scratch = scratch();
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    limiter.define(Limit::new("k").per_day(5)).unwrap();
+    limiter.define(Limit::slots("s", 1)).unwrap();
+    limiter.define(Limit::pattern("p:*").per_day(5)).unwrap();
+    let keys = ["k", "s", "p:1", "p:2"];
+    let used = || {
+        keys.map(|key| {
+            let usage = limiter.usage(key).unwrap();
+            usage.held()
+                + usage
+                    .rates()
+                    .iter()
+                    .map(quotalite::RateUsage::used)
+                    .sum::<u64>()
+        })
+    };
+    let ask = Request::new()
+        .take("k", 2)
+        .take("s", 1)
+        .take("p:1", 2)
+        .take("p:2", 2);
+    let permit = limiter.acquire(&ask).unwrap();
+    limiter.pause("k", Backoff::planned(MINUTE)).unwrap();
+    let file = scratch.file();
+    let output = run(&file, &["reset", "k"]);
+    assert_eq!(output.status.code(), Some(64));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--yes"));
+    assert_eq!(used(), [2, 1, 2, 2], "nothing was done without a yes");
+    assert_eq!(json(&file, &["reset", "k", "--yes"])["reset"][0], "k");
+    assert_eq!(used(), [0, 1, 2, 2]);
+    assert!(limiter.usage("k").unwrap().pause().is_none());
+    well(&run(&file, &["reset", "p:1", "--yes"]));
+    assert_eq!(used(), [0, 1, 0, 2]);
+    let all = json(&file, &["reset", "--all", "--yes"]);
+    assert_eq!(all["reset"].as_array().unwrap().len(), 3);
+    assert_eq!(used(), [0; 4]);
+    permit.settle([("k", 5)]).unwrap();
+    assert_eq!(used(), [0; 4]);
+    for arguments in [
+        &["reset"][..],
+        &["reset", "unknown", "--yes"],
+        &["reset", "k", "--all"],
+    ] {
+        assert_eq!(
+            run(&file, arguments).status.code(),
+            Some(64),
+            "{arguments:?}"
+        );
+    }
+    let missing = scratch.path().join("missing.db");
+    assert_eq!(
+        run(&missing, &["reset", "--all", "--yes"]).status.code(),
+        Some(125)
+    );
+    assert!(!missing.exists());
+    let error = Limiter::builder(&missing).create(false).open().unwrap_err();
+    assert!(matches!(error, Error::Io { .. }));
+}
+
+#[test]
+fn a_reset_under_load_loses_nobody() {
+    let (scratch, limiter, workers) = with_workers(4);
+    let file = scratch.file();
+    for _ in 0..20 {
+        well(&run(&file, &["reset", "--all", "--yes"]));
+    }
+    let seen = told(&workers).len();
+    eventually("they go on", || told(&workers).len() > seen + 200);
+    let longest = workers.stop();
+    assert!(longest < Duration::from_secs(2), "{longest:?}");
+    audit(&file, &[]).assert_clean();
+    let all = Request::new().take("slots", 2).take("timed", 2);
+    limiter
+        .acquire_within(&all, Duration::from_secs(20))
+        .unwrap();
+}
