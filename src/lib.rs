@@ -165,7 +165,7 @@ pub use retry::{
 };
 pub use retry_budget::RetryBudget;
 pub use settlement::{Overage, Settled, SettledAmount, Settlement};
-pub use store::{Durability, TableConnection};
+pub use store::{Compacted, Durability, TableConnection};
 #[cfg(feature = "inspect")]
 pub use store::{Inspector, Look};
 pub use usage::{BucketUsage, RateUsage, Usage};

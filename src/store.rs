@@ -60,6 +60,9 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
     /// definition stays, and so does the place of those who wait.
     fn reset(&self, key: &str) -> Result<Limit, Error>;
 
+    /// Removes all that counts for nothing any more, and gives back what room that leaves: many short operations.
+    fn compact(&self) -> Result<Compacted, Error>;
+
     /// Lets nobody in before an instant, and moves those behind it who have booked before.
     fn pause(&self, key: &str, backoff: Backoff) -> Result<Pause, Error>;
 
@@ -191,6 +194,20 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
 
     /// The file, as errors name it.
     fn place(&self) -> &Path;
+}
+
+/// What [`Limiter::compact`](crate::Limiter::compact) has done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Compacted {
+    /// How many bytes the database and its WAL had together.
+    pub before_bytes: u64,
+    /// How many they have now. Others can have written meanwhile.
+    pub after_bytes: u64,
+    /// How many rows were changed or deleted that count for nothing any more.
+    pub deleted: u64,
+    /// Whether the WAL is empty. If not, somebody reads in it, or writes.
+    pub wal_is_cut: bool,
 }
 
 /// What came of an acquisition.

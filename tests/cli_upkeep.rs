@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use quotalite::{Backoff, Error, HOUR, Limit, Limiter, MINUTE, Request};
+use quotalite::{Backoff, Error, HOUR, Limit, Limiter, MINUTE, OnConflict, Request};
 use serde_json::Value;
 use support::audit::audit;
 use support::processes::{
@@ -325,4 +325,61 @@ fn a_reset_under_load_loses_nobody() {
     limiter
         .acquire_within(&all, Duration::from_secs(20))
         .unwrap();
+}
+
+fn flood(limiter: &Limiter, keys: usize) {
+    for group in 0..keys / 100 {
+        let asks: Vec<_> = (0..100)
+            .map(|n| Request::new().take(format!("flood:{group}:{n}"), 1))
+            .collect();
+        for decision in limiter.try_acquire_all(&asks).unwrap() {
+            assert!(decision.unwrap().is_granted());
+        }
+    }
+}
+
+#[test]
+fn compact_makes_a_file_small_while_others_use_it() {
+    let (scratch, limiter, workers) = with_workers(3);
+    let file = scratch.file();
+    let define = |window: Duration| {
+        let old = Limit::new("old").rate(1_000_000, window).build().unwrap();
+        let flood = Limit::pattern("flood:*").rate(5, window).build().unwrap();
+        limiter
+            .define_all([old, flood], OnConflict::Replace)
+            .unwrap();
+    };
+    define(HOUR);
+    flood(&limiter, 50_000);
+    for _ in 0..3_000 {
+        limiter.acquire("old").unwrap();
+    }
+    let count = |what: &str| -> i64 {
+        let query = format!("SELECT count(*) FROM {what}");
+        open_raw(&file)
+            .query_row(&query, [], |row| row.get(0))
+            .unwrap()
+    };
+    let flooded = "pattern_key WHERE key LIKE 'flood:%'";
+    assert_eq!(count(flooded), 50_000);
+    // All of it has left its windows from one moment to the next, but for what a clock that falls back may ask for.
+    std::thread::sleep(Duration::from_millis(1_100));
+    define(Duration::from_millis(50));
+    let answer = json(&file, &["compact"]);
+    assert_eq!(count(flooded), 0);
+    let old = "charge WHERE limit_id = (SELECT limit_id FROM limit_definition WHERE key = 'old')";
+    assert_eq!(count(old), 0);
+    let [before, after] =
+        ["before_bytes", "after_bytes"].map(|name| answer[name].as_u64().unwrap());
+    assert!(before > 4_000_000, "{before}");
+    let told = told(&workers);
+    let longest = workers.stop();
+    assert!(longest < Duration::from_secs(2), "{longest:?}");
+    audit(&file, &told).assert_clean();
+    // The WAL may not have been cut beside them; now nobody is in the way.
+    let last = json(&file, &["compact"]);
+    assert_eq!(last["wal_is_cut"], true, "{last}");
+    let last = last["after_bytes"].as_u64().unwrap();
+    assert!(last * 3 < before, "{before} {after} {last}");
+    assert_eq!(count("pragma_freelist_count WHERE freelist_count > 0"), 0);
 }

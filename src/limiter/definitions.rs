@@ -4,6 +4,7 @@ use super::Limiter;
 use crate::definition::{Definition, LimitChange, OnConflict};
 use crate::error::{Error, RequestError};
 use crate::limit::Limit;
+use crate::store::Compacted;
 
 impl Limiter {
     /// Defines a limit. Doing so again changes nothing; where another definition stands,
@@ -150,6 +151,29 @@ impl Limiter {
         let limit = self.store.reset(key)?;
         tracing::debug!(limit = key, "reset");
         Ok(limit)
+    }
+
+    /// Makes the file as small as it can be while others use it: removes all charges, keys and permits that count for
+    /// nothing any more, and gives back the room that they took. All of this happens by and by without it, a little with
+    /// each 128th acquisition; after a flood of keys, or before a file is put away, this does the rest at once. It takes
+    /// many short transactions, between which others have their turns.
+    ///
+    /// ```
+    /// # let directory = tempfile::tempdir().unwrap();
+    /// # let path = directory.path().join("limits.db");
+    /// use quotalite::Limiter;
+    ///
+    /// let compacted = Limiter::open(&path)?.compact()?;
+    /// assert!(compacted.after_bytes <= compacted.before_bytes);
+    /// # Ok::<(), quotalite::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Whatever can happen to the file. What was removed until then stays removed.
+    pub fn compact(&self) -> Result<Compacted, Error> {
+        let compacted = self.store.compact()?;
+        tracing::debug!(?compacted, "compacted");
+        Ok(compacted)
     }
 
     /// Who changed a limit or a pattern, and when: the last [`LimitChange::KEPT`] changes, the last one first. A limit

@@ -13,6 +13,7 @@ mod buckets;
 mod calls;
 mod changes;
 mod checkpoints;
+mod compacting;
 mod connection;
 mod crowd;
 mod definitions;
@@ -76,7 +77,9 @@ use self::refusals::Hint;
 use self::session::{LONGEST_OPEN, Opening, Session};
 use self::transaction::{Access, Transaction};
 use self::wakes::{SHORTEST_POLL, looks_again};
-use super::{Change, Claim, Handed, Holder, Outcome, Pending, Queued, Registered, Store, Which};
+use super::{
+    Change, Claim, Compacted, Handed, Holder, Outcome, Pending, Queued, Registered, Store, Which,
+};
 use crate::adaptive::Adaptive;
 use crate::breaker::Report;
 use crate::clock::{Clock, Timestamp};
@@ -209,6 +212,10 @@ impl Store for SqliteStore {
         })?;
         session.wake_all_who_booked();
         Ok(limit)
+    }
+
+    fn compact(&self) -> Result<Compacted, Error> {
+        self.compact_file()
     }
 
     fn pause(&self, key: &str, backoff: Backoff) -> Result<Pause, Error> {

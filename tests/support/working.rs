@@ -90,7 +90,7 @@ fn turn(limiter: &Limiter, diary: &mut Diary, kind: u8) -> Duration {
         5 => drop(limiter.try_acquire(("bucket", some)).unwrap()),
         6 => drop(limiter.try_acquire(("merged", some)).unwrap()),
         7 => {
-            let id = format!("{}-{}", std::process::id(), fastrand::u16(..));
+            let id = format!("{}-{}", std::process::id(), fastrand::u64(..));
             let ask = Request::new().take(&tenant, some).take("timed", 1).id(&id);
             if let Decision::Granted(permit) = limiter.try_acquire(&ask).unwrap()
                 && fastrand::bool()

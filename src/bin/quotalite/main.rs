@@ -10,6 +10,7 @@ mod bench;
 mod explain;
 mod generate;
 mod ledger;
+mod compact;
 mod limits;
 mod limits;
 mod pauses;
@@ -58,6 +59,7 @@ enum Command {
     Run(run::RunArgs),
     Reset(reset::ResetArgs),
     Backup(backup::BackupArgs),
+    Compact(compact::CompactArgs),
 }
 
 fn main() -> ExitCode {
@@ -86,6 +88,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&shell, &args),
         Command::Reset(args) => reset::reset(&shell, &args),
         Command::Backup(args) => backup::backup(&shell, &args),
+        Command::Compact(args) => compact::compact(&shell, &args),
     };
     match result {
         Ok(code) => code.into(),

@@ -480,6 +480,17 @@ impl State {
         }
     }
 
+    /// Takes the ledgers from all keys that are idle.
+    pub(super) fn sweep_all(&mut self) {
+        self.limits.swept = 0;
+        loop {
+            self.sweep_keys();
+            if self.limits.swept == 0 {
+                return;
+            }
+        }
+    }
+
     /// Takes the ledgers from the next few keys that are idle.
     pub(super) fn sweep_keys(&mut self) {
         let after = LimitId(self.limits.swept + 1);

@@ -220,7 +220,7 @@ impl SqliteStore {
     }
 
     /// Waits until this thread may use the connection that writes, for something that no other can do for it.
-    fn lead<'s>(
+    pub(super) fn lead<'s>(
         &self,
         session: &'s Session,
         access: Access,

@@ -40,6 +40,9 @@ pub(super) const TIME_TO_COPY: Duration = Duration::from_millis(10);
 /// How long a caller waits for the others to let the WAL start anew. Another one will try again.
 const PATIENCE: Duration = Duration::from_millis(50);
 
+/// How long somebody who only wants the file to be small makes the others wait.
+const SHORT_PATIENCE: Duration = Duration::from_millis(5);
+
 thread_local! {
     /// How long the WAL was after the last commit of this thread.
     static PAGES: Cell<u32> = const { Cell::new(0) };
@@ -127,6 +130,29 @@ impl Checkpoints {
                 }
                 copied => return self.note(copied),
             }
+        }
+    }
+
+    /// Copies all of it and cuts its file to nothing, if nobody is in the way until then.
+    pub(super) fn cut(&self, connection: &Connection, opened: &Watch, deadline: Instant) -> bool {
+        loop {
+            if !opened.clone().look() {
+                return false;
+            }
+            // Nobody writes as long as this waits for those who read.
+            let wait = deadline.min(Instant::now() + SHORT_PATIENCE);
+            let cut = waiting_until(wait, || {
+                checkpoint(connection, "PRAGMA wal_checkpoint(TRUNCATE)")
+            });
+            if let Ok((false, _)) = cut {
+                self.pages.store(0, Ordering::Relaxed);
+                self.copied.store(0, Ordering::Relaxed);
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            thread::sleep(SHORT_PATIENCE);
         }
     }
 

@@ -156,7 +156,12 @@ impl Transaction<'_> {
     }
 
     /// True if the key was idle and is gone.
-    fn sweep_key(&mut self, id: LimitId, key: &str, pattern: LimitId) -> Result<bool, Error> {
+    pub(super) fn sweep_key(
+        &mut self,
+        id: LimitId,
+        key: &str,
+        pattern: LimitId,
+    ) -> Result<bool, Error> {
         match self.most_specific(key)? {
             Some(known) if known.id == pattern => {
                 self.sweep_ledger(id, &known.limit)?;

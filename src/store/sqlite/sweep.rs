@@ -116,27 +116,37 @@ impl Transaction<'_> {
 const FREE_PAGES: &str = "PRAGMA freelist_count";
 
 impl Transaction<'_> {
+    pub(super) fn free_pages(&self) -> Result<i64, Error> {
+        self.link
+            .connection
+            .prepare_cached(FREE_PAGES)
+            .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
+            .map_err(|error| self.sqlite(error))
+    }
+
     /// Gives free pages back to the filesystem, but keeps some, so that a ledger which grows and shrinks
     /// does not ask for them again each time.
     fn return_pages(&mut self) -> Result<(), Error> {
-        let connection = self.link.connection;
-        let free: i64 = connection
-            .prepare_cached(FREE_PAGES)
-            .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
-            .map_err(|error| self.sqlite(error))?;
+        let free = self.free_pages()?;
         if free > PAGES_KEPT {
-            let pages = (free - PAGES_KEPT).min(PAGES_RETURNED);
-            // Each step gives one page back.
-            connection
-                .prepare(&format!("PRAGMA incremental_vacuum({pages})"))
-                .and_then(|mut statement| {
-                    let mut rows = statement.query([])?;
-                    while rows.next()?.is_some() {}
-                    Ok(())
-                })
-                .map_err(|error| self.sqlite(error))?;
-            self.wrote();
+            self.return_so_many((free - PAGES_KEPT).min(PAGES_RETURNED))?;
         }
+        Ok(())
+    }
+
+    /// Gives so many free pages back to the filesystem.
+    pub(super) fn return_so_many(&mut self, pages: i64) -> Result<(), Error> {
+        // Each step gives one page back.
+        self.link
+            .connection
+            .prepare(&format!("PRAGMA incremental_vacuum({pages})"))
+            .and_then(|mut statement| {
+                let mut rows = statement.query([])?;
+                while rows.next()?.is_some() {}
+                Ok(())
+            })
+            .map_err(|error| self.sqlite(error))?;
+        self.wrote();
         Ok(())
     }
 }
