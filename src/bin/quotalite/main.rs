@@ -7,13 +7,13 @@ mod admission;
 mod ask;
 mod backup;
 mod bench;
+mod compact;
 mod explain;
 mod generate;
 mod ledger;
-mod compact;
-mod limits;
 mod limits;
 mod pauses;
+mod replay;
 mod reset;
 mod run;
 mod shell;
@@ -39,6 +39,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Run(run::RunArgs),
+    Wait(admission::WaitArgs),
+    Peek(admission::PeekArgs),
+    Explain(explain::ExplainArgs),
     Status(status::StatusArgs),
     Usage(status::UsageArgs),
     Top(top::TopArgs),
@@ -46,20 +50,17 @@ enum Command {
     Limits(limits::LimitsCommand),
     Charges(ledger::ChargesArgs),
     Permits(ledger::PermitsArgs),
-    Explain(explain::ExplainArgs),
-    Peek(admission::PeekArgs),
-    Wait(admission::WaitArgs),
     Settle(ledger::SettleArgs),
     Cancel(ledger::CancelArgs),
     Pause(pauses::PauseArgs),
     Resume(pauses::ResumeArgs),
+    Reset(reset::ResetArgs),
+    Replay(replay::ReplayArgs),
+    Backup(backup::BackupArgs),
+    Compact(compact::CompactArgs),
     Bench(bench::BenchArgs),
     Completions(generate::CompletionsArgs),
     Man(generate::ManArgs),
-    Run(run::RunArgs),
-    Reset(reset::ResetArgs),
-    Backup(backup::BackupArgs),
-    Compact(compact::CompactArgs),
 }
 
 fn main() -> ExitCode {
@@ -69,26 +70,27 @@ fn main() -> ExitCode {
     };
     let shell = Shell::new(cli.shared);
     let result = match cli.command {
+        Command::Run(args) => run::run(&shell, &args),
+        Command::Wait(args) => admission::wait(&shell, &args),
+        Command::Peek(args) => admission::peek(&shell, &args),
+        Command::Explain(args) => explain::explain(&shell, &args),
         Command::Status(args) => status::status(&shell, &args),
         Command::Usage(args) => status::usage(&shell, &args),
         Command::Top(args) => top::top(&shell, &args),
         Command::Limits(command) => limits::limits(&shell, &command),
         Command::Charges(args) => ledger::charges(&shell, &args),
         Command::Permits(args) => ledger::permits(&shell, &args),
-        Command::Explain(args) => explain::explain(&shell, &args),
-        Command::Peek(args) => admission::peek(&shell, &args),
-        Command::Wait(args) => admission::wait(&shell, &args),
         Command::Settle(args) => ledger::settle(&shell, &args),
         Command::Cancel(args) => ledger::cancel(&shell, &args),
         Command::Pause(args) => pauses::pause(&shell, &args),
         Command::Resume(args) => pauses::resume(&shell, &args),
+        Command::Reset(args) => reset::reset(&shell, &args),
+        Command::Replay(args) => replay::replay(&shell, &args),
+        Command::Backup(args) => backup::backup(&shell, &args),
+        Command::Compact(args) => compact::compact(&shell, &args),
         Command::Bench(args) => bench::bench(&shell, &args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),
-        Command::Run(args) => run::run(&shell, &args),
-        Command::Reset(args) => reset::reset(&shell, &args),
-        Command::Backup(args) => backup::backup(&shell, &args),
-        Command::Compact(args) => compact::compact(&shell, &args),
     };
     match result {
         Ok(code) => code.into(),
