@@ -51,7 +51,7 @@
     doc = "- [`Inspector`]: a look into the file, for people and dashboards, that changes nothing."
 )]
 //! - [`Limiter::blocks`], [`Blocks`]: hot keys, handed out from memory. [`LimitBuilder::resolution`]: their long windows,
-//!   kept small.
+//!   kept small. [`LimitBuilder::keep`]: what was charged, kept to be looked at.
 //! - [`Limiter::pause`], [`Backoff`], [`PausePolicy`]: nobody before an instant, when a provider has said no.
 //!   [`Limit::breaker`], [`Permit::report`]: nobody for a while, when calls fail. [`RetryBudget`]: how many may be tried
 //!   again. [`Limiter::adapt`]: a rate that follows what is refused.

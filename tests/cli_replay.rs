@@ -7,10 +7,12 @@ use std::fs;
 use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::pty::{Winsize, openpty};
-use quotalite::{Limit, LimitBuilder, Limiter, MINUTE, OnConflict, SECOND};
+use quotalite::{
+    Booking, Limit, LimitBuilder, Limiter, MINUTE, ManualClock, OnConflict, Period, SECOND,
+};
 use serde_json::Value;
 use support::{Scratch, open_raw, scratch};
 
@@ -285,6 +287,61 @@ fn what_a_worker_was_granted_fits_as_it_is() {
         assert_eq!(told["as_it_is"][figure]["count"], 0, "{told}");
     }
     assert!(!text(&scratch, &["--limit", "k", "--as", "9/s"]).contains("Not all of it fits"));
+}
+
+/// Whatever was granted, given back and waited for fits the definition that it was granted by.
+#[test]
+fn nothing_that_was_granted_is_refused_as_it_is() {
+    let ms = Duration::from_millis(1);
+    let plain = || Limit::new("k").keep(1_000 * MINUTE);
+    let limits = [
+        plain().rate(9, 50 * ms).rate(40, 900 * ms),
+        plain().rate(9, 50 * ms).pad(7 * ms),
+        plain().rate(9, 50 * ms).resolution(7 * ms),
+        plain()
+            .rate(9, 50 * ms)
+            .quota(300, Period::Day, "Asia/Tokyo"),
+    ];
+    for limit in limits {
+        let scratch = scratch();
+        let clock = ManualClock::new();
+        // 20 s before midnight in Tokyo.
+        clock.set_wall(SystemTime::UNIX_EPOCH + 1_699_973_980 * SECOND);
+        let builder = Limiter::builder(scratch.file());
+        let limiter = builder.clock(clock.clone()).open().unwrap();
+        let limit = limit.build().unwrap();
+        limiter.define(&limit).unwrap();
+        let mut permits = Vec::new();
+        for step in 0..4_000_u64 {
+            let mixed = step.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+            clock.advance(ms * u32::try_from(mixed % 23).unwrap());
+            let ask = ("k", 1 + mixed / 23 % 7);
+            if mixed % 5 == 0 && limit.resolution().is_none() {
+                permits.extend(limiter.book_within(ask, SECOND).ok().map(Booking::accept));
+            } else {
+                permits.extend(limiter.try_acquire(ask).unwrap().granted());
+            }
+            if mixed % 11 == 0
+                && let Some(permit) = permits.pop()
+            {
+                permit.settle([("k", mixed % 2)]).unwrap();
+            }
+        }
+        drop(limiter);
+        let told = json(&scratch, &["--limit", "k", "--as", "8/50ms"]);
+        let charges = told["charges"].as_u64().unwrap();
+        assert!(charges > 200, "{limit}: {charges}");
+        assert!(
+            told["instead"]["refused"]["count"].as_u64() > Some(10),
+            "{limit}"
+        );
+        for figure in ["refused", "delayed", "never_fit"] {
+            assert_eq!(
+                told["as_it_is"][figure]["count"], 0,
+                "{limit}: {figure} of {charges}"
+            );
+        }
+    }
 }
 
 #[test]

@@ -46,16 +46,18 @@ pub(crate) struct ReplayArgs {
 
 const CAVEATS: &str = "\
 What it cannot know:
-- The ledger has what was admitted. Who was refused then, and perhaps came back later, is not in it; who waited is in it at
-  the instant that the wait ended.
+- The ledger has what was admitted. Who was refused then, and perhaps came back later, is not in it, and who waited is in \
+it when the wait had ended.
 - Amounts are those that permits were settled to, not what was asked for first.
-- What was charged at one instant in one transaction is one row, and is asked for as one request; with a resolution, all of its
-  span is. Where that is more than the other definition holds at once, it never fits, though its parts would.
+- What was charged at one instant in one transaction is one row, and is asked for as one request; with a resolution, all \
+that was charged in its span is, at the end of it. Where that is more than the other definition holds at once, it never fits, though its \
+parts would.
 - It begins with empty windows, and with no pauses. What is booked for later is no part of it.
-- A limit keeps what its windows hold, unless `limits set --history` says for how long it keeps more.
+- Days and months of a calendar begin where they would by the wall clock as it goes now.
+- A limit keeps what its windows hold, and more only if `limits set --history` has said for how long.
 
-The present definition is tried, too, as a check: nothing is refused by it, unless it was changed since, more was used than
-asked for, or a charge was merged.";
+The present definition is tried, too, as a check: nothing is refused by it, unless it was changed since, more was used than \
+asked for, or charges were merged.";
 
 /// From when on charges are asked for again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,7 +159,7 @@ impl Recorded {
             .iter()
             .filter(|row| row.kind == ChargeKind::Charged && row.amount > 0)
             .map(|row| Charge {
-                at: row.at,
+                at: last_instant(&limit, row.at).min(look.now()),
                 amount: row.amount,
             })
             .collect();
@@ -182,6 +184,14 @@ impl Recorded {
         }
         Ok(())
     }
+}
+
+/// When the last of a row was charged, at the latest: what is merged stands at the beginning of its span, where windows hold
+/// more than they did when it was admitted.
+fn last_instant(limit: &Limit, at: Timestamp) -> Timestamp {
+    let span = limit.resolution().unwrap_or_default();
+    let rest = span.saturating_sub(Duration::from_nanos(1));
+    at.checked_add(rest).unwrap_or(at)
 }
 
 #[derive(Debug, Serialize)]
