@@ -57,7 +57,10 @@ parts would.
 - A limit keeps what its windows hold, and more only if `limits set --history` has said for how long.
 
 The present definition is tried, too, as a check: nothing is refused by it, unless it was changed since, more was used than \
-asked for, or charges were merged.";
+asked for, or charges were merged.
+
+A million charges take some seconds. They take minutes where the line only grows and amounts differ widely, for small ones \
+are then looked for a gap in all of it; `--since` makes it shorter.";
 
 /// From when on charges are asked for again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
