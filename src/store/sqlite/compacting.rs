@@ -111,9 +111,8 @@ impl Transaction<'_> {
                     return Ok(Some(Part::Removed));
                 };
                 match self.sweep_key(id, &key, pattern) {
-                    Err(Error::Definition { .. }) => {}
+                    Ok(_) | Err(Error::Definition { .. }) => {}
                     Err(error) => return Err(error),
-                    Ok(_) => {}
                 }
                 Part::Keys(id)
             }
