@@ -160,7 +160,7 @@ const COLUMNS: [(Column, u16, u16, &str); 8] = [
     (Column::Used, 0, 9, "USED"),
     (Column::Available, 40, 9, "AVAILABLE"),
     (Column::MoreIn, 60, 11, "MORE IN"),
-    (Column::History, 80, 12, "LATELY"),
+    (Column::History, 80, 10, "LATELY"),
     (Column::Notes, 50, 14, ""),
 ];
 
@@ -174,8 +174,17 @@ fn draw_limits(frame: &mut Frame<'_>, area: Rect, state: &State, palette: Palett
         .into_iter()
         .filter(|(_, narrowest, ..)| area.width >= *narrowest)
         .collect();
+    // What keys leave is for notes.
+    let longest = shown
+        .iter()
+        .map(|limit| limit.key.width())
+        .max()
+        .unwrap_or(0);
+    let key_width = u16::try_from(longest)
+        .unwrap_or(u16::MAX)
+        .clamp(4, (area.width / 5 * 2).max(4));
     let widths = columns.iter().map(|(column, _, width, _)| match column {
-        Column::Key => Constraint::Fill(2),
+        Column::Key => Constraint::Length(key_width),
         Column::Notes => Constraint::Fill(1),
         _ => Constraint::Length(*width),
     });
