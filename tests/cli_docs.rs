@@ -68,7 +68,7 @@ fn play(steps: &[Step], directory: &Path) -> Vec<String> {
 fn told(text: &str) -> String {
     let mut told = text.to_owned();
     for (pattern, mask) in [
-        (r"/[^ ]+/limits\.db", "limits.db"),
+        (r"/[^ ]+/([a-z]+\.db)", "$1"),
         (r"\b[0-9A-HJKMNP-TV-Z]{26}\b", "<id>"),
         (r"\b[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]+Z", "<time>"),
         (
@@ -82,6 +82,7 @@ fn told(text: &str) -> String {
             r"\b[0-9.]+(ns|µs|ms|s|m|min|h)( [0-9.]+(ns|µs|ms|s|m|min|h))*\b",
             "<long>",
         ),
+        (r"[0-9][0-9 ]* (to [0-9 ]+)?bytes", "<bytes>"),
         // Fences.
         (r"\b[0-9]{10,}\b", "<number>"),
         (r"[█▏▎▍▌▋▊▉·]{10}", "<bar>"),
