@@ -468,18 +468,15 @@ impl fmt::Display for AsGiven<'_> {
             Kind::Breaker(policy) => policy.fmt(f)?,
             Kind::Rates(rates) => text::write_rates(f, &rates.by_window, limit.unit())?,
         }
-        if let Some(timeout) = limit.timeout() {
-            write!(f, ", timeout {timeout:?}")?;
-        }
-        if limit.pad_ns() > 0 {
-            write!(f, ", pad {:?}", limit.pad())?;
-        }
-        if let Some(resolution) = limit.resolution() {
-            write!(f, ", resolution {resolution:?}")?;
-        }
-        if limit.keep_ns() > 0 {
-            f.write_str(", keep ")?;
-            text::write_time(f, limit.keep_ns().unsigned_abs())?;
+        let times = [
+            ("timeout", limit.timeout_ns().unwrap_or(0)),
+            ("pad", limit.pad_ns()),
+            ("resolution", limit.resolution_ns()),
+            ("keep", limit.keep_ns()),
+        ];
+        for (what, time_ns) in times.into_iter().filter(|(_, time_ns)| *time_ns > 0) {
+            write!(f, ", {what} ")?;
+            text::write_time(f, time_ns.unsigned_abs())?;
         }
         if limit.overage() != Overage::default() {
             write!(f, ", overage {}", limit.overage().as_str())?;
@@ -614,7 +611,7 @@ mod tests {
             "openai:tokens: 1000 tokens/5s, 90000 tokens/min, pad 50ms"
         );
         let merged = Limit::new("hot").per_day(1_000).resolution(MINUTE).build();
-        assert_eq!(merged.unwrap().to_string(), "hot: 1000/d, resolution 60s");
+        assert_eq!(merged.unwrap().to_string(), "hot: 1000/d, resolution 1min");
         for (keep, text) in [
             (7 * DAY, "k: 1/s, keep 7d"),
             (DAY, "k: 1/s, keep 1d"),

@@ -112,7 +112,7 @@ fn limits_are_set_shown_changed_and_removed() {
         "\
 KEY              DEFINITION
 calls            10/s, 300/min, pad 50ms
-gpu              8 slots, timeout 600s
+gpu              8 slots, timeout 10min
 search           burst 100, refill 10/s
 tenant:*:tokens  100000 tokens/d          pattern
 "
@@ -144,7 +144,7 @@ tenant:*:tokens  100000 tokens/d          pattern
     assert_eq!(run(&db, &["limits", "remove", "gpu"]).code, Some(64));
     assert_eq!(
         done(&db, &["limits", "remove", "gpu", "--yes"]),
-        "gpu: 8 slots, timeout 600s (removed)\n"
+        "gpu: 8 slots, timeout 10min (removed)\n"
     );
     let held = Limiter::open(&db).unwrap();
     held.define(Limit::slots("held", 1)).unwrap();
@@ -193,7 +193,7 @@ fn a_change_keeps_what_it_does_not_name() {
     );
     assert_eq!(
         done(&db, &["limits", "set", "gpu", "--slots", "9"]),
-        "gpu: 9 slots, timeout 600s (replaced: it was 8 slots, timeout 600s)\n"
+        "gpu: 9 slots, timeout 10min (replaced: it was 8 slots, timeout 10min)\n"
     );
     assert_eq!(
         done(&db, &["limits", "set", "gpu", "--slots", "8"])

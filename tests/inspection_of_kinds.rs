@@ -213,14 +213,14 @@ fn a_person_reads_definitions_and_changes_as_they_were_given() {
         text("SELECT format('%s|%s|%s|%s', key, kind, definition, pattern) FROM limits"),
         [
             "api|bucket|burst 20 calls, refill 10/d, overage charge|0",
-            "tenant:*|slots|2 slots, timeout 60s|1",
+            "tenant:*|slots|2 slots, timeout 1min|1",
         ]
     );
     assert_eq!(
         text("SELECT format('%s|%s|%s', key, action, definition) FROM changes"),
         [
-            "tenant:*|replaced|2 slots, timeout 60s",
-            "tenant:*|created|3 slots, timeout 60s",
+            "tenant:*|replaced|2 slots, timeout 1min",
+            "tenant:*|created|3 slots, timeout 1min",
             "api|created|burst 20 calls, refill 10/d, overage charge",
         ]
     );

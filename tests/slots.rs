@@ -173,7 +173,7 @@ fn a_definition_of_slots_is_kept_and_checked() {
         let kept = limiter.limit("slots").unwrap();
         assert_eq!(kept.slot_count(), Some(3));
         assert_eq!(kept.timeout(), Some(MINUTE));
-        assert_eq!(kept.to_string(), "slots: 3 slots, timeout 60s");
+        assert_eq!(kept.to_string(), "slots: 3 slots, timeout 1min");
         assert!(kept.rates().is_empty());
     });
     let wrong = [
