@@ -316,6 +316,17 @@ pub(crate) fn usage<L: Ledgers>(
     Window::new(id, limit, rate, ledgers.wall_shift_ns()).usage(ledgers, now)
 }
 
+/// The window of a rate that ends at `at` holds the charges after this instant.
+#[cfg(feature = "inspect")]
+pub(crate) fn window_start(
+    limit: &Limit,
+    rate: &Rate,
+    wall_shift_ns: i64,
+    at: Timestamp,
+) -> Timestamp {
+    window::Span::of(limit, rate, wall_shift_ns).start(at)
+}
+
 /// Whether a limit admits less than it could at an instant, because of a pause that has ended or not.
 pub(crate) fn starts_slowly(limit: &Limit, pause: Pause, at: Timestamp) -> bool {
     let mut rates = slow_start::rates(limit, pause);

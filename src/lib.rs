@@ -48,7 +48,7 @@
 )]
 #![cfg_attr(
     feature = "inspect",
-    doc = "- [`Inspector`]: a look into the file, for people and dashboards, that changes nothing."
+    doc = "- [`Inspector`]: a look into the file, for people and dashboards, that changes nothing. [`Checkup`]: what may be wrong with it."
 )]
 //! - [`Limiter::blocks`], [`Blocks`]: hot keys, handed out from memory. [`LimitBuilder::resolution`]: their long windows,
 //!   kept small. [`LimitBuilder::keep`]: what was charged, kept to be looked at.
@@ -101,6 +101,8 @@ mod batch;
 mod blocks;
 mod breaker;
 mod calendar;
+#[cfg(feature = "inspect")]
+mod checkup;
 mod clock;
 mod decision;
 mod definition;
@@ -132,6 +134,8 @@ pub use adaptive::Adaptive;
 pub use batch::Handle;
 pub use blocks::Blocks;
 pub use breaker::{BreakerPolicy, BreakerState, BreakerUsage, Report};
+#[cfg(feature = "inspect")]
+pub use checkup::{Checkup, Finding, FindingKind, Severity};
 pub use clock::{BootId, Clock, ManualClock, SystemClock, Timestamp};
 pub use decision::{Decision, Denial, Peek};
 pub use definition::{Action, Definition, LimitChange, OnConflict, Use};

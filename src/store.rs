@@ -39,6 +39,8 @@ pub(crate) use sqlite::{Accepted, Held, Options, SqliteStore};
 pub use sqlite::{Durability, TableConnection};
 #[cfg(feature = "inspect")]
 pub use sqlite::{Inspector, Look};
+#[cfg(feature = "inspect")]
+pub(crate) use sqlite::{check_up, mend_permissions};
 
 /// A place that keeps limits and their ledgers.
 ///
@@ -62,6 +64,10 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
 
     /// Removes all that counts for nothing any more, and gives back what room that leaves: many short operations.
     fn compact(&self) -> Result<Compacted, Error>;
+
+    /// Gives back what the dead held, and removes what belongs to nothing.
+    #[cfg(feature = "inspect")]
+    fn mend(&self) -> Result<(), Error>;
 
     /// Lets nobody in before an instant, and moves those behind it who have booked before.
     fn pause(&self, key: &str, backoff: Backoff) -> Result<Pause, Error>;

@@ -80,7 +80,7 @@ impl Span {
     }
 
     /// The window that ends at `at` holds the charges after this instant.
-    fn start(self, at: Timestamp) -> Timestamp {
+    pub(super) fn start(self, at: Timestamp) -> Timestamp {
         match self {
             Self::Rolling { reach_ns } => at.saturating_minus_ns(reach_ns),
             Self::Calendar {

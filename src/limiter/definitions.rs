@@ -176,6 +176,13 @@ impl Limiter {
         Ok(compacted)
     }
 
+    /// Gives back what the dead held, removes what belongs to nothing, and makes the file small.
+    #[cfg(feature = "inspect")]
+    pub(crate) fn mend(&self) -> Result<(), Error> {
+        self.store.mend()?;
+        self.compact().map(drop)
+    }
+
     /// Who changed a limit or a pattern, and when: the last [`LimitChange::KEPT`] changes, the last one first. A limit
     /// that was removed still has them, until many others were changed.
     ///

@@ -206,6 +206,11 @@ impl Store for MemoryStore {
         })
     }
 
+    #[cfg(feature = "inspect")]
+    fn mend(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     fn pause(&self, key: &str, backoff: Backoff) -> Result<Pause, Error> {
         let (mut state, _, now) = self.enter();
         state.end_what_is_due(now);

@@ -13,6 +13,8 @@ mod buckets;
 mod calls;
 mod changes;
 mod checkpoints;
+#[cfg(feature = "inspect")]
+mod checkup;
 mod compacting;
 mod connection;
 mod crowd;
@@ -62,6 +64,8 @@ use std::time::{Duration, Instant};
 use rusqlite::Connection;
 
 pub(crate) use bookings::Accepted;
+#[cfg(feature = "inspect")]
+pub(crate) use checkup::{check_up, mend_permissions};
 pub use connection::Durability;
 #[cfg(feature = "inspect")]
 pub use inspector::{Inspector, Look};
@@ -216,6 +220,11 @@ impl Store for SqliteStore {
 
     fn compact(&self) -> Result<Compacted, Error> {
         self.compact_file()
+    }
+
+    #[cfg(feature = "inspect")]
+    fn mend(&self) -> Result<(), Error> {
+        self.mend_file()
     }
 
     fn pause(&self, key: &str, backoff: Backoff) -> Result<Pause, Error> {

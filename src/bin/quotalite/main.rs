@@ -8,6 +8,7 @@ mod ask;
 mod backup;
 mod bench;
 mod compact;
+mod doctor;
 mod explain;
 mod generate;
 mod ledger;
@@ -56,6 +57,7 @@ enum Command {
     Resume(pauses::ResumeArgs),
     Reset(reset::ResetArgs),
     Replay(replay::ReplayArgs),
+    Doctor(doctor::DoctorArgs),
     Backup(backup::BackupArgs),
     Compact(compact::CompactArgs),
     Bench(bench::BenchArgs),
@@ -86,6 +88,7 @@ fn main() -> ExitCode {
         Command::Resume(args) => pauses::resume(&shell, &args),
         Command::Reset(args) => reset::reset(&shell, &args),
         Command::Replay(args) => replay::replay(&shell, &args),
+        Command::Doctor(args) => doctor::doctor(&shell, &args),
         Command::Backup(args) => backup::backup(&shell, &args),
         Command::Compact(args) => compact::compact(&shell, &args),
         Command::Bench(args) => bench::bench(&shell, &args),

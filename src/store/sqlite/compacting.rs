@@ -98,11 +98,10 @@ impl Transaction<'_> {
                     return Ok(Some(Part::Keys(LimitId(0))));
                 };
                 match self.read_definition_from(id) {
-                    // One that this program cannot read is swept by those that can.
-                    Err(Error::Definition { .. }) => {}
-                    Err(error) => return Err(error),
                     Ok(Some(known)) if known.id == id => self.sweep_ledger(id, &known.limit)?,
-                    Ok(_) => {}
+                    // One that this program cannot read is swept by those that can, if there are any.
+                    Ok(_) | Err(Error::Definition { .. } | Error::Damaged { .. }) => {}
+                    Err(error) => return Err(error),
                 }
                 Part::Definitions(id)
             }
@@ -111,7 +110,7 @@ impl Transaction<'_> {
                     return Ok(Some(Part::Removed));
                 };
                 match self.sweep_key(id, &key, pattern) {
-                    Ok(_) | Err(Error::Definition { .. }) => {}
+                    Ok(_) | Err(Error::Definition { .. } | Error::Damaged { .. }) => {}
                     Err(error) => return Err(error),
                 }
                 Part::Keys(id)

@@ -54,7 +54,7 @@ use crate::usage::Usage;
 #[derive(Debug)]
 pub struct Inspector {
     pub(super) place: Place,
-    clock: Box<dyn Clock>,
+    pub(super) clock: Box<dyn Clock>,
 }
 
 /// How long a look waits for SQLite's locks: those who recover a file after a crash have them for a moment.
@@ -148,7 +148,7 @@ impl Inspector {
 /// A file as it is at one moment: see [`Inspector::look`].
 #[derive(Debug)]
 pub struct Look<'t> {
-    transaction: Transaction<'t>,
+    pub(super) transaction: Transaction<'t>,
 }
 
 impl Look<'_> {

@@ -7,6 +7,7 @@ use std::io;
 use super::ledger::Taken;
 use super::lock_file::LockFile;
 use super::transaction::{Transaction, print_boot};
+use crate::clock::Timestamp;
 use crate::error::Error;
 
 /// How many ids are tried for a new owner, at most.
@@ -98,19 +99,25 @@ impl Transaction<'_> {
         let reached = self.reached();
         let mut came_back = false;
         for owner in dead {
-            let booked = self.find_owned(owner.id, reached)?;
-            if !booked.is_empty() {
-                came_back = true;
-                self.tell_reclaimed(owner.id, &booked)?;
-                for (charge, amount) in booked {
-                    self.amend(charge, -amount)?;
-                }
-            }
-            came_back |= self.abandon_all_of(owner.id, reached)?;
-            came_back |= self.remove_from_line(owner.id)?;
-            self.forget_bookings(owner.id)?;
-            self.delete_owner(owner.id)?;
+            came_back |= self.reclaim_from(owner.id, reached)?;
         }
+        Ok(came_back)
+    }
+
+    /// Gives back what one owner has booked for later than `reached`, what it holds, and its places in line.
+    pub(super) fn reclaim_from(&mut self, owner: i64, reached: Timestamp) -> Result<bool, Error> {
+        let booked = self.find_owned(owner, reached)?;
+        let mut came_back = !booked.is_empty();
+        if came_back {
+            self.tell_reclaimed(owner, &booked)?;
+            for (charge, amount) in booked {
+                self.amend(charge, -amount)?;
+            }
+        }
+        came_back |= self.abandon_all_of(owner, reached)?;
+        came_back |= self.remove_from_line(owner)?;
+        self.forget_bookings(owner)?;
+        self.delete_owner(owner)?;
         Ok(came_back)
     }
 }

@@ -9,6 +9,8 @@ use super::lock_file::LockFile;
 use super::place::Place;
 use crate::error::Error;
 
+#[cfg(all(feature = "inspect", target_os = "linux"))]
+pub(super) use linux::has_foreign_wal;
 #[cfg(target_os = "linux")]
 pub(super) use linux::{note_opened, remove_orphans};
 
@@ -124,6 +126,15 @@ mod linux {
         Ok(())
     }
 
+    /// Whether a WAL stands there that was opened with another database than the one that does.
+    #[cfg(feature = "inspect")]
+    pub(in super::super) fn has_foreign_wal(lock_file: &LockFile, place: &Place) -> bool {
+        read(lock_file).is_some_and(|record| {
+            Identity::of(&place.wal) == Some(record.wal)
+                && Identity::of(&place.database).is_some_and(|found| found != record.database)
+        })
+    }
+
     fn remove(path: &Path, place: &Place) -> Result<(), Error> {
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -228,3 +239,8 @@ pub(super) fn remove_orphans(_lock_file: &LockFile, _place: &Place) -> Result<()
 
 #[cfg(not(target_os = "linux"))]
 pub(super) fn note_opened(_lock_file: &LockFile, _place: &Place) {}
+
+#[cfg(all(feature = "inspect", not(target_os = "linux")))]
+pub(super) fn has_foreign_wal(_lock_file: &LockFile, _place: &Place) -> bool {
+    false
+}

@@ -86,7 +86,7 @@ pub(super) fn migrate(connection: &Connection, place: &Place) -> Result<(), Erro
     result.and(ended)
 }
 
-fn latest() -> i64 {
+pub(super) fn latest() -> i64 {
     i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
 }
 
@@ -110,7 +110,7 @@ pub(super) fn check_current(connection: &Connection, place: &Place) -> Result<()
 }
 
 /// The version of the schema; 0 in an empty file. An error if the file is not ours or too new.
-fn version(connection: &Connection, place: &Place) -> Result<i64, Error> {
+pub(super) fn version(connection: &Connection, place: &Place) -> Result<i64, Error> {
     let failed = |error| place.sqlite(error);
     let pragma = |name: &str| -> Result<i64, Error> {
         connection
