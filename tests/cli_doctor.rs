@@ -3,6 +3,7 @@
 mod support;
 
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -257,7 +258,7 @@ fn damage_is_told_and_nothing_of_it_is_touched() {
     let file = scratch.file();
     let limiter = Limiter::open(&file).unwrap();
     for _ in 0..500 {
-        limiter.try_acquire("calls").unwrap();
+        limiter.acquire("calls").unwrap();
     }
     limiter.compact().unwrap();
     drop(limiter);
@@ -276,12 +277,14 @@ fn damage_is_told_and_nothing_of_it_is_touched() {
     assert_eq!(std::fs::read(&file).unwrap(), bytes);
 }
 
+type Plant<'a> = &'a dyn Fn(&Scratch);
+
 #[test]
 fn what_stands_at_the_path_and_around_it_is_looked_at() {
     let chmod = |path: &Path, mode: u32| {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     };
-    let cases: [(&str, &dyn Fn(&Scratch), bool); 9] = [
+    let cases: [(&str, Plant<'_>, bool); 9] = [
         (
             "missing",
             &|scratch| std::fs::remove_file(scratch.file()).unwrap(),
@@ -311,7 +314,7 @@ fn what_stands_at_the_path_and_around_it_is_looked_at() {
                     scratch.file(),
                     "a letter to somebody, as long as it is".repeat(99),
                 )
-                .unwrap()
+                .unwrap();
             },
             false,
         ),
@@ -384,7 +387,6 @@ fn a_user_who_may_not_write_is_told_so() {
     other(scratch.path(), 0o755);
     let binary = scratch.path().join("quotalite");
     std::fs::copy(env!("CARGO_BIN_EXE_quotalite"), &binary).unwrap();
-    use std::os::unix::process::CommandExt;
     let output = Command::new(&binary)
         .arg("--db")
         .arg(scratch.file())
@@ -580,7 +582,7 @@ fn a_look_is_as_of_the_clock_that_the_file_is_used_on() {
     let (scratch, limiter, clock) = support::on_file();
     limiter.define(Limit::new("k").rate(1, HOUR)).unwrap();
     limiter.acquire("k").unwrap();
-    limiter.book("k").unwrap().accept();
+    drop(limiter.book("k").unwrap().accept());
     let kinds = |clock: &ManualClock| {
         let checkup = Checkup::of_with(scratch.file(), clock.clone()).unwrap();
         let findings = checkup.findings().iter().map(quotalite::Finding::kind);

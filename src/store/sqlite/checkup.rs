@@ -40,7 +40,7 @@ pub(crate) fn check_up(path: &Path, clock: Box<dyn Clock>) -> Result<Checkup, Er
     let place = match Place::new(path) {
         Ok(place) => place,
         Err(error) => {
-            checkup.find(FindingKind::Missing, path, error);
+            checkup.find(FindingKind::Missing, path, error.to_string());
             return Ok(checkup);
         }
     };
@@ -80,11 +80,16 @@ impl Subject for str {
 }
 
 impl Checkup {
-    fn find(&mut self, kind: FindingKind, subject: &(impl Subject + ?Sized), what: impl ToString) {
+    fn find(
+        &mut self,
+        kind: FindingKind,
+        subject: &(impl Subject + ?Sized),
+        what: impl Into<String>,
+    ) {
         self.findings.push(Finding {
             kind,
             subject: subject.text(),
-            what: what.to_string(),
+            what: what.into(),
         });
     }
 
@@ -139,7 +144,7 @@ impl Checkup {
             Err(Error::Sqlite { source, .. }) if is_busy(&source) => Err(deadline.busy(place)),
             Err(error) => match kind_of(&error) {
                 Some(kind) => {
-                    self.find(kind, &*place.database, error);
+                    self.find(kind, &*place.database, error.to_string());
                     Ok(false)
                 }
                 None => Err(error),
@@ -250,9 +255,9 @@ impl Checkup {
             Ok((shift_ns, look.transaction.unreadable()?))
         })?;
         if shift_ns.saturating_abs() > APART_NS {
-            let hours = shift_ns as f64 / 3.6e12;
+            let minutes = shift_ns / 60_000_000_000;
             let what = format!(
-                "the wall clock is {hours:+.1} hours from where it would be if it had never been set"
+                "the wall clock is {minutes:+} minutes from where it would be if it had never been set"
             );
             self.find(FindingKind::ClockApart, "clock", what);
         }
@@ -262,7 +267,7 @@ impl Checkup {
                 Error::Definition { .. } => FindingKind::UnknownZone,
                 _ => FindingKind::BadDefinition,
             };
-            self.find(kind, &*key, error);
+            self.find(kind, &*key, error.to_string());
         }
         self.note_well(
             &[FindingKind::BadDefinition, FindingKind::UnknownZone],

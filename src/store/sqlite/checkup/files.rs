@@ -27,7 +27,7 @@ impl Checkup {
                 return false;
             }
             Err(error) => {
-                self.find(FindingKind::Unreadable, &*place.database, error);
+                self.find(FindingKind::Unreadable, &*place.database, error.to_string());
                 return false;
             }
         };
@@ -41,7 +41,11 @@ impl Checkup {
             return false;
         }
         if let Err(error) = place.check_filesystem() {
-            self.find(FindingKind::Filesystem, &*place.directory, error);
+            self.find(
+                FindingKind::Filesystem,
+                &*place.directory,
+                error.to_string(),
+            );
         }
         #[cfg(unix)]
         self.look_at_permissions(place, &found);

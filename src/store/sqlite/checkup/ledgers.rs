@@ -120,11 +120,11 @@ impl Transaction<'_> {
             let start = |at| window_start(limit, rate, self.wall_shift(), at);
             reach_ns = reach_ns.max(now.as_nanos().saturating_sub(start(now).as_nanos()));
             if let Some((at, used)) = ledger.over(start, now, rate.capacity_units()) {
-                let ahead_ns = at.as_nanos().saturating_sub(now.as_nanos());
-                let when = if ahead_ns > 0 {
-                    format!(" that ends in {:.3} s", ahead_ns as f64 / 1e9)
-                } else {
+                let ahead = at.saturating_duration_since(now);
+                let when = if ahead.is_zero() {
                     " that ends now".to_owned()
+                } else {
+                    format!(" that ends in {ahead:.1?}")
                 };
                 what = Some(format!("{used} of {rate} in the window{when}"));
             }
@@ -207,7 +207,7 @@ impl Ledger {
                 next += 1;
             }
             let start = start(end);
-            while let Some((_, amount)) = window.pop_front_if(|(at, _)| *at <= start) {
+            while let Some((_, amount)) = pop_if(&mut window, |(at, _)| *at <= start) {
                 sum = sum.saturating_sub(amount);
             }
             let open = self.open.iter().filter(|(until, _)| *until > end);
@@ -216,6 +216,15 @@ impl Ledger {
                 return Some((end, used));
             }
         }
+        None
+    }
+}
+
+/// The first of a queue, if it is so.
+fn pop_if<T>(queue: &mut VecDeque<T>, is_so: impl FnOnce(&T) -> bool) -> Option<T> {
+    if is_so(queue.front()?) {
+        queue.pop_front()
+    } else {
         None
     }
 }
@@ -253,7 +262,7 @@ impl Transaction<'_> {
                 // A total is corrected by the next place of each level.
                 let mut total = stored;
                 for level in shifts.values_mut() {
-                    while level.pop_front_if(|(at, _)| *at <= place).is_some() {}
+                    while pop_if(level, |(at, _)| *at <= place).is_some() {}
                     let shift = level.front().map_or(0, |(_, shift)| *shift);
                     total = total.wrapping_add(shift) & Total::MASK;
                 }

@@ -23,7 +23,7 @@ impl Checkup {
             gone.retain(|owner, _| still.contains_key(owner));
         }
         for gone in gone.values() {
-            self.find(gone.kind, &*format!("process {}", gone.pid), &gone.holds);
+            self.find(gone.kind, &*format!("process {}", gone.pid), &*gone.holds);
         }
         let kinds = [
             FindingKind::DeadOwner,
