@@ -83,6 +83,8 @@ fn told(text: &str) -> String {
             "<long>",
         ),
         (r"[0-9][0-9 ]* (to [0-9 ]+)?bytes", "<bytes>"),
+        (r"[0-9]+ of [0-9]+ pages", "<pages>"),
+        (r"SQLite 3[0-9.]+", "<SQLite>"),
         // Fences.
         (r"\b[0-9]{10,}\b", "<number>"),
         (r"[█▏▎▍▌▋▊▉·]{10}", "<bar>"),

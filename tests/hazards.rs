@@ -373,7 +373,7 @@ fn a_file_of_a_newer_version_is_refused_and_left_as_it_was() {
             opened,
             Err(Error::NewerSchema {
                 found: 999,
-                known: 12,
+                known: 14,
                 ..
             })
         ),
