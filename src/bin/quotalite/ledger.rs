@@ -144,7 +144,7 @@ pub(crate) struct Permit {
     pub(crate) takes: Vec<Taken>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Taken {
     pub(crate) key: String,
     pub(crate) amount: u64,

@@ -21,6 +21,7 @@ mod shell;
 mod show;
 mod status;
 mod top;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -47,6 +48,7 @@ enum Command {
     Status(status::StatusArgs),
     Usage(status::UsageArgs),
     Top(top::TopArgs),
+    Watch(watch::WatchArgs),
     #[command(subcommand)]
     Limits(limits::LimitsCommand),
     Charges(ledger::ChargesArgs),
@@ -79,6 +81,7 @@ fn main() -> ExitCode {
         Command::Status(args) => status::status(&shell, &args),
         Command::Usage(args) => status::usage(&shell, &args),
         Command::Top(args) => top::top(&shell, &args),
+        Command::Watch(args) => watch::watch(&shell, &args),
         Command::Limits(command) => limits::limits(&shell, &command),
         Command::Charges(args) => ledger::charges(&shell, &args),
         Command::Permits(args) => ledger::permits(&shell, &args),

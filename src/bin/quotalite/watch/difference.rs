@@ -1,0 +1,241 @@
+//! What has happened between two looks.
+
+use quotalite::{BreakerState, PermitRow, PermitState, Timestamp};
+use serde::Serialize;
+
+use super::snapshot::{OfLimit, Snapshot, Waiter};
+use crate::ledger::{Taken, list, taken};
+use crate::show::{counted, number};
+
+/// Something that has happened. What does not apply is left out.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(super) struct Event {
+    at: String,
+    #[serde(skip)]
+    pub(super) time: String,
+    #[serde(rename = "event")]
+    what: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) key: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    amount: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    charges: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    until: Option<String>,
+    #[serde(skip)]
+    until_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fence: Option<u64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    takes: Vec<Taken>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    definition: Option<String>,
+}
+
+/// An instant for programs, and for people.
+type Wall<'w> = dyn Fn(Timestamp) -> (String, String) + 'w;
+
+impl Event {
+    fn of(event: &'static str, key: impl Into<Option<String>>) -> Self {
+        Self {
+            what: event,
+            key: key.into(),
+            ..Self::default()
+        }
+    }
+
+    /// What is said behind the key.
+    pub(super) fn text(&self) -> String {
+        let amount = self.amount.map(number).unwrap_or_default();
+        let until = self.until_time.as_deref().unwrap_or_default();
+        let pid = self.pid.map(|pid| format!(" by process {pid}"));
+        let id = self.id.as_ref().map(|id| format!(", id {id}"));
+        let takes = list(&self.takes);
+        let (pid, id) = (pid.unwrap_or_default(), id.unwrap_or_default());
+        let event = self.what.replace('_', " ");
+        match self.what {
+            "charged" => {
+                let charges = counted(self.charges.unwrap_or_default(), "charge");
+                format!("{event} {amount} in {charges}")
+            }
+            "booked" => format!("{event} {amount} for {until}{pid}"),
+            "paused" => format!("{event} until {until}"),
+            "breaker" => {
+                let state = self.state.as_deref().unwrap_or_default();
+                let reason = self.reason.as_ref().map(|reason| format!(": {reason}"));
+                format!("{event} {state}{}", reason.unwrap_or_default())
+            }
+            "defined" | "changed" => format!(
+                "{event}: {}",
+                self.definition.as_deref().unwrap_or_default()
+            ),
+            "owner_died" => format!("{event}{pid}").replace(" by", ":"),
+            _ if takes.is_empty() => format!("{event}{pid}{id}"),
+            _ => format!("{event}: {takes}{pid}{id}"),
+        }
+    }
+}
+
+/// What has happened since a look, in an order that makes sense: definitions, then limits, then those who use them.
+pub(super) fn difference(former: &Snapshot, present: &Snapshot, wall: &Wall<'_>) -> Vec<Event> {
+    let mut events = definitions(former, present);
+    let new = OfLimit::default();
+    for (key, limit) in &present.limits {
+        let before = former.limits.get(key).unwrap_or(&new);
+        events.extend(of_limit(key, before, limit, wall));
+    }
+    events.extend(bookings(former, present, wall));
+    events.extend(waiting(former, present));
+    events.extend(permits(former, present));
+    events.extend(present.dead.difference(&former.dead).map(|(_, pid)| Event {
+        pid: Some(*pid),
+        ..Event::of("owner_died", None)
+    }));
+    let now = present.now.unwrap_or(Timestamp::from_nanos(0));
+    for event in &mut events {
+        (event.at, event.time) = wall(now);
+    }
+    events
+}
+
+fn definitions(former: &Snapshot, present: &Snapshot) -> Vec<Event> {
+    let defined = present.definitions.iter().filter_map(|(key, definition)| {
+        let event = match former.definitions.get(key) {
+            None => "defined",
+            Some(before) if before != definition => "changed",
+            Some(_) => return None,
+        };
+        Some(Event {
+            definition: Some(definition.clone()),
+            ..Event::of(event, key.clone())
+        })
+    });
+    let gone = former.definitions.keys();
+    let gone = gone.filter(|key| !present.definitions.contains_key(*key));
+    defined
+        .chain(gone.map(|key| Event::of("removed", key.clone())))
+        .collect()
+}
+
+fn of_limit(key: &str, before: &OfLimit, limit: &OfLimit, wall: &Wall<'_>) -> Vec<Event> {
+    let mut events = Vec::new();
+    let event = |event| Event::of(event, key.to_owned());
+    let (mut charges, mut amount) = (0, 0);
+    for (at, (rows, charged)) in &limit.charged {
+        let (rows_before, charged_before) = before.charged.get(at).copied().unwrap_or_default();
+        charges += rows.saturating_sub(rows_before);
+        amount += charged.saturating_sub(charged_before);
+    }
+    if amount > 0 {
+        events.push(Event {
+            amount: Some(amount),
+            // What was merged with a row that was there is one charge more.
+            charges: Some(charges.max(1)),
+            ..event("charged")
+        });
+    }
+    match (before.paused_until, limit.paused_until) {
+        (before, Some(until)) if before != Some(until) => {
+            let (until, until_time) = wall(until);
+            events.push(Event {
+                until: Some(until),
+                until_time: Some(until_time),
+                ..event("paused")
+            });
+        }
+        (Some(_), None) => events.push(event("resumed")),
+        _ => {}
+    }
+    let state = |of: &OfLimit| of.breaker.as_ref().map(|(state, _)| *state);
+    if let Some((now, reason)) = &limit.breaker
+        && state(before).unwrap_or(BreakerState::Closed) != *now
+    {
+        events.push(Event {
+            state: Some(now.to_string()),
+            reason: reason.clone(),
+            ..event("breaker")
+        });
+    }
+    match (before.available, limit.available) {
+        (Some(0), Some(1..)) => events.push(event("free")),
+        (None | Some(1..), Some(0)) => events.push(event("full")),
+        _ => {}
+    }
+    events
+}
+
+fn bookings(former: &Snapshot, present: &Snapshot, wall: &Wall<'_>) -> Vec<Event> {
+    let told = |event: &'static str, (key, at, amount, pid): &(String, Timestamp, u64, u32)| {
+        let (until, until_time) = wall(*at);
+        Event {
+            amount: Some(*amount),
+            pid: Some(*pid),
+            until: Some(until),
+            until_time: Some(until_time),
+            ..Event::of(event, key.clone())
+        }
+    };
+    let new = present.bookings.difference(&former.bookings);
+    // What has come to its instant is charged by now, and no news.
+    let now = present.now;
+    let gone = former.bookings.difference(&present.bookings);
+    let gone = gone.filter(|(_, at, ..)| Some(*at) > now);
+    new.map(|booking| told("booked", booking))
+        .chain(gone.map(|booking| told("booking_gone", booking)))
+        .collect()
+}
+
+fn waiting(former: &Snapshot, present: &Snapshot) -> Vec<Event> {
+    let told = |event: &'static str, (_, pid, takes): &Waiter| Event {
+        pid: *pid,
+        takes: taken(takes.clone()),
+        ..Event::of(event, None)
+    };
+    let came = present.waiting.difference(&former.waiting);
+    let left = former.waiting.difference(&present.waiting);
+    came.map(|waiter| told("waits", waiter))
+        .chain(left.map(|waiter| told("waits_no_more", waiter)))
+        .collect()
+}
+
+fn permits(former: &Snapshot, present: &Snapshot) -> Vec<Event> {
+    let told = |event: &'static str, permit: &PermitRow| Event {
+        id: permit.id.clone(),
+        pid: permit.pid,
+        fence: Some(permit.fence),
+        takes: taken(permit.takes.clone()),
+        ..Event::of(event, None)
+    };
+    let granted = present.permits.values().filter_map(|permit| {
+        let before = former.permits.get(&permit.fence);
+        let was_open = before.is_some_and(|before| before.state.is_open());
+        match (was_open, permit.state.is_open()) {
+            (false, true) => Some(told("granted", permit)),
+            // What has ended tells no more what it held.
+            (true, false) => Some(told(permit.state.as_str(), before.unwrap_or(permit))),
+            (false, false) if before.is_none() => Some(told(permit.state.as_str(), permit)),
+            (true, true) if before.map(|before| before.state) != Some(permit.state) => {
+                Some(told(permit.state.as_str(), permit))
+            }
+            _ => None,
+        }
+    });
+    let gone = former.permits.values();
+    let gone = gone.filter(|permit| {
+        permit.state.is_open()
+            && permit.state != PermitState::Expired
+            && !present.permits.contains_key(&permit.fence)
+    });
+    granted
+        .chain(gone.map(|permit| told("released", permit)))
+        .collect()
+}
