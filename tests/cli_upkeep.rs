@@ -288,6 +288,8 @@ fn reset_asks_and_forgets_what_was_charged() {
     assert_eq!(used(), [0; 4]);
     permit.settle([("k", 5)]).unwrap();
     assert_eq!(used(), [0; 4]);
+    let shown = json(&file, &["limits", "show", "k"]);
+    assert_eq!(shown["changes"][0]["action"], "reset", "{shown}");
     for arguments in [
         &["reset"][..],
         &["reset", "unknown", "--yes"],

@@ -235,6 +235,7 @@ fn show(shell: &Shell, args: &ShowArgs) -> Result<Code, Failure> {
                 Action::Created => "created",
                 Action::Replaced => "replaced",
                 Action::Removed => "removed",
+                Action::Reset => "reset",
                 _ => "changed",
             },
             definition: change.definition().to_owned(),
