@@ -129,8 +129,31 @@ fn what_happens_is_told() {
         watch.next("waits", None);
         permit.settle::<&str>([]).unwrap();
         assert_eq!(watch.next("settled", None)["id"], "job");
+        watch.next("waits_no_more", None);
         waits.join().unwrap().unwrap();
     });
+    let permit = limiter.acquire("gpu").unwrap();
+    let granted = watch.next("granted", None);
+    drop(permit);
+    assert_eq!(watch.next("released", None)["fence"], granted["fence"]);
+    let ask = Request::new().take("gpu", 1).id("other");
+    let permit = limiter.acquire(&ask).unwrap();
+    assert_eq!(watch.next("granted", None)["id"], "other");
+    permit.cancel().unwrap();
+    assert_eq!(watch.next("cancelled", None)["id"], "other");
+    let mut holds = Command::new(env!("CARGO_BIN_EXE_quotalite"))
+        .args(["run", "--limit", "gpu", "--db"])
+        .arg(&db)
+        .args(["--", "cat"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    assert_eq!(watch.next("granted", None)["pid"], holds.id());
+    holds.kill().unwrap();
+    holds.wait().unwrap();
+    // What it ran goes on, and keeps the slot, until its input ends.
+    drop(holds.stdin.take());
+    assert_eq!(watch.next("owner_died", None)["pid"], holds.id());
 
     let policy = BreakerPolicy::default().minimum_calls(1).failure_rate(50);
     limiter.define(Limit::breaker("breaker", policy)).unwrap();

@@ -20,7 +20,7 @@ use crate::show::{self, BOLD, DIM};
 ///
 /// It looks at the file again and again and tells what has changed in between: what was charged, booked, granted and given back,
 /// who waits, pauses, breakers, definitions, limits that are full and free again, processes that have died. What comes and
-/// goes between two looks is not seen, but for what is charged.
+/// goes between two looks is not seen, but for what is charged. Buckets have no ledger: of them it tells when they are full and free.
 #[derive(Args, Debug)]
 pub(crate) struct WatchArgs {
     /// Only keys that match: `*` is one or more characters

@@ -94,8 +94,8 @@ pub(super) fn difference(former: &Snapshot, present: &Snapshot, wall: &Wall<'_>)
         events.extend(of_limit(key, before, limit, wall));
     }
     events.extend(bookings(former, present, wall));
-    events.extend(waiting(former, present));
     events.extend(permits(former, present));
+    events.extend(waiting(former, present));
     events.extend(present.dead.difference(&former.dead).map(|(_, pid)| Event {
         pid: Some(*pid),
         ..Event::of("owner_died", None)
