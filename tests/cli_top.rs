@@ -6,8 +6,9 @@ use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::pty::{Winsize, openpty};
@@ -22,6 +23,8 @@ struct Terminal {
     screen: Arc<Mutex<vt100::Parser>>,
     /// All that was ever written to it.
     written: Arc<Mutex<Vec<u8>>>,
+    reader: JoinHandle<()>,
+    has_hung_up: Arc<AtomicBool>,
 }
 
 impl Terminal {
@@ -33,6 +36,8 @@ impl Terminal {
             ws_ypixel: 0,
         };
         let pty = openpty(&size, None).unwrap();
+        // Or what is started would keep its own terminal up.
+        rustix::io::fcntl_setfd(&pty.master, rustix::io::FdFlags::CLOEXEC).unwrap();
         let slave = || Stdio::from(pty.slave.try_clone().unwrap());
         let program = program
             .stdin(slave())
@@ -46,10 +51,14 @@ impl Terminal {
         let screen = Arc::new(Mutex::new(vt100::Parser::new(rows, columns, 0)));
         let written = Arc::new(Mutex::new(Vec::new()));
         let (shown, all) = (Arc::clone(&screen), Arc::clone(&written));
-        thread::spawn(move || {
+        let has_hung_up = Arc::new(AtomicBool::new(false));
+        let is_over = Arc::clone(&has_hung_up);
+        let reader = thread::spawn(move || {
             let mut bytes = [0; 4_096];
             // A terminal that nobody has open any more is an error to read from.
-            while let Ok(length @ 1..) = out.read(&mut bytes) {
+            while let Ok(length @ 1..) = out.read(&mut bytes)
+                && !is_over.load(Ordering::Relaxed)
+            {
                 shown.lock().unwrap().process(&bytes[..length]);
                 all.lock().unwrap().extend_from_slice(&bytes[..length]);
             }
@@ -59,7 +68,17 @@ impl Terminal {
             keyboard,
             screen,
             written,
+            reader,
+            has_hung_up,
         }
+    }
+
+    /// The terminal goes away, as when a connection breaks.
+    fn hang_up(self) -> Child {
+        self.has_hung_up.store(true, Ordering::Relaxed);
+        // It draws again and again, so that there is something to read.
+        self.reader.join().unwrap();
+        self.program
     }
 
     fn text(&self) -> String {
@@ -234,6 +253,32 @@ fn the_terminal_is_put_back_however_it_ends() {
     top.wait_for("calls");
     top.press("\x03");
     assert_eq!(top.ends().code(), Some(0));
+}
+
+#[test]
+fn it_ends_when_its_terminal_hangs_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    let limiter = Limiter::open(&db).unwrap();
+    limiter
+        .define(Limit::new("calls").per_hour(1_000_000))
+        .unwrap();
+    let top = Terminal::start(&mut top(&db), 24, 80);
+    top.wait_for("calls");
+    let is_over = AtomicBool::new(false);
+    let status = thread::scope(|scope| {
+        // So that it has something to draw.
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                limiter.acquire("calls").unwrap();
+                thread::sleep(Duration::from_millis(10));
+            }
+        });
+        let status = top.hang_up().wait().unwrap();
+        is_over.store(true, Ordering::Relaxed);
+        status
+    });
+    assert_eq!(status.code(), Some(125), "{status}");
 }
 
 #[test]

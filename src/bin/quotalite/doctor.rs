@@ -12,7 +12,8 @@ use crate::show::{BAD, BOLD, DIM, GOOD, WARN};
 
 /// Look for what may be wrong with the file, and say what it means and what to do
 ///
-/// Nothing is changed without --fix, and nobody has to wait. Ends with 1 if something was found and is still so. A large file
+/// Nothing is changed without --fix, and nobody has to wait. Ends with 1 if something is wrong and is still so; notes are nothing
+/// wrong. A large file
 /// is read as a whole: that takes its time.
 #[derive(Args, Debug)]
 pub(crate) struct DoctorArgs {
@@ -80,10 +81,11 @@ pub(crate) fn doctor(shell: &Shell, args: &DoctorArgs) -> Result<Code, Failure> 
     };
     shell.print(&answer, |out| answer.write(out))?;
     mended?;
-    Ok(if last.findings().is_empty() {
-        Code::Done
-    } else {
+    let is_wrong = |found: &Finding| found.severity() != Severity::Note;
+    Ok(if last.findings().iter().any(is_wrong) {
         Code::Found
+    } else {
+        Code::Done
     })
 }
 

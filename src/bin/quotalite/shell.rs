@@ -230,7 +230,7 @@ impl Shell {
     /// Says something beside the answer, to people only.
     pub(crate) fn remark(&self, text: impl fmt::Display) {
         if !self.json && io::stderr().is_terminal() {
-            anstream::eprintln!("{text}");
+            let _ = writeln!(anstream::stderr(), "{text}");
         }
     }
 
@@ -243,7 +243,7 @@ impl Shell {
         if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
             return Err(no());
         }
-        anstream::eprint!("{question} [y/N] ");
+        write!(anstream::stderr(), "{question} [y/N] ")?;
         let mut answer = String::new();
         io::stdin().read_line(&mut answer)?;
         match answer.trim() {
@@ -258,10 +258,14 @@ impl Failure {
     pub(crate) fn tell(&self) -> ExitCode {
         if !self.message.is_empty() {
             let red = anstyle::AnsiColor::Red.on_default().bold();
-            anstream::eprintln!("{red}quotalite:{red:#} {}", self.message);
-            if let Some(hint) = &self.hint {
-                anstream::eprintln!("  {hint}");
-            }
+            let hint = self.hint.iter().map(|hint| format!("\n  {hint}"));
+            let hint = hint.collect::<String>();
+            // Where nobody can be told, the exit code says it.
+            let _ = writeln!(
+                anstream::stderr(),
+                "{red}quotalite:{red:#} {}{hint}",
+                self.message
+            );
         }
         self.code.into()
     }

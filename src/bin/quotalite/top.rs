@@ -5,10 +5,14 @@ mod state;
 mod view;
 
 use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, raise};
 use quotalite::{Error, Inspector};
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
@@ -36,6 +40,9 @@ pub(crate) struct TopArgs {
     every: Duration,
 }
 
+/// For how long a terminal is waited for that is to be put back.
+const RESTORING: Duration = Duration::from_millis(500);
+
 /// More than anybody looks through, and few enough to be read at once.
 const MOST: usize = 1_000;
 
@@ -61,9 +68,13 @@ pub(crate) fn top(shell: &Shell, args: &TopArgs) -> Result<Code, Failure> {
     restore_at_the_end().map_err(|error| Failure::failed(format_args!("signals: {error}")))?;
     let mut terminal = ratatui::try_init().map_err(on_the_terminal)?;
     let result = show(&mut terminal, &inspector, args, &mut state, palette);
-    let restored = ratatui::try_restore();
+    let restored = ratatui::try_restore().map_err(on_the_terminal);
+    if restored.is_err() {
+        // It has hung up. Dropping it would say so on that very terminal, and panic.
+        std::mem::forget(terminal);
+    }
     result?;
-    restored.map_err(on_the_terminal)?;
+    restored?;
     Ok(Code::Done)
 }
 
@@ -80,9 +91,15 @@ fn restore_at_the_end() -> nix::Result<()> {
     ends.thread_block()?;
     thread::spawn(move || {
         if let Ok(signal) = ends.wait() {
-            ratatui::restore();
-            // The terminal would have been told when it is dropped, which it is not.
-            let _ = execute!(io::stdout(), cursor::Show);
+            let (tell, is_restored) = channel();
+            thread::spawn(move || {
+                // It may have hung up. Otherwise it would have been told to show its cursor when it is dropped, which it is not.
+                let _ = ratatui::try_restore();
+                let _ = execute!(io::stdout(), cursor::Show);
+                let _ = tell.send(());
+            });
+            // One that takes nothing any more holds up whoever writes to it.
+            let _ = is_restored.recv_timeout(RESTORING);
             // What is raised in a thread that does not block it ends the process.
             let _ = SigSet::from(signal).thread_unblock();
             let _ = raise(signal);
@@ -99,6 +116,7 @@ fn show(
     palette: Palette,
 ) -> Result<(), Failure> {
     let mut looks_at = Instant::now();
+    let mut is_drawn = false;
     loop {
         if Instant::now() >= looks_at {
             if !state.is_still() {
@@ -106,16 +124,22 @@ fn show(
                 state.saw(seen.map_err(|error| Failure::from(error).message));
             }
             looks_at = Instant::now() + args.every.max(SHORTEST);
+            is_drawn = false;
         }
-        terminal
-            .draw(|frame| view::draw(frame, state, palette))
-            .map_err(on_the_terminal)?;
+        if !is_drawn {
+            terminal
+                .draw(|frame| view::draw(frame, state, palette))
+                .map_err(on_the_terminal)?;
+            is_drawn = true;
+        }
         let left = looks_at.saturating_duration_since(Instant::now());
-        if !event::poll(left).map_err(on_the_terminal)? {
+        wait_for_keys(left.min(SHORTEST)).map_err(on_the_terminal)?;
+        if !event::poll(Duration::ZERO).map_err(on_the_terminal)? {
             continue;
         }
+        // A key, or another size.
+        is_drawn = false;
         let Event::Key(key) = event::read().map_err(on_the_terminal)? else {
-            // The terminal has another size: it is drawn anew.
             continue;
         };
         if key.kind == KeyEventKind::Release {
@@ -126,6 +150,27 @@ fn show(
             Then::LookAgain => looks_at = Instant::now(),
             Then::Quit => return Ok(()),
         }
+    }
+}
+
+/// Waits for something to read, and notices if the terminal has hung up: asked for events then, crossterm would read its end
+/// again and again.
+fn wait_for_keys(longest: Duration) -> io::Result<()> {
+    let keyboard = io::stdin();
+    let mut polled = [PollFd::new(keyboard.as_fd(), PollFlags::POLLIN)];
+    let timeout = PollTimeout::try_from(longest).unwrap_or(PollTimeout::ZERO);
+    match poll(&mut polled, timeout) {
+        // A signal: the terminal may have another size.
+        Ok(0) | Err(Errno::EINTR) => return Ok(()),
+        Ok(_) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let has_gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
+    match polled[0].revents() {
+        Some(events) if events.intersects(has_gone) => {
+            Err(io::Error::from(io::ErrorKind::UnexpectedEof))
+        }
+        _ => Ok(()),
     }
 }
 
