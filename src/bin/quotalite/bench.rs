@@ -316,7 +316,8 @@ impl Directory {
 impl Drop for Directory {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            anstream::eprintln!("{}: {error}", self.0.display());
+            // Where nobody can be told, it stays.
+            let _ = writeln!(anstream::stderr(), "{}: {error}", self.0.display());
         }
     }
 }

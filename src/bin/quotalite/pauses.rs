@@ -66,7 +66,9 @@ pub(crate) fn pause(shell: &Shell, args: &PauseArgs) -> Result<Code, Failure> {
         .length
         .is_some_and(|length| length > left + Duration::from_secs(1))
     {
-        anstream::eprintln!("{WARN}the limit's definition caps its pauses{WARN:#}");
+        shell.warn(format_args!(
+            "{WARN}the limit's definition caps its pauses{WARN:#}"
+        ));
     }
     shell.print(&paused, |out| {
         let left = show::duration(left);

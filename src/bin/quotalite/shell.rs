@@ -234,6 +234,13 @@ impl Shell {
         }
     }
 
+    /// Says that the answer is not quite what was asked for. Where nobody can be told, the answer shows it.
+    pub(crate) fn warn(&self, text: impl fmt::Display) {
+        if !self.json {
+            let _ = writeln!(anstream::stderr(), "{text}");
+        }
+    }
+
     /// Asks for a yes, unless it was given.
     pub(crate) fn confirm(question: impl fmt::Display, yes: bool) -> Result<(), Failure> {
         if yes {
