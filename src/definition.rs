@@ -181,7 +181,10 @@ impl Author {
         let name = program.as_deref().and_then(Path::file_name);
         Self {
             pid: std::process::id(),
-            program: name.map_or_else(String::new, |name| name.to_string_lossy().into_owned()),
+            // It is shown on terminals.
+            program: name.map_or_else(String::new, |name| {
+                name.to_string_lossy().replace(char::is_control, "?")
+            }),
         }
     }
 }

@@ -716,3 +716,110 @@ fn the_program_documents_itself() {
         "its file is gone again"
     );
 }
+
+/// Another user who may only read would leave files of his own, and the owner could not write any more.
+#[test]
+fn a_look_by_somebody_who_may_not_write_leaves_nothing_behind() {
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("only root can be two users: not tested");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let shared = directory.path().join("shared");
+    fs::create_dir(&shared).unwrap();
+    for (path, mode) in [(directory.path(), 0o755), (&shared, 0o777)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let program = directory.path().join("program");
+    fs::copy(env!("CARGO_BIN_EXE_quotalite"), &program).unwrap();
+    let db = shared.join("limits.db");
+    let as_user = |user: u32, arguments: &[&str]| {
+        let mut command = Command::new(&program);
+        command.uid(user).gid(user).env("QUOTALITE_DB", &db);
+        ended(command.args(arguments).output().unwrap())
+    };
+    let (owner, other) = (65_533, 65_534);
+    assert_eq!(
+        as_user(owner, &["limits", "set", "calls", "10/s"]).code,
+        Some(0)
+    );
+    fs::set_permissions(&db, fs::Permissions::from_mode(0o644)).unwrap();
+    for arguments in LOOKS {
+        let looked = as_user(other, arguments);
+        assert_eq!(looked.code, Some(125), "{arguments:?}: {}", looked.out);
+        assert!(looked.err.contains("may write"), "{}", looked.err);
+    }
+    assert_eq!(fs::read_dir(&shared).unwrap().count(), 2);
+    let waited = as_user(owner, &["wait", "calls"]);
+    assert_eq!(waited.code, Some(0), "{}", waited.err);
+}
+
+#[test]
+fn a_journal_of_another_program_is_not_rolled_back_by_a_look() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("other.db");
+    let journal = directory.path().join("other.db-journal");
+    let other = rusqlite::Connection::open(&db).unwrap();
+    other
+        .execute_batch("CREATE TABLE t (x); PRAGMA cache_size = 1")
+        .unwrap();
+    drop(other);
+    fs::write(&journal, [7; 1_024]).unwrap();
+    let before = fs::read(&db).unwrap();
+    for arguments in LOOKS.iter().chain(&[&["doctor"][..]]) {
+        assert_ne!(run(&db, arguments).code, Some(0), "{arguments:?}");
+    }
+    assert_eq!(fs::read(&db).unwrap(), before);
+    assert_eq!(fs::read(&journal).unwrap(), [7; 1_024]);
+}
+
+#[test]
+fn an_answer_that_nobody_reads_is_the_same_answer() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    done(&db, &["limits", "set", "calls", "1/h"]);
+    let code = |arguments: &[&str]| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = program(&db);
+        command
+            .args(arguments)
+            .stdout(writer)
+            .status()
+            .unwrap()
+            .code()
+    };
+    assert_eq!(code(&["peek", "calls"]), Some(0));
+    done(&db, &["wait", "calls"]);
+    for arguments in [
+        &["peek", "calls"][..],
+        &["peek", "calls", "--json"],
+        &["explain", "calls"],
+    ] {
+        assert_eq!(code(arguments), Some(75), "{arguments:?}");
+    }
+    assert_eq!(code(&["status", "--watch", "--every", "10ms"]), Some(0));
+}
+
+#[test]
+fn what_is_rate_limited_pauses_the_others_also_where_nobody_waits() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    done(&db, &["limits", "set", "calls", "10/s"]);
+    let fails = [
+        "run",
+        "--limit",
+        "calls",
+        "--within",
+        "0",
+        "--retry-match",
+        "429",
+        "--",
+    ];
+    let ended = run(
+        &db,
+        &[&fails[..], &["sh", "-c", "echo HTTP 429; exit 9"]].concat(),
+    );
+    assert_eq!(ended.code, Some(9), "{}", ended.err);
+    assert_eq!(run(&db, &["peek", "calls"]).code, Some(75));
+    assert!(done(&db, &["status"]).contains("paused"));
+}

@@ -4,7 +4,7 @@ mod plot;
 mod rerun;
 mod svg;
 
-use std::fs;
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::thread;
@@ -114,8 +114,16 @@ pub(crate) fn replay(shell: &Shell, args: &ReplayArgs) -> Result<Code, Failure> 
     };
     if let Some(path) = &args.svg {
         let drawn = svg::draw(&answer, &series(svg::COLUMNS));
-        fs::write(path, drawn)
-            .map_err(|error| Failure::failed(format_args!("{}: {error}", path.display())))?;
+        let made = File::create_new(path).and_then(|mut file| file.write_all(drawn.as_bytes()));
+        made.map_err(|error| {
+            let message = format!("{}: {error}", path.display());
+            match error.kind() {
+                io::ErrorKind::AlreadyExists => {
+                    Failure::misused(message).hint("nothing is overwritten: choose another name")
+                }
+                _ => Failure::failed(message),
+            }
+        })?;
     }
     let drawn = series(plot::COLUMNS_TOLD);
     let told = Told {
@@ -125,7 +133,7 @@ pub(crate) fn replay(shell: &Shell, args: &ReplayArgs) -> Result<Code, Failure> 
         columns: drawn.columns,
     };
     shell.print(&told, |out| {
-        let width = show::width();
+        let width = show::width().min(120);
         answer.write(out, width)?;
         if answer.charges > 0 {
             writeln!(out)?;

@@ -13,8 +13,8 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use quotalite::{
-    Answer, Decision, Last, Limit, LimitBuilder, Limiter, MAX_RETRIES, OnConflict, Peek, Permit,
-    Request, RetryErrorKind, RetryEvent, RetryPolicy, retry,
+    Answer, Backoff, Decision, Last, Limit, LimitBuilder, Limiter, MAX_RETRIES, OnConflict, Peek,
+    Permit, Request, RetryErrorKind, RetryEvent, RetryPolicy, retry,
 };
 use regex::bytes::Regex;
 
@@ -106,7 +106,16 @@ pub(crate) fn run(shell: &Shell, args: &RunArgs) -> Result<Code, Failure> {
     };
     if is_now_or_never {
         return match job.limiter.try_acquire(&job.request)? {
-            Decision::Granted(permit) => Ok(job.call(&permit)?.code()),
+            Decision::Granted(permit) => {
+                let ended = job.call(&permit)?;
+                if ended.code != 0 && !ended.on_demand && ended.matches {
+                    for key in job.paused_keys()? {
+                        let strike = Backoff::strike().asked_at(permit.at());
+                        job.limiter.pause(key, strike)?;
+                    }
+                }
+                Ok(ended.code())
+            }
             Decision::Denied(denial) => Err(Failure::of(Code::Refused, denial)),
         };
     }

@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use quotalite::{Error, Inspector, Limiter, LimitsFileError};
 use serde::Serialize;
 
@@ -217,14 +219,21 @@ impl Shell {
         show: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<(), Failure> {
         let mut out = io::BufWriter::new(anstream::stdout().lock());
-        if self.json {
-            serde_json::to_writer(&mut out, answer).map_err(io::Error::from)?;
-            writeln!(out)?;
+        let printed = if self.json {
+            serde_json::to_writer(&mut out, answer)
+                .map_err(io::Error::from)
+                .and_then(|()| writeln!(out))
         } else {
-            show(&mut out)?;
+            show(&mut out)
+        };
+        match printed.and_then(|()| out.flush()) {
+            // Whoever reads has seen enough, and the answer is what it is.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                let _ = out.into_parts();
+                Ok(())
+            }
+            printed => Ok(printed?),
         }
-        out.flush()?;
-        Ok(())
     }
 
     /// Says something beside the answer, to people only.
@@ -276,6 +285,17 @@ impl Failure {
         }
         self.code.into()
     }
+}
+
+/// Whether whoever was to read what is printed has gone: then there is no use in going on.
+pub(crate) fn nobody_reads() -> bool {
+    let out = io::stdout();
+    let mut pipe = [PollFd::new(out.as_fd(), PollFlags::empty())];
+    let has_gone = PollFlags::POLLERR | PollFlags::POLLHUP;
+    poll(&mut pipe, PollTimeout::ZERO).is_ok()
+        && pipe[0]
+            .revents()
+            .is_some_and(|events| events.intersects(has_gone))
 }
 
 /// What was wrong with the arguments, or the help that was asked for.

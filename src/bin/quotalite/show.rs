@@ -1,6 +1,6 @@
 //! How things look on a terminal.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, SystemTime};
 
 use anstyle::{AnsiColor, Style};
@@ -19,6 +19,10 @@ pub(crate) const BOLD: Style = Style::new().bold();
 
 /// How wide what is printed may be.
 pub(crate) fn width() -> usize {
+    if !io::stdout().is_terminal() {
+        // What goes to a program is not cut.
+        return usize::MAX;
+    }
     terminal_size::terminal_size().map_or(120, |(width, _)| usize::from(width.0).max(20))
 }
 

@@ -10,7 +10,7 @@ use clap::Args;
 use quotalite::{BreakerState, Error, Look, Timestamp, Usage};
 use serde::Serialize;
 
-use crate::shell::{Code, Failure, Shell};
+use crate::shell::{Code, Failure, Shell, nobody_reads};
 use crate::show::{self, BAD, BOLD, Cell, Column, DIM, Table, WARN, bar, colour_of, counted};
 
 /// How limits stand: for each rate what is used and available, and when more comes free
@@ -57,7 +57,7 @@ pub(crate) fn status(shell: &Shell, args: &StatusArgs) -> Result<Code, Failure> 
             write!(io::stdout(), "\x1b[H\x1b[2J")?;
         }
         shell.print(&status, |out| status.write(out))?;
-        if !args.watch {
+        if !args.watch || nobody_reads() {
             return Ok(Code::Done);
         }
         thread::sleep(args.every.max(Duration::from_millis(10)));

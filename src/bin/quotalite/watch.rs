@@ -4,16 +4,14 @@ mod difference;
 mod snapshot;
 
 use std::io::{self, Write};
-use std::os::fd::AsFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use self::difference::{Event, difference};
 use self::snapshot::Snapshot;
-use crate::shell::{Code, Failure, Shell};
+use crate::shell::{Code, Failure, Shell, nobody_reads};
 use crate::show::{self, BOLD, DIM};
 
 /// Events as they happen, a line each, until ^C
@@ -75,15 +73,4 @@ fn write(event: &Event, out: &mut dyn Write) -> io::Result<()> {
         event.time,
         event.text()
     )
-}
-
-/// Whether whoever was to read this has gone: then nothing would ever be printed that tells.
-fn nobody_reads() -> bool {
-    let out = io::stdout();
-    let mut pipe = [PollFd::new(out.as_fd(), PollFlags::empty())];
-    let has_gone = PollFlags::POLLERR | PollFlags::POLLHUP;
-    poll(&mut pipe, PollTimeout::ZERO).is_ok()
-        && pipe[0]
-            .revents()
-            .is_some_and(|events| events.intersects(has_gone))
 }

@@ -1,5 +1,6 @@
 //! Reading a file without having anything to do with it.
 
+use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -121,8 +122,22 @@ impl Inspector {
     pub(super) fn open_alone(&self) -> Result<Connection, Error> {
         let failed = |error| self.place.sqlite(error);
         let has_wal = self.place.wal.symlink_metadata().is_ok();
+        let refused = |kind, why: &str| {
+            self.place
+                .failed("looking at it", io::Error::new(kind, why))
+        };
+        if self.place.has_journal() {
+            // SQLite would roll it back, and a file of this crate has none.
+            let why = "a journal lies beside it, of another program, or of one that is making it";
+            return Err(refused(io::ErrorKind::InvalidData, why));
+        }
         let connection =
             Connection::open_with_flags(&self.place.database, flags()).map_err(failed)?;
+        if connection.is_readonly("main").map_err(failed)? {
+            // With its first read, SQLite would make sidecars that belong to this user, and lock the owner out.
+            let why = "only those who may write to it can look at it";
+            return Err(refused(io::ErrorKind::PermissionDenied, why));
+        }
         if has_wal {
             // Whoever closes a file last copies its WAL, which is for those to do who know that it belongs to it. If there
             // was none, there is nothing to copy, and it goes away again.

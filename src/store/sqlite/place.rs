@@ -131,6 +131,14 @@ impl Place {
         }
     }
 
+    /// Whether a rollback journal lies beside it, as SQLite names it.
+    #[cfg(feature = "inspect")]
+    pub(super) fn has_journal(&self) -> bool {
+        let mut name = self.database.clone().into_os_string();
+        name.push("-journal");
+        Path::new(&name).symlink_metadata().is_ok()
+    }
+
     pub(super) fn failed(&self, action: &'static str, source: io::Error) -> Error {
         Error::Io {
             file: self.database.clone(),

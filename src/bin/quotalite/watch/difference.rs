@@ -217,8 +217,14 @@ fn permits(former: &Snapshot, present: &Snapshot) -> Vec<Event> {
     };
     let granted = present.permits.values().filter_map(|permit| {
         let before = former.permits.get(&permit.fence);
-        let was_open = before.is_some_and(|before| before.state.is_open());
-        match (was_open, permit.state.is_open()) {
+        // What is booked is told as such, and granted when its instant has come.
+        let is_granted =
+            |permit: &PermitRow| permit.state.is_open() && permit.state != PermitState::Booked;
+        let was_open = before.is_some_and(is_granted);
+        if permit.state == PermitState::Booked {
+            return None;
+        }
+        match (was_open, is_granted(permit)) {
             (false, true) => Some(told("granted", permit)),
             // What has ended tells no more what it held.
             (true, false) => Some(told(permit.state.as_str(), before.unwrap_or(permit))),
