@@ -5,8 +5,6 @@ use std::time::Duration;
 use jiff::{SignedDuration, Span, SpanRelativeTo};
 use quotalite::Request;
 
-use crate::shell::Failure;
-
 /// An amount of a limit: `KEY`, or `KEY=AMOUNT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Take {
@@ -52,14 +50,6 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         .to_duration(SpanRelativeTo::days_are_24_hours())
         .map_err(|error| error.to_string())?;
     Duration::try_from(signed).map_err(|_| "it is negative".to_owned())
-}
-
-/// Refuses what the same argument twice would mean.
-pub(crate) fn check_takes(takes: &[Take]) -> Result<(), Failure> {
-    if takes.is_empty() {
-        return Err(Failure::misused("no limit is named").hint("`--limit KEY[=AMOUNT]`"));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

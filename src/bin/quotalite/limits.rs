@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use quotalite::{Action, Definition, Limit, LimitBuilder, LimitsFile, OnConflict, Overage};
+use quotalite::{
+    Action, Definition, Limit, LimitBuilder, LimitChange, LimitsFile, OnConflict, Overage,
+};
 use serde::Serialize;
 
 use crate::shell::{Code, Failure, Shell};
@@ -225,19 +227,24 @@ struct Changed {
     time: String,
 }
 
+/// What was done to a definition, in a word.
+pub(crate) fn action_of(change: &LimitChange) -> &'static str {
+    match change.action() {
+        Action::Created => "created",
+        Action::Replaced => "replaced",
+        Action::Removed => "removed",
+        Action::Reset => "reset",
+        _ => "changed",
+    }
+}
+
 fn show(shell: &Shell, args: &ShowArgs) -> Result<Code, Failure> {
     let shown = shell.inspector()?.look(|look| {
         let limit = look.limit(&args.key)?;
         let changes = look.changes(limit.key())?;
         let changes = changes.iter().map(|change| Changed {
             at: show::instant(look, change.at()),
-            action: match change.action() {
-                Action::Created => "created",
-                Action::Replaced => "replaced",
-                Action::Removed => "removed",
-                Action::Reset => "reset",
-                _ => "changed",
-            },
+            action: action_of(change),
             definition: change.definition().to_owned(),
             program: change.program().to_owned(),
             pid: change.pid(),

@@ -86,7 +86,6 @@ pub(crate) struct RunArgs {
 }
 
 pub(crate) fn run(shell: &Shell, args: &RunArgs) -> Result<Code, Failure> {
-    ask::check_takes(&args.limits)?;
     let is_now_or_never = args.within == Some(Duration::ZERO);
     if is_now_or_never && args.retry > 0 {
         return Err(Failure::misused("`--within 0` leaves no time to try again"));

@@ -1,8 +1,9 @@
 //! What there is to see of one limit.
 
-use quotalite::{Action, ChargeKind, Error, Look, Timestamp};
+use quotalite::{ChargeKind, Error, Look, Timestamp};
 
 use crate::ledger::{before, list, taken};
+use crate::limits::action_of;
 use crate::show;
 use crate::status::{InLine, Standing};
 
@@ -136,12 +137,7 @@ fn changes(look: &mut Look<'_>, key: &str) -> Result<Vec<String>, Error> {
     let changes = look.changes(key)?;
     let lines = changes.iter().take(MOST).map(|change| {
         let time = show::time(look.wall(change.at()));
-        let action = match change.action() {
-            Action::Created => "created",
-            Action::Replaced => "replaced",
-            Action::Removed => "removed",
-            _ => "changed",
-        };
+        let action = action_of(change);
         format!(
             "{time}  {action}: {}  by {} {}",
             change.definition(),
