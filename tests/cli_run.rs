@@ -5,9 +5,14 @@
 mod support;
 
 use std::fs::Permissions;
+use std::io::Read;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use quotalite::{Inspector, Limit, Limiter, PausePolicy, SECOND};
+use support::mount::{Mount, fill};
 use support::processes::{eventually, signal_by, start};
 use support::running::{audited, charges, code, in_line, limiter_with, most_inside, run, sh};
 use support::scratch;
@@ -166,6 +171,72 @@ fn nothing_but_the_command_writes_to_the_output() {
             (b"out" as &[u8], b"err" as &[u8])
         );
     }
+}
+
+#[test]
+fn nothing_is_run_on_a_full_disk_and_what_ran_is_what_counts() {
+    let scratch = scratch();
+    let Some(_mount) = Mount::tmpfs(scratch.path(), "512k") else {
+        println!("skipped: this user may not mount a filesystem");
+        return;
+    };
+    let limiter = limiter_with(&scratch, Limit::slots("one", 1));
+    limiter.define(Limit::new("a").per_hour(100)).unwrap();
+    drop(limiter);
+    let limits = "--limit a --limit one";
+    // The command itself fills it, so that its slot cannot be given back as usual.
+    let fill_up = "head -c 1000000 /dev/zero > ballast; exit 5";
+    let line = format!("run {limits} -- sh -c '{fill_up}'");
+    assert_eq!(code(&scratch, &line), 5);
+    fill(&scratch.path().join("more"));
+    let output = sh(&scratch, &format!("run {limits} -- echo ran"));
+    assert_eq!(output.status.code(), Some(125));
+    assert_eq!(output.stdout, b"");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("limits.db"), "{said}");
+    for ballast in ["ballast", "more"] {
+        std::fs::remove_file(scratch.path().join(ballast)).unwrap();
+    }
+    let line = format!("run {limits} --within 0 -- true");
+    assert_eq!(code(&scratch, &line), 0);
+    assert_eq!(audited(&scratch, "a", 100), 2);
+}
+
+#[test]
+fn output_goes_through_to_who_does_not_wait_for_it() {
+    let scratch = scratch();
+    // The pipe is soon full, and says so to all that write into it.
+    let write_much = "head -c 300000 /dev/zero | tr '\\0' x";
+    let line = [
+        "--limit",
+        "a",
+        "--rate",
+        "9/s",
+        "--retry-match",
+        "429",
+        "--",
+        "sh",
+        "-c",
+        write_much,
+    ];
+    let (mut read, write) = std::io::pipe().unwrap();
+    let full = write.try_clone().unwrap();
+    let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK;
+    fcntl(&write, FcntlArg::F_SETFL(flags)).unwrap();
+    let mut command = run(&scratch, line);
+    let process = start({
+        command.stdout(write);
+        command
+    });
+    eventually("the pipe is full", || {
+        let mut pipe = [PollFd::new(full.as_fd(), PollFlags::POLLOUT)];
+        poll(&mut pipe, PollTimeout::ZERO).unwrap() == 0
+    });
+    drop(full);
+    let mut seen = Vec::new();
+    read.read_to_end(&mut seen).unwrap();
+    assert_eq!(seen.len(), 300_000);
+    process.wait_well();
 }
 
 /// Fails so many times, and then ends well.

@@ -101,7 +101,7 @@ fn a_slot_comes_back_when_the_command_is_killed() {
     let process = start_until_told(&scratch, &["--limit", "one", "--slots", "1"]);
     assert_taken(&scratch);
     kill(command_of(scratch.path()), Signal::SIGKILL).unwrap();
-    assert_eq!(process.wait().code(), Some(137));
+    assert_eq!(process.wait().signal(), Some(9));
     assert_eq!(code(&scratch, "run --limit one --within 0 -- true"), 0);
 }
 
@@ -122,21 +122,42 @@ fn a_daemon_keeps_no_slot_of_a_command_that_has_ended() {
 
 #[test]
 fn signals_that_are_sent_to_run_are_passed_on() {
-    for (signal, expected) in [(Signal::SIGTERM, 7), (Signal::SIGHUP, 8)] {
-        let scratch = scratch();
-        let command = format!("trap 'exit 7' TERM; trap 'exit 8' HUP; {UNTIL_TOLD}");
-        let arguments = ["--limit", "one", "--slots", "1", "--", "sh", "-c", &command];
-        let process = start(run(&scratch, arguments));
-        await_signal(&scratch.path().join("ready"));
-        process.send(signal);
-        assert_eq!(process.wait().code(), Some(expected));
-        assert_eq!(code(&scratch, "run --limit one --within 0 -- true"), 0);
+    for signal in [
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+        Signal::SIGALRM,
+    ] {
+        let name = &signal.as_str()["SIG".len()..];
+        for (trap, expected) in [
+            (format!("trap 'exit 40' {name};"), Some(40)),
+            (String::new(), None),
+        ] {
+            let scratch = scratch();
+            let command = format!("{trap} {UNTIL_TOLD}");
+            let arguments = ["--limit", "one", "--slots", "1", "--", "sh", "-c", &command];
+            let process = start(run(&scratch, arguments));
+            await_signal(&scratch.path().join("ready"));
+            process.send(signal);
+            let status = process.wait();
+            assert_eq!(status.code(), expected, "{signal}, {trap}");
+            let ended_by = expected.is_none().then_some(signal as i32);
+            assert_eq!(status.signal(), ended_by, "{signal}");
+            assert_eq!(code(&scratch, "run --limit one --within 0 -- true"), 0);
+        }
     }
 }
 
 #[test]
 fn run_waits_for_a_command_that_deals_with_an_interrupt() {
-    for (trap, expected) in [("", 130), ("trap 'exit 4' INT;", 4), ("trap '' INT;", 0)] {
+    for (trap, code_of_run, signal) in [
+        ("", None, Some(2)),
+        ("trap 'exit 4' INT;", Some(4), None),
+        ("trap '' INT;", Some(0), None),
+    ] {
         let scratch = scratch();
         let command = format!("{trap} {UNTIL_TOLD}");
         let arguments = ["--limit", "one", "--slots", "1", "--", "sh", "-c", &command];
@@ -148,10 +169,11 @@ fn run_waits_for_a_command_that_deals_with_an_interrupt() {
         await_signal(&scratch.path().join("ready"));
         let group = Pid::from_raw(process.id().try_into().unwrap());
         killpg(group, Signal::SIGINT).unwrap();
-        if expected == 0 {
+        if code_of_run == Some(0) {
             signal_by(&scratch.path().join("stop"));
         }
-        assert_eq!(process.wait().code(), Some(expected), "{trap}");
+        let status = process.wait();
+        assert_eq!((status.code(), status.signal()), (code_of_run, signal));
         assert_eq!(code(&scratch, "run --limit one --within 0 -- true"), 0);
     }
 }
@@ -161,6 +183,37 @@ fn signals_that_are_ignored_stay_ignored() {
     let scratch = scratch();
     let command = "run --limit a --rate 1/s -- sh -c 'kill -HUP $$; kill -INT $$; exit 5'";
     assert_eq!(code(&scratch, &format!("trap '' HUP INT; {command}")), 5);
+}
+
+#[test]
+fn a_signal_that_is_ignored_is_no_reason_to_give_up() {
+    let scratch = scratch();
+    // It sends the signal to the process that has started it.
+    let fails_once = "[ -e tried ] || { : > tried; kill -HUP $PPID; exit 75; }";
+    let command = format!("run --limit a --rate 100/s --retry 1 -- sh -c '{fails_once}'");
+    assert_eq!(
+        code(&scratch, &format!("trap '' HUP; {command}; exit $?")),
+        0
+    );
+}
+
+#[test]
+fn how_a_command_ended_is_known_where_children_are_ignored() {
+    let scratch = scratch();
+    let line = "env --ignore-signal=CHLD run --limit a --rate 100/s -- sh -c 'exit 5'";
+    assert_eq!(code(&scratch, line), 5);
+}
+
+#[test]
+fn a_core_is_that_of_the_command() {
+    let scratch = scratch();
+    let line =
+        "ulimit -c unlimited; run --limit a --rate 100/s -- sh -c 'ulimit -c 0; kill -ABRT $$'";
+    assert_eq!(code(&scratch, line), 134);
+    let found = std::fs::read_dir(scratch.path()).unwrap();
+    let names = found.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let cores: Vec<_> = names.filter(|name| name.starts_with("core")).collect();
+    assert!(cores.is_empty(), "{cores:?}");
 }
 
 #[test]
@@ -212,7 +265,8 @@ fn a_command_learns_that_nobody_reads_any_more() {
         let mut first = [0; 2];
         child.stdout.take().unwrap().read_exact(&mut first).unwrap();
         assert_eq!(&first, b"y\n");
-        assert_eq!(child.wait().unwrap().code(), Some(141), "{options:?}");
+        let status = child.wait().unwrap();
+        assert_eq!(status.signal(), Some(13), "{options:?}");
     }
 }
 
@@ -249,7 +303,7 @@ fn an_interrupt_ends_the_wait_for_the_next_try() {
     process.send(Signal::SIGTERM);
     // Or it ran just then, and is not run again.
     let status = process.wait();
-    let ended = status.signal() == Some(15) || matches!(status.code(), Some(75 | 143));
+    let ended = status.signal() == Some(15) || status.code() == Some(75);
     assert!(ended, "{status}");
 }
 

@@ -3,12 +3,11 @@
 mod support;
 
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use quotalite::{Booking, Decision, Error, HOUR, Limit, Limiter, Request, SECOND, Timestamp};
 use support::audit::audit;
+use support::mount::{Mount, fill};
 use support::processes::{
     Diary, await_signal, command_under, in_a_pid_namespace, number, path, play, read_diaries,
     signal_by, size, spawn, start,
@@ -26,37 +25,6 @@ fn child() {
         ("open in vain", open_in_vain),
         ("acquire when told", acquire_when_told),
     ]);
-}
-
-/// A small filesystem of its own, for as long as this lives.
-#[derive(Debug)]
-struct Mount(PathBuf);
-
-impl Mount {
-    /// Nothing if this user may not mount.
-    fn tmpfs(directory: &Path, bytes: &str) -> Option<Self> {
-        let status = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "none"])
-            .arg(directory)
-            .status();
-        status
-            .is_ok_and(|status| status.success())
-            .then(|| Self(directory.to_owned()))
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
-/// Fills whatever is left, in pieces that get smaller.
-fn fill(ballast: &Path) {
-    let mut file = std::fs::File::create(ballast).unwrap();
-    for piece in [64 << 10, 4 << 10, 1] {
-        while std::io::Write::write_all(&mut file, &vec![1; piece]).is_ok() {}
-    }
 }
 
 #[test]

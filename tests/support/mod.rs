@@ -7,6 +7,8 @@ pub mod answering;
 pub mod audit;
 pub mod jumping;
 #[cfg(target_os = "linux")]
+pub mod mount;
+#[cfg(target_os = "linux")]
 pub mod processes;
 #[cfg(all(feature = "cli", target_os = "linux"))]
 pub mod running;

@@ -1,6 +1,7 @@
 //! `quotalite run`, as a process on a file of a test.
 
 use std::ffi::OsStr;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output, Stdio};
 
 use quotalite::{ChargeRow, Inspector, LimitBuilder, Limiter, Timestamp};
@@ -32,14 +33,11 @@ pub fn sh(scratch: &Scratch, line: &str) -> Output {
         .unwrap()
 }
 
-#[track_caller]
+/// What it ended with, as shells say it.
 pub fn code(scratch: &Scratch, line: &str) -> i32 {
-    let output = sh(scratch, line);
-    let said = String::from_utf8_lossy(&output.stderr);
-    output
-        .status
-        .code()
-        .unwrap_or_else(|| panic!("{line}: {said}"))
+    let status = sh(scratch, line).status;
+    let of_signal = || status.signal().map(|signal| signal + 128);
+    status.code().or_else(of_signal).unwrap()
 }
 
 /// A command that says that it runs, and goes on until it is told to end, or the test has ended.

@@ -8,6 +8,7 @@ mod ask;
 mod backup;
 mod bench;
 mod compact;
+mod disposition;
 mod doctor;
 mod explain;
 mod generate;
@@ -99,7 +100,7 @@ fn main() -> ExitCode {
         Command::Man(args) => generate::man(&args),
     };
     match result {
-        Ok(code) => code.into(),
+        Ok(code) => code.end(),
         Err(failure) => failure.tell(),
     }
 }

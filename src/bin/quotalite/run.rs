@@ -28,16 +28,17 @@ use crate::show;
 ///
 /// All limits are taken at once, or none is. The command waits in line for as long as that takes, or as --within says, and then
 /// runs in place: with the input, output and terminal of this call, and in its process group. What it ends with is passed
-/// on: its exit code, or 128 + n if signal n has ended it. If it cannot be executed (126) or is not found (127), nothing
-/// is charged.
+/// on: its exit code, or the signal that has ended it, which ends `run`, too. If it cannot be executed (126) or is not found
+/// (127), nothing is charged.
 ///
 /// Slots are held until the command has ended, however it ends. Should `run` itself be killed with SIGKILL meanwhile, they
 /// come back when the command has ended (on Linux): the command inherits a descriptor of the lock file that says so, with a
 /// number from 100 on. Daemons that it leaves behind have it, too, but keep slots only if `run` was killed. What was charged
 /// to rates stays charged.
 ///
-/// ^C and ^\ at a terminal reach the command by themselves, and `run` ends when it has. SIGTERM and SIGHUP are passed on to the
-/// command. As long as it waits in line, any of these ends `run`, and its place in line comes back.
+/// ^C and ^\ at a terminal reach the command by themselves, and `run` ends when it has. What is sent to `run` by a process is
+/// passed on to the command: SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and SIGALRM. As long as it waits in line, any of
+/// these ends `run`, and its place in line comes back.
 ///
 /// With --retry, a command that ends with a code of --retry-on is run again after 1 s, 2 s, 4 s and so on, up to a minute, or
 /// any shorter time: chance spreads those who have failed together. Each try waits in line and pays by itself. Giving up

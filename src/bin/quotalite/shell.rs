@@ -8,8 +8,11 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
 use quotalite::{Error, Inspector, Limiter, LimitsFileError};
 use serde::Serialize;
+
+use crate::disposition::end_by;
 
 /// How a command ends. The numbers are part of what scripts rely on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,26 +30,42 @@ pub(crate) enum Code {
     Failed,
     /// What a command that was run ended with.
     Child(u8),
+    /// The signal that has ended a command that was run.
+    Signal(i32),
 }
 
 /// What `--help` says about them.
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 a check has found something; 64 misused: wrong arguments, an unknown limit, an amount that never
 fits; 75 refused for now; 124 not admitted in time; 125 the file cannot be used. `run` passes on the code of its
-command, 126 if that cannot be executed, 127 if it is not found, and 128 + n if signal n has ended it.";
+command, 126 if that cannot be executed, 127 if it is not found, and is ended by the signal that has ended it, which shells
+call 128 + n.";
 
-impl From<Code> for ExitCode {
-    fn from(code: Code) -> Self {
-        Self::from(match code {
-            Code::Done => 0,
-            Code::Found => 1,
-            Code::Misused => 64,
-            Code::Refused => 75,
-            Code::TooLate => 124,
-            Code::Failed => 125,
-            Code::Child(code) => code,
+impl Code {
+    /// Ends this process if a signal is to end it.
+    pub(crate) fn end(self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Done => 0,
+            Self::Found => 1,
+            Self::Misused => 64,
+            Self::Refused => 75,
+            Self::TooLate => 124,
+            Self::Failed => 125,
+            Self::Child(code) => code,
+            Self::Signal(number) => {
+                if let Ok(signal) = Signal::try_from(number) {
+                    end_by(signal);
+                }
+                // Those for real time have no names, and can only be told of.
+                u8::try_from(code_of_signal(number)).unwrap_or(u8::MAX)
+            }
         })
     }
+}
+
+/// How shells call a signal that has ended a command.
+pub(crate) fn code_of_signal(number: i32) -> i32 {
+    number.saturating_add(128)
 }
 
 /// Why a command could not do what it was to do.
@@ -283,7 +302,7 @@ impl Failure {
                 self.message
             );
         }
-        self.code.into()
+        self.code.end()
     }
 }
 
@@ -303,8 +322,8 @@ pub(crate) fn misused(error: &clap::Error) -> ExitCode {
     // If nobody reads it, there is nobody to tell.
     let _ = error.print();
     if error.use_stderr() {
-        Code::Misused.into()
+        Code::Misused.end()
     } else {
-        Code::Done.into()
+        Code::Done.end()
     }
 }

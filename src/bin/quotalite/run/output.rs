@@ -91,11 +91,28 @@ impl Stream {
             if has_ended {
                 left = left.saturating_sub(length);
             }
-            if left == 0 || self.to.write_all(&chunk[..length]).is_err() {
+            if left == 0 || self.write(&chunk[..length]).is_err() {
                 break;
             }
         }
         self.lines.end()
+    }
+
+    fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.to.write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(length) => bytes = &bytes[length..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Somebody who shares it does not want to wait for whoever reads.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let mut to = [PollFd::new(self.to.as_fd(), PollFlags::POLLOUT)];
+                    poll(&mut to, PollTimeout::NONE)?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Waits until there is something to read, and says whether the command has ended by then. Nothing if it has, and there

@@ -10,8 +10,8 @@ use nix::unistd::Pid;
 use regex::bytes::Regex;
 
 use super::output::Output;
-use super::signals::Signals;
-use crate::shell::{Code, Failure};
+use super::signals::{Signals, asks_to_end};
+use crate::shell::{self, Code, Failure};
 
 /// A command, ready to be started any number of times.
 #[derive(Debug)]
@@ -24,7 +24,9 @@ pub(super) struct Program {
 /// How a command has ended.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ended {
+    /// 128 + n if signal n has ended it.
     pub(super) code: u8,
+    signal: Option<i32>,
     /// Whether somebody wanted it to.
     pub(super) on_demand: bool,
     /// Whether a line of its output is what was looked for.
@@ -33,7 +35,10 @@ pub(super) struct Ended {
 
 impl Ended {
     pub(super) fn code(self) -> Code {
-        Code::Child(self.code)
+        match self.signal {
+            Some(signal) => Code::Signal(signal),
+            None => Code::Child(self.code),
+        }
     }
 }
 
@@ -137,22 +142,14 @@ impl Running {
         let signal = status
             .as_ref()
             .and_then(rustix::process::WaitIdStatus::terminating_signal);
-        let of_signal = |signal: i32| signal.saturating_add(128);
-        let Some(code) = code.or(signal.map(of_signal)) else {
-            let lost = "nobody can tell how the command has ended: SIGCHLD is ignored";
+        let Some(code) = code.or(signal.map(shell::code_of_signal)) else {
+            let lost =
+                "nobody can tell how the command has ended: something else has waited for it";
             return Err(Failure::failed(lost));
-        };
-        let asks_to_end = |signal: i32| {
-            let all = [
-                Signal::SIGINT,
-                Signal::SIGQUIT,
-                Signal::SIGTERM,
-                Signal::SIGHUP,
-            ];
-            all.into_iter().any(|known| known as i32 == signal)
         };
         Ok(Ended {
             code: u8::try_from(code).unwrap_or(u8::MAX),
+            signal,
             on_demand: signals.came() || signal.is_some_and(asks_to_end),
             matches,
         })

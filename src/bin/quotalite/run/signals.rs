@@ -4,11 +4,24 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, raise};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
 use nix::unistd::Pid;
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 
-/// Takes the signals by which a process is asked to end, in a thread of its own.
+use crate::disposition::{end_by, hear_of_children, is_ignored};
+
+/// By these a process is asked to end.
+const REQUESTS_TO_END: [Signal; 4] = [
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGHUP,
+];
+
+/// These mean what the command makes of them, and end a process that makes nothing of them.
+const NOTICES: [Signal; 3] = [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGALRM];
+
+/// Takes the signals that are for the command, in a thread of its own.
 ///
 /// No handler is set, so that the command finds signals as they were here: ignored, if they were. They are blocked
 /// in all threads, and the command is started with what was blocked before.
@@ -21,7 +34,7 @@ pub(super) struct Signals {
 #[derive(Debug)]
 struct Shared {
     stage: Stage,
-    /// What came since the command was started.
+    /// The request to end that came since the command was started.
     came: Option<Signal>,
 }
 
@@ -34,20 +47,24 @@ enum Stage {
     Ended,
 }
 
+/// Who has sent a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sender {
+    Process,
+    /// The kernel, on behalf of a terminal above all: the command was sent it, too, as all that are in front.
+    Kernel,
+}
+
 impl Signals {
     /// Has to be called before there is any other thread: those that are started later block what this one blocks.
     pub(super) fn heed() -> io::Result<Self> {
-        let all = [
-            Signal::SIGINT,
-            Signal::SIGQUIT,
-            Signal::SIGTERM,
-            Signal::SIGHUP,
-        ];
-        let blocked_before = SigSet::from_iter(all).thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-        // What was blocked before is none of ours.
+        hear_of_children();
+        let all: SigSet = REQUESTS_TO_END.into_iter().chain(NOTICES).collect();
+        let blocked_before = all.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+        // What was blocked or ignored before is none of ours, and comes to no command either.
         let ours: SigSet = all
-            .into_iter()
-            .filter(|signal| !blocked_before.contains(*signal))
+            .iter()
+            .filter(|signal| !blocked_before.contains(*signal) && !is_ignored(*signal))
             .collect();
         let shared = Arc::new(Mutex::new(Shared {
             stage: Stage::Waiting,
@@ -55,8 +72,8 @@ impl Signals {
         }));
         let heard = Arc::clone(&shared);
         let hear = move || {
-            while let Ok(signal) = ours.wait() {
-                lock(&heard).hear(signal);
+            while let Ok((signal, sender)) = await_signal(&ours) {
+                lock(&heard).hear(signal, sender);
             }
         };
         thread::Builder::new()
@@ -79,8 +96,7 @@ impl Signals {
         Ok(pid)
     }
 
-    /// Waits until the command has ended. Nothing if nobody can tell how: whoever ignores SIGCHLD, or has started a program
-    /// that way, is not told.
+    /// Waits until the command has ended. Nothing if nobody can tell how.
     pub(super) fn wait(&self, pid: Pid) -> io::Result<Option<WaitIdStatus>> {
         let id = rustix::process::Pid::from_raw(pid.as_raw());
         let id = WaitId::Pid(id.ok_or(io::ErrorKind::InvalidInput)?);
@@ -97,7 +113,7 @@ impl Signals {
         }
     }
 
-    /// Whether a signal came while the command ran.
+    /// Whether a request to end came while the command ran.
     pub(super) fn came(&self) -> bool {
         lock(&self.shared).came.is_some()
     }
@@ -112,9 +128,27 @@ impl Signals {
     }
 }
 
+/// Whether a command that this signal has ended was asked to end.
+pub(super) fn asks_to_end(signal: i32) -> bool {
+    REQUESTS_TO_END
+        .into_iter()
+        .any(|known| known as i32 == signal)
+}
+
 impl Shared {
-    fn hear(&mut self, signal: Signal) {
+    fn hear(&mut self, signal: Signal, sender: Sender) {
+        let asks_to_end = REQUESTS_TO_END.contains(&signal);
         match self.stage {
+            Stage::Running(pid) => {
+                if asks_to_end {
+                    self.came = Some(signal);
+                }
+                if sender == Sender::Process {
+                    // It may have ended just now.
+                    let _ = kill(pid, signal);
+                }
+            }
+            Stage::Ended if !asks_to_end => {}
             // What was typed can have been for the command, and come late.
             Stage::Ended
                 if self.came.is_none() && matches!(signal, Signal::SIGINT | Signal::SIGQUIT) =>
@@ -123,26 +157,43 @@ impl Shared {
             }
             // Once it has ended, what is left may be output that nobody reads.
             Stage::Waiting | Stage::Ended => end_by(signal),
-            Stage::Running(pid) => {
-                self.came = Some(signal);
-                // The others come from a terminal, which has sent them to all that are in front of it.
-                if matches!(signal, Signal::SIGTERM | Signal::SIGHUP) {
-                    // It may have ended just now.
-                    let _ = kill(pid, signal);
-                }
-            }
         }
     }
 }
 
-/// Does what the signal would have done if it had not been blocked: nothing, if it is ignored.
-fn end_by(signal: Signal) {
-    let only = SigSet::from(signal);
-    if only.thread_unblock().is_ok() {
-        // What is raised for a thread that does not block it has been dealt with when this returns.
-        let _ = raise(signal);
-        let _ = only.thread_block();
+#[cfg(target_os = "linux")]
+fn await_signal(signals: &SigSet) -> nix::Result<(Signal, Sender)> {
+    use nix::errno::Errno;
+    use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+    /// As in `<asm-generic/siginfo.h>`: everything that a process sends has no more than this.
+    const SI_USER: i32 = 0;
+    let fd = SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC)?;
+    loop {
+        match fd.read_signal() {
+            Ok(Some(info)) => {
+                let number = i32::try_from(info.ssi_signo).map_err(|_| Errno::EINVAL)?;
+                let sender = match info.ssi_code {
+                    ..=SI_USER => Sender::Process,
+                    _ => Sender::Kernel,
+                };
+                return Ok((Signal::try_from(number)?, sender));
+            }
+            Ok(None) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
     }
+}
+
+/// Who has sent it, nothing portable tells: what can be typed is taken to have been.
+#[cfg(not(target_os = "linux"))]
+fn await_signal(signals: &SigSet) -> nix::Result<(Signal, Sender)> {
+    let signal = signals.wait()?;
+    let sender = match signal {
+        Signal::SIGINT | Signal::SIGQUIT => Sender::Kernel,
+        _ => Sender::Process,
+    };
+    Ok((signal, sender))
 }
 
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
