@@ -263,6 +263,8 @@ fn it_ends_at_once_with_its_reader() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
+    // Most likely it has looked by then, and sleeps; if it has not, it ends all the same.
+    thread::sleep(Duration::from_millis(500));
     drop(program.stdout.take());
     assert_eq!(program.wait().unwrap().code(), Some(0));
 }
