@@ -5,8 +5,11 @@ use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use quotalite::{Error, Inspector, Limiter, LimitsFileError};
@@ -306,15 +309,29 @@ impl Failure {
     }
 }
 
-/// Whether whoever was to read what is printed has gone: then there is no use in going on.
-pub(crate) fn nobody_reads() -> bool {
+/// Sleeps for so long, unless whoever was to read what is printed goes away: then it is true at once, and there is no use in
+/// going on.
+pub(crate) fn reader_leaves_within(time: Duration) -> bool {
+    let until = Instant::now() + time;
     let out = io::stdout();
-    let mut pipe = [PollFd::new(out.as_fd(), PollFlags::empty())];
-    let has_gone = PollFlags::POLLERR | PollFlags::POLLHUP;
-    poll(&mut pipe, PollTimeout::ZERO).is_ok()
-        && pipe[0]
-            .revents()
-            .is_some_and(|events| events.intersects(has_gone))
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        // It counts in milliseconds, and what is cut off would be spent in turning round.
+        let timeout = PollTimeout::try_from(left + Duration::from_micros(999));
+        let mut pipe = [PollFd::new(out.as_fd(), PollFlags::empty())];
+        let polled = poll(&mut pipe, timeout.unwrap_or(PollTimeout::MAX));
+        let told = pipe[0].revents().unwrap_or(PollFlags::empty());
+        if polled.is_ok() && told.intersects(PollFlags::POLLERR | PollFlags::POLLHUP) {
+            return true;
+        }
+        if left.is_zero() {
+            return false;
+        }
+        if !told.is_empty() || polled.is_err_and(|error| error != Errno::EINTR) {
+            // It tells nothing of who reads, however often it is asked.
+            thread::sleep(left);
+        }
+    }
 }
 
 /// What was wrong with the arguments, or the help that was asked for.

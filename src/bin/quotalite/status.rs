@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
-use std::thread;
 use std::time::Duration;
 
 use anstyle::Style;
@@ -10,7 +9,7 @@ use clap::Args;
 use quotalite::{BreakerState, Error, Look, Timestamp, Usage};
 use serde::Serialize;
 
-use crate::shell::{Code, Failure, Shell, nobody_reads};
+use crate::shell::{Code, Failure, Shell, reader_leaves_within};
 use crate::show::{self, BAD, BOLD, Cell, Column, DIM, Table, WARN, bar, colour_of, counted};
 
 /// How limits stand: for each rate what is used and available, and when more comes free
@@ -57,10 +56,9 @@ pub(crate) fn status(shell: &Shell, args: &StatusArgs) -> Result<Code, Failure> 
             write!(io::stdout(), "\x1b[H\x1b[2J")?;
         }
         shell.print(&status, |out| status.write(out))?;
-        if !args.watch || nobody_reads() {
+        if !args.watch || reader_leaves_within(args.every.max(Duration::from_millis(10))) {
             return Ok(Code::Done);
         }
-        thread::sleep(args.every.max(Duration::from_millis(10)));
     }
 }
 

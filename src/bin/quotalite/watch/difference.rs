@@ -1,9 +1,12 @@
 //! What has happened between two looks.
 
-use quotalite::{BreakerState, PermitRow, PermitState, Timestamp};
+#[cfg(test)]
+mod tests;
+
+use quotalite::{BreakerState, PermitState, Timestamp};
 use serde::Serialize;
 
-use super::snapshot::{OfLimit, Snapshot, Waiter};
+use super::snapshot::{Booking, Counted, MOST, OfLimit, Permit, Snapshot, Waiter};
 use crate::ledger::{Taken, list, taken};
 use crate::show::{counted, number};
 
@@ -79,6 +82,10 @@ impl Event {
                 self.definition.as_deref().unwrap_or_default()
             ),
             "owner_died" => format!("{event}{pid}").replace(" by", ":"),
+            "too_many_keys" => {
+                let most = number(MOST as u64);
+                format!("{event}: more than {most} match, and new ones are not watched")
+            }
             _ if takes.is_empty() => format!("{event}{pid}{id}"),
             _ => format!("{event}: {takes}{pid}{id}"),
         }
@@ -88,23 +95,40 @@ impl Event {
 /// What has happened since a look, in an order that makes sense: definitions, then limits, then those who use them.
 pub(super) fn difference(former: &Snapshot, present: &Snapshot, wall: &Wall<'_>) -> Vec<Event> {
     let mut events = definitions(former, present);
+    if present.has_too_many && !former.has_too_many {
+        events.push(Event::of("too_many_keys", None));
+    }
     let new = OfLimit::default();
     for (key, limit) in &present.limits {
-        let before = former.limits.get(key).unwrap_or(&new);
-        events.extend(of_limit(key, before, limit, wall));
+        match former.limits.get(key) {
+            Some(before) => events.extend(of_limit(key, before, limit, wall)),
+            // It may have been there for long, and is watched from now on.
+            None if former.has_too_many => {}
+            None => events.extend(of_limit(key, &new, limit, wall)),
+        }
     }
     events.extend(bookings(former, present, wall));
     events.extend(permits(former, present));
     events.extend(waiting(former, present));
-    events.extend(present.dead.difference(&former.dead).map(|(_, pid)| Event {
+    events.extend(present.dead.difference(&former.dead).map(|pid| Event {
         pid: Some(*pid),
         ..Event::of("owner_died", None)
     }));
-    let now = present.now.unwrap_or(Timestamp::from_nanos(0));
     for event in &mut events {
-        (event.at, event.time) = wall(now);
+        (event.at, event.time) = wall(present.now);
     }
     events
+}
+
+/// Each as often as there are more of it than before.
+fn more_of<'c, T: Ord>(
+    present: &'c Counted<T>,
+    former: &Counted<T>,
+) -> impl Iterator<Item = &'c T> {
+    present.iter().flat_map(move |(one, count)| {
+        let before = former.get(one).copied().unwrap_or_default();
+        (before..*count).map(move |_| one)
+    })
 }
 
 fn definitions(former: &Snapshot, present: &Snapshot) -> Vec<Event> {
@@ -165,16 +189,16 @@ fn of_limit(key: &str, before: &OfLimit, limit: &OfLimit, wall: &Wall<'_>) -> Ve
             ..event("breaker")
         });
     }
-    match (before.available, limit.available) {
-        (Some(0), Some(1..)) => events.push(event("free")),
-        (None | Some(1..), Some(0)) => events.push(event("full")),
+    match (before.is_full, limit.is_full) {
+        (Some(true), Some(false)) => events.push(event("free")),
+        (None | Some(false), Some(true)) => events.push(event("full")),
         _ => {}
     }
     events
 }
 
 fn bookings(former: &Snapshot, present: &Snapshot, wall: &Wall<'_>) -> Vec<Event> {
-    let told = |event: &'static str, (key, at, amount, pid): &(String, Timestamp, u64, u32)| {
+    let told = |event: &'static str, (key, at, amount, pid): &Booking| {
         let (until, until_time) = wall(*at);
         Event {
             amount: Some(*amount),
@@ -184,11 +208,9 @@ fn bookings(former: &Snapshot, present: &Snapshot, wall: &Wall<'_>) -> Vec<Event
             ..Event::of(event, key.clone())
         }
     };
-    let new = present.bookings.difference(&former.bookings);
+    let new = more_of(&present.bookings, &former.bookings);
     // What has come to its instant is charged by now, and no news.
-    let now = present.now;
-    let gone = former.bookings.difference(&present.bookings);
-    let gone = gone.filter(|(_, at, ..)| Some(*at) > now);
+    let gone = more_of(&former.bookings, &present.bookings).filter(|(_, at, ..)| *at > present.now);
     new.map(|booking| told("booked", booking))
         .chain(gone.map(|booking| told("booking_gone", booking)))
         .collect()
@@ -200,48 +222,49 @@ fn waiting(former: &Snapshot, present: &Snapshot) -> Vec<Event> {
         takes: taken(takes.clone()),
         ..Event::of(event, None)
     };
-    let came = present.waiting.difference(&former.waiting);
-    let left = former.waiting.difference(&present.waiting);
+    let came = more_of(&present.waiting, &former.waiting);
+    let left = more_of(&former.waiting, &present.waiting);
     came.map(|waiter| told("waits", waiter))
         .chain(left.map(|waiter| told("waits_no_more", waiter)))
         .collect()
 }
 
 fn permits(former: &Snapshot, present: &Snapshot) -> Vec<Event> {
-    let told = |event: &'static str, permit: &PermitRow| Event {
+    let told = |event: &'static str, permit: &Permit| Event {
         id: permit.id.clone(),
         pid: permit.pid,
         fence: Some(permit.fence),
         takes: taken(permit.takes.clone()),
         ..Event::of(event, None)
     };
-    let granted = present.permits.values().filter_map(|permit| {
-        let before = former.permits.get(&permit.fence);
-        // What is booked is told as such, and granted when its instant has come.
-        let is_granted =
-            |permit: &PermitRow| permit.state.is_open() && permit.state != PermitState::Booked;
-        let was_open = before.is_some_and(is_granted);
-        if permit.state == PermitState::Booked {
-            return None;
-        }
-        match (was_open, is_granted(permit)) {
-            (false, true) => Some(told("granted", permit)),
+    // What is booked is told as such, and granted when its instant has come.
+    let is_granted =
+        |permit: &Permit| permit.state.is_open() && permit.state != PermitState::Booked;
+    let changed = present.permits.iter().filter_map(|(name, permit)| {
+        let before = former.permits.get(name);
+        let was_granted = before.filter(|before| is_granted(before));
+        match (was_granted, is_granted(permit)) {
+            (None, true) => Some(told("granted", permit)),
             // What has ended tells no more what it held.
-            (true, false) => Some(told(permit.state.as_str(), before.unwrap_or(permit))),
-            (false, false) if before.is_none() => Some(told(permit.state.as_str(), permit)),
-            (true, true) if before.map(|before| before.state) != Some(permit.state) => {
+            (Some(before), false) => Some(told(permit.state.as_str(), before)),
+            (None, false) if before.is_none() && permit.state != PermitState::Booked => {
+                Some(told(permit.state.as_str(), permit))
+            }
+            // Somebody else has it, or it is taken up again.
+            (Some(before), true)
+                if (before.state, before.fence, before.pid)
+                    != (permit.state, permit.fence, permit.pid) =>
+            {
                 Some(told(permit.state.as_str(), permit))
             }
             _ => None,
         }
     });
-    let gone = former.permits.values();
-    let gone = gone.filter(|permit| {
-        permit.state.is_open()
-            && permit.state != PermitState::Expired
-            && !present.permits.contains_key(&permit.fence)
-    });
-    granted
-        .chain(gone.map(|permit| told("released", permit)))
+    let gone = former
+        .permits
+        .iter()
+        .filter(|(name, permit)| is_granted(permit) && !present.permits.contains_key(*name));
+    changed
+        .chain(gone.map(|(_, permit)| told("released", permit)))
         .collect()
 }
