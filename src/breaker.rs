@@ -308,13 +308,14 @@ impl fmt::Display for BreakerState {
 /// How a breaker stands, and why: [`Usage::breaker`](crate::Usage::breaker).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BreakerUsage {
+    policy: BreakerPolicy,
     broken: Option<Broken>,
     at: Timestamp,
 }
 
 impl BreakerUsage {
-    pub(crate) const fn new(broken: Option<Broken>, at: Timestamp) -> Self {
-        Self { broken, at }
+    pub(crate) const fn new(policy: BreakerPolicy, broken: Option<Broken>, at: Timestamp) -> Self {
+        Self { policy, broken, at }
     }
 
     /// Whether it lets calls through.
@@ -337,6 +338,18 @@ impl BreakerUsage {
     #[must_use]
     pub fn probes_from(&self) -> Option<Timestamp> {
         self.broken.as_ref().map(|broken| broken.until)
+    }
+
+    /// How many probes are let through at the same time while it is half-open, and how many have to succeed.
+    #[must_use]
+    pub const fn probes(&self) -> u32 {
+        self.policy.probes
+    }
+
+    /// How many probes have succeeded since it is half-open.
+    #[must_use]
+    pub fn succeeded(&self) -> u32 {
+        self.broken.as_ref().map_or(0, |broken| broken.successes)
     }
 
     /// Why it opened: `7 of 10 calls failed`.

@@ -26,6 +26,19 @@ pub enum ChargeKind {
     Block,
 }
 
+/// Who is known to have been charged at an instant. The file knows that of permits with an id, until an hour after their
+/// end, and for some time of processes that had to wait; of others it does not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SpenderRow {
+    /// The instant of the charge: that of a [`ChargeRow`], which may be what several have spent.
+    pub at: Timestamp,
+    /// The id of the permit, if it has one.
+    pub id: Option<String>,
+    /// The process, if it is still known.
+    pub pid: Option<u32>,
+}
+
 /// What somebody has booked of a limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -153,7 +153,7 @@ impl Usage {
             None
         };
         let breaker = match limit.breaker_policy() {
-            Some(_) => Some(BreakerUsage::new(ledgers.broken(id)?, at)),
+            Some(policy) => Some(BreakerUsage::new(policy, ledgers.broken(id)?, at)),
             None => None,
         };
         let mut is_over = limit.slot_count().is_some_and(|count| held > count);

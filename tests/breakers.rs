@@ -98,7 +98,14 @@ fn a_few_probes_are_let_through_and_close_it_if_all_succeed() {
             (denial.obstacle(), denial.retry_after()),
             (Obstacle::Breaker, None)
         );
+        let succeeded = || {
+            let usage = limiter.usage("b").unwrap();
+            let breaker = usage.breaker().unwrap();
+            (breaker.succeeded(), breaker.probes())
+        };
+        assert_eq!(succeeded(), (0, 2));
         first.report(Report::success()).unwrap();
+        assert_eq!(succeeded(), (1, 2));
         drop(first);
         // One that ends without a word is replaced.
         drop(second);

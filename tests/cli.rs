@@ -7,14 +7,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use quotalite::{BreakerPolicy, Limit, Limiter, Report, rusqlite};
-use serde_json::Value;
+use quotalite::{BreakerPolicy, Limit, Limiter, Report, Request, rusqlite};
+use regex::Regex;
+use serde_json::{Value, json};
 
 fn program(db: &Path) -> Command {
     let mut program = Command::new(env!("CARGO_BIN_EXE_quotalite"));
@@ -52,7 +53,7 @@ fn done(db: &Path, arguments: &[&str]) -> String {
 }
 
 #[track_caller]
-fn json(db: &Path, arguments: &[&str]) -> Value {
+fn document(db: &Path, arguments: &[&str]) -> Value {
     let ended = run(db, &[arguments, &["--json"]].concat());
     serde_json::from_str(&ended.out)
         .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {}{}", ended.out, ended.err))
@@ -117,7 +118,7 @@ search           burst 100, refill 10/s
 tenant:*:tokens  100000 tokens/d          pattern
 "
     );
-    let kept = run(&db, &["limits", "set", "calls", "20/s", "--keep"]);
+    let kept = run(&db, &["limits", "set", "calls", "20/s", "--no-replace"]);
     assert_eq!(kept.code, Some(64));
     assert!(
         kept.err
@@ -129,7 +130,7 @@ tenant:*:tokens  100000 tokens/d          pattern
         done(&db, &["limits", "set", "calls", "20/s"]),
         "calls: 20/s, pad 50ms (replaced: it was 10/s, 300/min, pad 50ms)\n"
     );
-    let shown = json(&db, &["limits", "show", "calls"]);
+    let shown = document(&db, &["limits", "show", "calls"]);
     let changes = shown["changes"].as_array().unwrap();
     let actions: Vec<_> = changes
         .iter()
@@ -137,7 +138,7 @@ tenant:*:tokens  100000 tokens/d          pattern
         .collect();
     assert_eq!(actions, ["replaced", "created"]);
     assert_eq!(changes[0]["program"], "quotalite");
-    let of_pattern = json(&db, &["limits", "show", "tenant:7:tokens"]);
+    let of_pattern = document(&db, &["limits", "show", "tenant:7:tokens"]);
     assert_eq!(of_pattern["definition"], "100000 tokens/d");
 
     // Nobody is asked who is not at a terminal.
@@ -248,34 +249,37 @@ fn a_permit_goes_from_wait_to_settle_through_its_id() {
     );
     assert_eq!(run(&db, &["peek", "gpu"]).code, Some(75));
     assert_eq!(run(&db, &["wait", "tokens=1001"]).code, Some(64));
-    let permits = json(&db, &["permits", "gpu"]);
+    let permits = document(&db, &["permits", "gpu"]);
     assert_eq!(permits["permits"][0]["id"], id);
     assert_eq!(permits["permits"][0]["state"], "detached");
-    let settled = json(&db, &["settle", id, "tokens=100"]);
+    let settled = document(&db, &["settle", id, "tokens=100"]);
     assert_eq!(settled["outcome"], "settled");
-    assert_eq!(json(&db, &["usage", "tokens"])["parts"][0]["used"], 100);
+    assert_eq!(document(&db, &["usage", "tokens"])["parts"][0]["used"], 100);
     assert_eq!(run(&db, &["peek", "gpu", "tokens=900"]).code, Some(0));
     let again = run(&db, &["settle", id]);
     assert_eq!((again.code, again.out.as_str()), (Some(1), ""));
     assert_eq!(
-        json(&db, &["permits"])["permits"].as_array().unwrap().len(),
+        document(&db, &["permits"])["permits"]
+            .as_array()
+            .unwrap()
+            .len(),
         0
     );
     assert_eq!(
-        json(&db, &["permits", "--all"])["permits"][0]["state"],
+        document(&db, &["permits", "--all"])["permits"][0]["state"],
         "settled"
     );
 
     // Under an id, what is asked for twice is charged once.
-    let first = json(&db, &["wait", "tokens=5", "--id", "job", "--detach", "1m"]);
-    let second = json(&db, &["wait", "tokens=5", "--id", "job", "--detach", "1m"]);
+    let first = document(&db, &["wait", "tokens=5", "--id", "job", "--detach", "1m"]);
+    let second = document(&db, &["wait", "tokens=5", "--id", "job", "--detach", "1m"]);
     assert_eq!(
         (&first["resumed"], &second["resumed"]),
         (&Value::Bool(false), &Value::Bool(true))
     );
-    assert_eq!(json(&db, &["usage", "tokens"])["parts"][0]["used"], 105);
+    assert_eq!(document(&db, &["usage", "tokens"])["parts"][0]["used"], 105);
     done(&db, &["cancel", "job"]);
-    assert_eq!(json(&db, &["charges", "tokens"])["total"], 100);
+    assert_eq!(document(&db, &["charges", "tokens"])["total"], 100);
     assert_eq!(run(&db, &["cancel", "nobody"]).code, Some(1));
 }
 
@@ -293,7 +297,7 @@ fn whoever_waits_is_admitted_when_its_turn_comes() {
         thread::sleep(Duration::from_millis(5));
     }
     assert_eq!(waits.try_wait().unwrap(), None);
-    let explained = json(&db, &["explain", "gpu"]);
+    let explained = document(&db, &["explain", "gpu"]);
     let limit = &explained["limits"][0];
     assert_eq!(limit["permits"][0]["pid"], std::process::id());
     assert_eq!(limit["waiting"][0]["pid"], waits.id());
@@ -332,11 +336,12 @@ fn explain_says_what_stands_in_the_way_in_words() {
     for part in [
         "It would be refused now",
         "10/h: 7 of 10 used, 3 available, 4 wanted",
-        "largest charges that count: 7 at",
+        "largest charges that count:\n    7 at",
+        "only under an id",
         "2 of 2 slots held, 1 wanted",
         &format!("held by process {}", std::process::id()),
-        "it is paused",
-        "breaker open: 1 of 1 calls failed",
+        "lets nobody in, and will in ",
+        "paused since",
     ] {
         assert!(text.out.contains(part), "{part}: {}", text.out);
     }
@@ -346,11 +351,156 @@ fn explain_says_what_stands_in_the_way_in_words() {
 }
 
 #[test]
+fn explain_tells_a_breaker_from_slots() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    let limiter = Limiter::open(&db).unwrap();
+    let policy = BreakerPolicy::default().minimum_calls(1).probes(2);
+    let breaker = |open_for| Limit::breaker("calls", policy.open_for(open_for));
+    limiter.define(breaker(Duration::from_secs(3_600))).unwrap();
+    let closed = done(&db, &["explain", "calls"]);
+    assert!(closed.contains("  lets calls through\n"), "{closed}");
+    let fail = || {
+        let permit = limiter.acquire("calls").unwrap();
+        permit.report(Report::failure()).unwrap();
+    };
+    let refused = |parts: &[&str]| {
+        let ended = run(&db, &["explain", "calls"]);
+        assert_eq!(ended.code, Some(75));
+        for part in parts {
+            assert!(ended.out.contains(part), "{part}: {}", ended.out);
+        }
+        for part in ["slot", "room", "paused"] {
+            assert!(!ended.out.contains(part), "{part}: {}", ended.out);
+        }
+    };
+    fail();
+    refused(&[
+        "and admitted in ",
+        "  lets nobody through, and will in ",
+        "breaker open since",
+        "1 of 1 calls failed; nobody before",
+        "then 2 probes at a time: `quotalite resume` closes it",
+    ]);
+    assert!(
+        Regex::new("open (1h|59m.*): 1 of 1")
+            .unwrap()
+            .is_match(&done(&db, &["status"]))
+    );
+    done(&db, &["resume", "calls"]);
+
+    limiter
+        .update("calls", |_| breaker(Duration::from_millis(1)))
+        .unwrap();
+    fail();
+    let _first = limiter.acquire("calls").unwrap();
+    let half = done(&db, &["explain", "calls"]);
+    assert!(half.contains("  lets a probe through\n"), "{half}");
+    assert!(
+        half.contains("2 probes at a time, 1 under way, 0 of 2 succeeded"),
+        "{half}"
+    );
+    let second = limiter.acquire("calls").unwrap();
+    second.report(Report::success()).unwrap();
+    refused(&[
+        "and admitted when a probe has ended: calls stands in the way",
+        "  lets no more probes through, and will when a probe has ended",
+        "2 probes at a time, 2 under way, 1 of 2 succeeded: one that fails opens it again",
+    ]);
+}
+
+#[test]
+fn who_has_spent_what_is_told_where_the_file_knows_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    done(&db, &["limits", "set", "calls", "10/h"]);
+    let limiter = Limiter::open(&db).unwrap();
+    let request = Request::new().take("calls", 4).id("nightly");
+    let _open = limiter.acquire(&request).unwrap();
+    done(&db, &["wait", "calls=3", "--id", "ended"]);
+    done(&db, &["settle", "ended", "calls=2"]);
+    done(&db, &["wait", "calls"]);
+    let me = std::process::id();
+    let explained = run(&db, &["explain", "calls=9"]).out;
+    for part in [
+        format!(": process {me}, id nightly\n"),
+        ": id ended\n".to_owned(),
+        "only under an id".to_owned(),
+    ] {
+        assert!(explained.contains(&part), "{part}: {explained}");
+    }
+    let charges = document(&db, &["charges", "calls"]);
+    let by = |at: usize| {
+        (
+            &charges["charges"][at]["ids"],
+            &charges["charges"][at]["pids"],
+        )
+    };
+    assert_eq!(by(0), (&json!(["nightly"]), &json!([me])));
+    assert_eq!(by(1), (&json!(["ended"]), &json!([])));
+    assert_eq!(by(2), (&json!([]), &json!([])));
+    let largest = document(&db, &["explain", "calls=9"]);
+    assert_eq!(
+        largest["limits"][0]["largest"][0]["ids"],
+        json!(["nightly"])
+    );
+    assert!(done(&db, &["charges", "calls"]).contains("id nightly"));
+}
+
+#[test]
+fn what_stands_in_a_file_steers_no_terminal() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    done(&db, &["limits", "set", "calls", "10/h"]);
+    done(&db, &["wait", "calls=10", "--id", "job", "--detach", "1h"]);
+    done(&db, &["limits", "set", "tenant:*", "10/h"]);
+    done(&db, &["wait", "tenant:7"]);
+    // Programs were written down as they were called, and somebody else may have written the rest.
+    let evil = "\u{1b}]0;title\u{7}\u{9b}2J\u{202e}\u{7f}\rx";
+    let write = |sql: &str| {
+        let file = rusqlite::Connection::open(&db).unwrap();
+        file.execute(sql, [evil]).unwrap();
+    };
+    write("UPDATE limit_change SET program = ?1 || char(10)");
+    write("UPDATE permit SET id = id || ?1");
+    let colours = Regex::new("\u{1b}\\[[0-9;]*m").unwrap();
+    let check = |arguments: &[&str]| {
+        for more in [&[][..], &["--json"], &["--color", "always"]] {
+            let ended = run(&db, &[arguments, more].concat());
+            let printed = ended.out + &ended.err;
+            let printed = colours.replace_all(&printed, "");
+            let steers = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+            assert!(!printed.contains(steers), "{arguments:?}: {printed:?}");
+        }
+    };
+    let id = format!("job{evil}");
+    let looks: [&[&str]; 6] = [
+        &["status"],
+        &["limits", "show", "calls"],
+        &["charges", "calls"],
+        &["permits"],
+        &["explain", "calls"],
+        &["usage", &format!("nobody{evil}")],
+    ];
+    for arguments in looks {
+        check(arguments);
+    }
+    let shown = document(&db, &["limits", "show", "calls"]);
+    assert_eq!(shown["changes"][0]["program"], format!("{evil}\n"));
+    assert!(done(&db, &["limits", "show", "calls"]).contains("?]0;title??2J???x?"));
+    assert_eq!(document(&db, &["permits"])["permits"][0]["id"], id);
+    write("UPDATE pattern_key SET key = key || ?1");
+    looks.into_iter().for_each(check);
+    write("UPDATE limit_definition SET key = key || ?1");
+    looks.into_iter().for_each(check);
+}
+
+#[test]
 fn pauses_are_seen_and_lifted() {
     let directory = tempfile::tempdir().unwrap();
     let db = directory.path().join("limits.db");
     done(&db, &["limits", "set", "calls", "10/s"]);
-    let paused = json(&db, &["pause", "calls", "--strike"]);
+    let paused = document(&db, &["pause", "calls", "--strike"]);
     assert_eq!(
         (&paused["paused"], &paused["strikes"]),
         (&Value::Bool(true), &Value::from(1))
@@ -358,7 +508,7 @@ fn pauses_are_seen_and_lifted() {
     let cut = run(&db, &["pause", "calls", "2h"]);
     assert_eq!(cut.code, Some(0));
     assert!(cut.err.contains("caps its pauses"), "{}", cut.err);
-    let left = json(&db, &["status"])["limits"][0]["paused_for_s"]
+    let left = document(&db, &["status"])["limits"][0]["paused_for_s"]
         .as_f64()
         .unwrap();
     assert!((890.0..=900.0).contains(&left), "{left}");
@@ -533,7 +683,7 @@ fn a_full_disk_is_an_error_and_the_file_as_before() {
     let full = ended(full);
     assert_eq!(full.code, Some(125), "{}", full.err);
     assert!(full.err.contains("limits.db"), "{}", full.err);
-    assert_eq!(json(&db, &["charges", "calls"])["total"], 0);
+    assert_eq!(document(&db, &["charges", "calls"])["total"], 0);
     // What is printed can fail, too.
     let nowhere = fs::File::options().write(true).open("/dev/full").unwrap();
     let unprinted = ended(program(&db).arg("status").stdout(nowhere).output().unwrap());
@@ -631,7 +781,7 @@ fn every_look_is_true_beside_workers_at_full_speed() {
                 );
                 let _parsed: Value = serde_json::from_str(&ended.out).unwrap();
             }
-            let status = json(&db, &["status"]);
+            let status = document(&db, &["status"]);
             for limit in status["limits"].as_array().unwrap() {
                 for part in limit["parts"].as_array().unwrap() {
                     let number = |name: &str| part[name].as_u64().unwrap();
@@ -645,6 +795,52 @@ fn every_look_is_true_beside_workers_at_full_speed() {
         }
         is_over.store(true, Ordering::Relaxed);
     });
+}
+
+#[test]
+fn what_is_waited_for_settled_and_resumed_beside_workers_counts_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    // So much that nobody waits for it, even while it starts slowly after a pause.
+    done(&db, &["limits", "set", "tokens", "1000000000/h"]);
+    done(&db, &["limits", "set", "slots", "--slots", "2"]);
+    let spent = AtomicU64::new(0);
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let limiter = Limiter::open(&db).unwrap();
+                let request = Request::new().take("slots", 1).take("tokens", 3);
+                while !is_over.load(Ordering::Relaxed) {
+                    let permit = limiter.acquire(&request).unwrap();
+                    permit.settle([("tokens", 1)]).unwrap();
+                    spent.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for round in 0..8 {
+            let id = format!("job-{round}");
+            let waits = ["wait", "tokens=50", "slots", "--id", &id, "--detach", "10m"];
+            assert_eq!(done(&db, &waits).trim(), id);
+            let settled = document(&db, &["settle", &id, "tokens=20"]);
+            assert_eq!(settled["outcome"], "settled");
+            assert_eq!(run(&db, &["settle", &id]).code, Some(1));
+            // Nobody would be admitted within the time that a test has.
+            done(&db, &["pause", "tokens", "15m"]);
+            assert_eq!(done(&db, &["resume", "tokens"]), "tokens: resumed\n");
+            let before = spent.load(Ordering::Relaxed);
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while spent.load(Ordering::Relaxed) < before + 4 {
+                assert!(Instant::now() < deadline, "nobody goes on after {id}");
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    let usage = document(&db, &["usage", "tokens"]);
+    let spent = spent.load(Ordering::Relaxed) + 8 * 20;
+    assert_eq!(usage["parts"][0]["used"], spent, "{usage}");
+    assert_eq!(document(&db, &["usage", "slots"])["parts"][0]["used"], 0);
 }
 
 #[test]
@@ -704,7 +900,7 @@ fn the_program_documents_itself() {
     assert_eq!(run(&db, &["man", "/nowhere"]).code, Some(125));
     let help = done(&db, &["--help"]);
     assert!(help.contains("Exit codes:"), "{help}");
-    let few = json(&db, &["bench", "--each", "40ms"]);
+    let few = document(&db, &["bench", "--each", "40ms"]);
     let lines = few["lines"].as_array().unwrap();
     assert_eq!(lines.len(), 8);
     for line in lines {

@@ -452,6 +452,25 @@ fn what_cannot_be_replayed_is_refused() {
 }
 
 #[test]
+fn no_file_is_overwritten_by_the_picture() {
+    let scratch = planted(kept(), &[(0, 3)]);
+    let taken = scratch.path().join("limits.toml");
+    fs::write(&taken, "precious").unwrap();
+    let arguments = [
+        "--limit",
+        "k",
+        "--as",
+        "5/s",
+        "--svg",
+        taken.to_str().unwrap(),
+    ];
+    let (code, errors) = failure(&scratch, &arguments);
+    assert_eq!(code, Some(64), "{errors}");
+    assert!(errors.contains("nothing is overwritten"), "{errors}");
+    assert_eq!(fs::read_to_string(&taken).unwrap(), "precious");
+}
+
+#[test]
 fn it_can_begin_later() {
     let scratch = planted(
         kept(),

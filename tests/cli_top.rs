@@ -1,6 +1,7 @@
 //! `quotalite top` in a terminal.
 #![cfg(feature = "cli")]
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
@@ -14,7 +15,8 @@ use std::time::{Duration, Instant};
 use nix::pty::{Winsize, openpty};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use quotalite::{Limit, Limiter};
+use quotalite::{Backoff, Limit, Limiter, Request};
+use regex::Regex;
 
 /// A program in a terminal of its own, and what that shows.
 struct Terminal {
@@ -187,7 +189,7 @@ fn it_shows_what_workers_do_and_answers_keys() {
     top.wait_for(&format!("process {}  held", std::process::id()));
     drop(permit);
     top.wait("given back", |text| {
-        !text.contains("PERMITS") && text.contains("gpu: 2 slots")
+        !text.contains("PERMITS") && text.contains("2 slots")
     });
     top.press("\x1b");
     top.wait_for("MORE IN");
@@ -201,7 +203,7 @@ fn it_shows_what_workers_do_and_answers_keys() {
 
     top.resize(12, 40);
     top.wait("narrow", |text| {
-        text.contains("AVAILABLE") && !text.contains("MORE IN")
+        text.contains("AVAILABLE") && !text.contains("LATELY")
     });
     for line in top.text().lines() {
         assert!(line.chars().count() <= 40, "{line}");
@@ -234,6 +236,136 @@ fn it_shows_what_workers_do_and_answers_keys() {
 
     top.press("q");
     assert_eq!(top.ends().code(), Some(0));
+}
+
+#[test]
+fn what_is_looked_into_scrolls_on_the_smallest_screen() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    let limiter = Limiter::open(&db).unwrap();
+    limiter.define(Limit::slots("gpu", 30)).unwrap();
+    let named = |at: usize| Request::new().take("gpu", 1).id(format!("job-{at}"));
+    let permits: Vec<_> = (0..30)
+        .map(|at| limiter.acquire(&named(at)).unwrap())
+        .collect();
+    let mut top = Terminal::start(&mut top(&db), 8, 40);
+    top.wait_for("gpu");
+    top.press("\r");
+    top.wait_for("PERMITS (30)");
+    top.wait_for("Up Down scroll  Esc back");
+    let lines = || Regex::new(r"lines (\d+)-(\d+) of (\d+)").unwrap();
+    let shown = |text: &str| -> [usize; 3] {
+        let found = lines();
+        let found = found.captures(text).unwrap_or_else(|| panic!("{text}"));
+        [1, 2, 3].map(|at| found[at].parse().unwrap())
+    };
+    let is_on = |first: usize| move |text: &str| text.contains(&format!("lines {first}-"));
+    assert_eq!(shown(&top.text())[0], 1);
+    top.press("jj");
+    top.wait("two lines down", is_on(3));
+    top.press("k");
+    top.wait("one line up", is_on(2));
+    // Each page begins where the last one ended, so that nothing is missed.
+    top.press("g\x1b[H");
+    top.wait("at the start", is_on(1));
+    let mut told = BTreeSet::new();
+    let jobs = Regex::new("id (job-[0-9]+)").unwrap();
+    loop {
+        let text = top.text();
+        for line in text.lines() {
+            assert!(line.chars().count() <= 40, "{text}");
+        }
+        assert!(
+            text.lines().nth(1).unwrap().starts_with("gpu  30 permits"),
+            "{text}"
+        );
+        told.extend(jobs.captures_iter(&text).map(|found| found[1].to_owned()));
+        let [_, last, all] = shown(&text);
+        if last == all {
+            break;
+        }
+        top.press("\x1b[6~");
+        top.wait("the next page", |text| shown(text)[1] > last);
+    }
+    assert_eq!(told.len(), 30, "{told:?}");
+    top.wait_for("CHANGES (1)");
+    // There is nothing beyond the end, and less of it when permits go.
+    top.press("\x1b[F\x1b[6~jj\x1b[5~");
+    top.wait("a page above the end", |text| {
+        shown(text)[1] < shown(text)[2]
+    });
+    drop(permits);
+    top.wait("what is left", |text| {
+        let [first, last, all] = shown(text);
+        !text.contains("PERMITS") && first > 1 && last == all
+    });
+    top.press("q");
+    assert!(top.ends().success());
+}
+
+#[test]
+fn what_is_looked_into_tells_of_this_limit_only_and_why_it_is_paused() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    let limiter = Limiter::open(&db).unwrap();
+    limiter.define(Limit::new("calls").per_hour(10)).unwrap();
+    limiter.define(Limit::slots("gpu", 1)).unwrap();
+    for _ in 0..2 {
+        limiter.pause("calls", Backoff::strike()).unwrap();
+    }
+    let _elsewhere = limiter.acquire("gpu").unwrap();
+    let file = quotalite::rusqlite::Connection::open(&db).unwrap();
+    let evil = "UPDATE limit_change SET program = char(27) || ']0;title' || char(7, 155) || '2J'";
+    file.execute(evil, []).unwrap();
+    drop(file);
+    let mut top = Terminal::start(&mut top(&db), 24, 100);
+    top.wait_for("paused ");
+    top.press("\r");
+    top.wait_for("CHANGES (1)");
+    let text = top.text();
+    let paused =
+        r"paused since [0-9:]{8} until [0-9:]{8}, after [12] strikes?: `quotalite resume` lifts it";
+    assert!(Regex::new(paused).unwrap().is_match(&text), "{text}");
+    assert!(!text.contains("PROCESSES"), "{text}");
+    assert!(text.contains("by ?]0;title??2J "), "{text}");
+    let pid = std::process::id();
+    let booked = limiter.book(("calls", 3)).unwrap();
+    top.wait_for("PROCESSES (1)");
+    top.wait_for(&format!("process {pid}  in "));
+    drop(booked);
+    top.wait("nobody", |text| !text.contains("PROCESSES"));
+    top.press("\x1b");
+    top.wait_for("MORE IN");
+    top.press("j\r");
+    top.wait_for(&format!("process {pid}  held for"));
+    top.wait_for("PROCESSES (1)");
+    let written = String::from_utf8_lossy(&top.written.lock().unwrap()).into_owned();
+    assert!(!written.contains("]0;title\u{7}"), "{written:?}");
+    top.press("q");
+    assert!(top.ends().success());
+}
+
+#[test]
+fn what_blocks_a_limit_is_seen_at_every_width() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    let limiter = Limiter::open(&db).unwrap();
+    let key = "global:llm:a-provider:a-model-with-a-long-name:rpm";
+    limiter
+        .define(Limit::new(key).rates("10/s, 300/min"))
+        .unwrap();
+    limiter.acquire((key, 5)).unwrap();
+    let pause = Backoff::planned(Duration::from_secs(600));
+    limiter.pause(key, pause).unwrap();
+    for columns in [40, 80, 120, 200] {
+        let mut top = Terminal::start(&mut top(&db), 12, columns);
+        top.wait_for("global:llm:");
+        top.wait_for("paused ");
+        let text = top.text();
+        assert!(text.contains("USED") && text.contains('5'), "{text}");
+        top.press("q");
+        assert!(top.ends().success());
+    }
 }
 
 #[test]

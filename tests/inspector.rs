@@ -27,6 +27,63 @@ fn limits() -> [quotalite::LimitBuilder; 4] {
 }
 
 #[test]
+fn who_spent_is_known_under_an_id_and_while_a_process_answers_for_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("limits.db");
+    let clock = ManualClock::new();
+    let limiter = Limiter::builder(&path).clock(clock.clone()).open().unwrap();
+    limiter.define(Limit::new("calls").per_hour(10)).unwrap();
+    limiter.define(Limit::new("a calls").per_hour(10)).unwrap();
+    let take = |key: &str, id: &str| {
+        clock.advance(SECOND);
+        limiter
+            .acquire(&Request::new().take(key, 1).id(id))
+            .unwrap()
+    };
+    let me = Some(std::process::id());
+    let open = take("calls", "open");
+    take("calls", "settled").settle([("calls", 1)]).unwrap();
+    take("calls", "cancelled").cancel().unwrap();
+    let _other = take("a calls", "other");
+    take("a calls", "settled other")
+        .settle([("a calls", 1)])
+        .unwrap();
+    clock.advance(SECOND);
+    let _nameless = limiter.acquire("calls").unwrap();
+    clock.advance(SECOND);
+    let booked = limiter.book(("calls", 9)).unwrap();
+    let inspector = Inspector::open_with(&path, clock.clone()).unwrap();
+    let spenders = |key: &str| {
+        let rows = inspector.look(|look| look.spenders(key, Timestamp::from_nanos(0)));
+        let rows = rows.unwrap().into_iter();
+        rows.map(|row| (row.id, row.pid, row.at))
+            .collect::<Vec<_>>()
+    };
+    let named = |id: &str| Some(id.to_owned());
+    let start = open.at();
+    let after = |seconds: u64| start.checked_add(Duration::from_secs(seconds)).unwrap();
+    let expected = [
+        (named("open"), me, start),
+        (named("settled"), None, after(1)),
+        (None, me, booked.at()),
+    ];
+    assert_eq!(spenders("calls"), expected);
+    let expected = [
+        (named("other"), me, after(3)),
+        (named("settled other"), None, after(4)),
+    ];
+    assert_eq!(spenders("a calls"), expected);
+    // Each is the instant of a charge.
+    let charges = inspector.look(|look| look.charges("calls", Timestamp::from_nanos(0)));
+    let instants: BTreeSet<_> = charges.unwrap().iter().map(|row| row.at).collect();
+    for (_, _, at) in spenders("calls") {
+        assert!(instants.contains(&at), "{at:?}");
+    }
+    let unknown = inspector.look(|look| look.spenders("nobody", start));
+    assert!(matches!(unknown, Err(Error::UnknownLimit { .. })));
+}
+
+#[test]
 fn it_sees_what_the_limiter_sees() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("limits.db");

@@ -4,14 +4,14 @@ use std::io::{self, Write};
 
 use clap::Args;
 use quotalite::{
-    BreakerState, ChargeKind, ChargeRow, Error, Limit, Look, Obstacle, Peek, Timestamp, Usage,
-    Window,
+    BreakerState, BreakerUsage, ChargeKind, Denial, Error, Limit, Look, Obstacle, Peek, Timestamp,
+    Usage, Window,
 };
 use serde::Serialize;
 
 use crate::admission::Refusal;
 use crate::ask::{self, Take};
-use crate::ledger::{Permit, Taken, list, taken};
+use crate::ledger::{Permit, Spenders, Taken, list, taken};
 use crate::shell::{Code, Failure, Shell};
 use crate::show::{self, BAD, BOLD, DIM, GOOD, counted, number};
 
@@ -30,6 +30,9 @@ struct Explained {
     admitted: bool,
     refusal: Option<Refusal>,
     limits: Vec<OfLimit>,
+    /// When it would be admitted, in words.
+    #[serde(skip)]
+    when: Option<String>,
 }
 
 /// What one of the limits has to say.
@@ -46,12 +49,23 @@ struct OfLimit {
     permits: Vec<Permit>,
     bookings: Vec<Booked>,
     waiting: Vec<Waiting>,
+    #[serde(skip)]
+    verdict: Verdict,
+}
+
+/// Whether it lets the amount in, in words.
+#[derive(Debug)]
+enum Verdict {
+    Open(&'static str),
+    Shut { how: &'static str, when: String },
 }
 
 #[derive(Debug, Serialize)]
 struct Spent {
     at: String,
     amount: u64,
+    #[serde(flatten)]
+    by: Spenders,
     #[serde(skip)]
     time: String,
 }
@@ -82,10 +96,15 @@ pub(crate) fn explain(shell: &Shell, args: &ExplainArgs) -> Result<Code, Failure
         let peek = look.peek(&request)?;
         let limits = args.takes.iter().map(|take| OfLimit::read(look, take));
         let limits = limits.collect::<Result<_, Error>>()?;
+        let when = match peek.denial() {
+            Some(denial) => Some(when(denial, &look.usage(denial.key())?)),
+            None => None,
+        };
         Ok(Explained {
             admitted: peek.is_now(),
             refusal: refusal(&peek, look),
             limits,
+            when,
         })
     })?;
     shell.print(&explained, |out| explained.write(out))?;
@@ -100,16 +119,29 @@ fn refusal(peek: &Peek, look: &Look<'_>) -> Option<Refusal> {
     peek.denial().map(|denial| Refusal::new(denial, look))
 }
 
+/// When a request would be admitted, in words that are true of what stands in its way.
+fn when(denial: &Denial, usage: &Usage) -> String {
+    if let Some(after) = denial.retry_after() {
+        return format!("in {}", show::duration(after));
+    }
+    let is_free = usage.available() >= denial.amount();
+    match denial.obstacle() {
+        Obstacle::Slots(_) if !is_free => "when slots come back",
+        Obstacle::Breaker if !is_free => "when a probe has ended",
+        _ => "when those who wait in line have had their turn",
+    }
+    .to_owned()
+}
+
 impl OfLimit {
     fn read(look: &mut Look<'_>, take: &Take) -> Result<Self, Error> {
         let Take { key, amount } = take;
         let usage = look.usage(key)?;
         let peek = look.peek((key.as_str(), *amount))?;
         let now = look.now();
-        let charges = look.charges(key, counts_from(usage.limit(), now))?;
         let mut reasons = Vec::new();
         if let Some(denial) = peek.denial() {
-            reasons.push(obstacle(denial.obstacle(), &usage, *amount));
+            reasons.extend(obstacle(denial, &usage));
         }
         reasons.extend(state(&usage, look));
         let permits = look.permits()?.into_iter();
@@ -125,7 +157,6 @@ impl OfLimit {
             definition: usage.limit().as_given().to_string(),
             refusal: refusal(&peek, look),
             reasons,
-            largest: largest(charges, look),
             permits: permits.map(|row| Permit::new(row, look)).collect(),
             bookings: bookings
                 .map(|row| Booked {
@@ -143,7 +174,30 @@ impl OfLimit {
                     takes: taken(row.takes),
                 })
                 .collect(),
+            verdict: Verdict::of(&peek, &usage),
+            largest: largest(look, usage.limit())?,
         })
+    }
+}
+
+impl Verdict {
+    fn of(peek: &Peek, usage: &Usage) -> Self {
+        let breaker = usage.breaker().map(BreakerUsage::state);
+        let Some(denial) = peek.denial() else {
+            return Self::Open(match breaker {
+                None => "has room",
+                Some(BreakerState::HalfOpen) => "lets a probe through",
+                Some(_) => "lets calls through",
+            });
+        };
+        let how = match (denial.obstacle(), breaker) {
+            (_, Some(BreakerState::HalfOpen)) => "lets no more probes through",
+            (_, Some(_)) => "lets nobody through",
+            (Obstacle::Paused, None) => "lets nobody in",
+            _ => "has no room",
+        };
+        let when = when(denial, usage);
+        Self::Shut { how, when }
     }
 }
 
@@ -159,21 +213,28 @@ fn counts_from(limit: &Limit, now: Timestamp) -> Timestamp {
     Timestamp::from_nanos(now.as_nanos().saturating_sub(reach_ns))
 }
 
-fn largest(mut charges: Vec<ChargeRow>, look: &Look<'_>) -> Vec<Spent> {
+fn largest(look: &mut Look<'_>, limit: &Limit) -> Result<Vec<Spent>, Error> {
+    let after = counts_from(limit, look.now());
+    let mut charges = look.charges(limit.key(), after)?;
     charges.retain(|row| row.kind == ChargeKind::Charged && row.amount > 0);
+    if charges.is_empty() {
+        return Ok(Vec::new());
+    }
     charges.sort_by_key(|row| (std::cmp::Reverse(row.amount), row.at));
+    let spenders = Spenders::read(look, limit.key(), after)?;
     let spent = charges.iter().take(MOST).map(|row| Spent {
         at: show::instant(look, row.at),
         amount: row.amount,
+        by: spenders.get(&row.at).cloned().unwrap_or_default(),
         time: show::time(look.wall(row.at)),
     });
-    spent.collect()
+    Ok(spent.collect())
 }
 
-/// What stands in the way, in words.
-fn obstacle(obstacle: Obstacle, usage: &Usage, amount: u64) -> String {
-    let wanted = number(amount);
-    match obstacle {
+/// What stands in the way, in words; nothing where [`state`] says it.
+fn obstacle(denial: &Denial, usage: &Usage) -> Option<String> {
+    let wanted = number(denial.amount());
+    Some(match denial.obstacle() {
         Obstacle::Rate(rate) => {
             let standing = usage
                 .rates()
@@ -190,47 +251,54 @@ fn obstacle(obstacle: Obstacle, usage: &Usage, amount: u64) -> String {
         }
         Obstacle::Bucket(bucket) => {
             let available = usage.bucket().map_or(0, quotalite::BucketUsage::available);
-            format!("{bucket}: {} available, {wanted} wanted", number(available))
+            format!(
+                "{bucket}: {} available, {wanted} wanted; a bucket does not know who has spent what",
+                number(available)
+            )
         }
+        Obstacle::Slots(count) if usage.available() >= denial.amount() => format!(
+            "{} of {} held, {wanted} wanted; others have waited for longer",
+            number(usage.held()),
+            counted(count, "slot")
+        ),
         Obstacle::Slots(count) => format!(
             "{} of {} held, {wanted} wanted; nobody knows when a holder ends",
             number(usage.held()),
             counted(count, "slot")
         ),
-        Obstacle::Paused => "it is paused".to_owned(),
         Obstacle::SlowStart => {
             "it starts slowly after a pause: less than its rates for a while".to_owned()
         }
-        Obstacle::Breaker => {
-            "its breaker lets nobody through, or all its probes are under way".to_owned()
-        }
+        Obstacle::Paused | Obstacle::Breaker => return None,
         other => other.to_string(),
-    }
+    })
 }
 
 /// What else there is to know about how it stands.
-fn state(usage: &Usage, look: &Look<'_>) -> Vec<String> {
+pub(crate) fn state(usage: &Usage, look: &Look<'_>) -> Vec<String> {
+    let time = |at: Timestamp| show::time(look.wall(at));
     let mut state = Vec::new();
-    if let Some(pause) = usage.pause() {
+    let broken = usage
+        .breaker()
+        .filter(|breaker| breaker.state() != BreakerState::Closed);
+    let opens_again = broken.and_then(BreakerUsage::probes_from);
+    // An open breaker is a pause until it is half-open.
+    let pause = usage
+        .pause()
+        .filter(|pause| Some(pause.until()) != opens_again);
+    if let Some(pause) = pause {
+        let strikes = match pause.strikes() {
+            0 => String::new(),
+            strikes => format!(", after {}", counted(u64::from(strikes), "strike")),
+        };
         state.push(format!(
-            "paused since {} until {}, after {}: `quotalite resume` lifts it",
-            show::time(look.wall(pause.since())),
-            show::time(look.wall(pause.until())),
-            counted(u64::from(pause.strikes()), "strike")
+            "paused since {} until {}{strikes}: `quotalite resume` lifts it",
+            time(pause.since()),
+            time(pause.until())
         ));
     }
-    if let Some(breaker) = usage
-        .breaker()
-        .filter(|breaker| breaker.state() != BreakerState::Closed)
-    {
-        let reason = breaker.reason().unwrap_or("for no known reason");
-        let from = breaker.probes_from().map(|at| show::time(look.wall(at)));
-        let from = from.map(|from| format!(", probes from {from}"));
-        state.push(format!(
-            "breaker {}: {reason}{}",
-            breaker.state(),
-            from.unwrap_or_default()
-        ));
+    if let Some(breaker) = broken {
+        state.push(broken_in_words(breaker, usage, time));
     }
     if usage.is_decreasing() {
         state.push("it was lowered: nothing is admitted until what is in use fits".to_owned());
@@ -244,24 +312,49 @@ fn state(usage: &Usage, look: &Look<'_>) -> Vec<String> {
     state
 }
 
+fn broken_in_words(
+    breaker: &BreakerUsage,
+    usage: &Usage,
+    time: impl Fn(Timestamp) -> String,
+) -> String {
+    let at = |at: Option<Timestamp>| at.map_or_else(|| "an unknown time".to_owned(), &time);
+    let (since, probes_from) = (at(breaker.since()), at(breaker.probes_from()));
+    let reason = breaker.reason().unwrap_or("for no known reason");
+    let probes = u64::from(breaker.probes());
+    let counted_probes = counted(probes, "probe");
+    if breaker.state() == BreakerState::Open {
+        return format!(
+            "breaker open since {since}: {reason}; nobody before {probes_from}, then {counted_probes} at a time: \
+            `quotalite resume` closes it"
+        );
+    }
+    let under_way = probes.saturating_sub(usage.available());
+    format!(
+        "breaker half-open since {probes_from}: {reason}; {counted_probes} at a time, {} under way, {} of {} succeeded: \
+        one that fails opens it again",
+        number(under_way),
+        number(u64::from(breaker.succeeded())),
+        number(probes)
+    )
+}
+
 impl Explained {
     fn write(&self, out: &mut dyn Write) -> io::Result<()> {
-        match &self.refusal {
-            None => writeln!(out, "{GOOD}It would be admitted now.{GOOD:#}")?,
-            Some(refusal) => {
-                write!(out, "{BAD}It would be refused now{BAD:#}")?;
-                match refusal.retry_after_s {
-                    Some(after) => {
-                        let after = show::duration(show::from_seconds(after));
-                        write!(
-                            out,
-                            ", and admitted in {BOLD}{after}{BOLD:#} if nobody else came"
-                        )?;
-                    }
-                    None => write!(out, ", until slots come free")?,
-                }
-                writeln!(out, ": {BOLD}{}{BOLD:#} stands in the way.", refusal.key)?;
+        match (&self.refusal, &self.when) {
+            (Some(refusal), Some(when)) => {
+                let alone = if refusal.retry_after_s.is_some() {
+                    " if nobody else came"
+                } else {
+                    ""
+                };
+                writeln!(
+                    out,
+                    "{BAD}It would be refused now{BAD:#}, and admitted {BOLD}{when}{BOLD:#}{alone}: \
+                    {BOLD}{}{BOLD:#} stands in the way.",
+                    refusal.key
+                )?;
             }
+            _ => writeln!(out, "{GOOD}It would be admitted now.{GOOD:#}")?,
         }
         self.limits.iter().try_for_each(|limit| limit.write(out))
     }
@@ -274,26 +367,24 @@ impl OfLimit {
         } = self;
         let amount = number(self.amount);
         writeln!(out, "\n{BOLD}{key}{BOLD:#}: {amount} of {definition}")?;
-        match &self.refusal {
-            None => writeln!(out, "  {GOOD}has room{GOOD:#}")?,
-            Some(refusal) => {
-                let when = refusal.retry_after_s.map(|after| {
-                    let after = show::duration(show::from_seconds(after));
-                    format!("in {after}")
-                });
-                let when = when.unwrap_or_else(|| "when a slot comes back".to_owned());
-                writeln!(out, "  {BAD}has no room{BAD:#}, and will {when}")?;
+        match &self.verdict {
+            Verdict::Open(how) => writeln!(out, "  {GOOD}{how}{GOOD:#}")?,
+            Verdict::Shut { how, when } => {
+                writeln!(out, "  {BAD}{how}{BAD:#}, and will {when}")?;
             }
         }
         for reason in &self.reasons {
             writeln!(out, "  {reason}")?;
         }
-        self.write_people(out)
+        self.write_people(out)?;
+        if self.refusal.is_some() {
+            self.write_largest(out)?;
+        }
+        Ok(())
     }
 
     fn write_people(&self, out: &mut dyn Write) -> io::Result<()> {
         let process = |pid: u32| format!("process {pid}");
-        let since = |seconds: f64| show::duration(show::from_seconds(seconds));
         for permit in self.permits.iter().take(MOST) {
             let id = permit
                 .id
@@ -307,7 +398,7 @@ impl OfLimit {
             writeln!(
                 out,
                 "  {state}{holder} for {}: {takes}{id}",
-                since(permit.since_s)
+                show::seconds(permit.since_s)
             )?;
         }
         for booked in self.bookings.iter().take(MOST) {
@@ -324,7 +415,7 @@ impl OfLimit {
             writeln!(
                 out,
                 "  {who} waits for {takes}, since {}",
-                since(waiting.since_s)
+                show::seconds(waiting.since_s)
             )?;
         }
         let told = [self.permits.len(), self.bookings.len(), self.waiting.len()];
@@ -335,11 +426,23 @@ impl OfLimit {
                 "  {DIM}and {untold} more: `--json` has them all{DIM:#}"
             )?;
         }
-        if !self.largest.is_empty() && self.refusal.is_some() {
-            let each = self.largest.iter();
-            let each = each.map(|spent| format!("{} at {}", number(spent.amount), spent.time));
-            let each = each.collect::<Vec<_>>().join(", ");
-            writeln!(out, "  {DIM}largest charges that count: {each}{DIM:#}")?;
+        Ok(())
+    }
+
+    fn write_largest(&self, out: &mut dyn Write) -> io::Result<()> {
+        if self.largest.is_empty() {
+            return Ok(());
+        }
+        writeln!(out, "  largest charges that count:")?;
+        for spent in &self.largest {
+            let by = spent.by.to_string();
+            let gap = if by.is_empty() { "" } else { ": " };
+            let amount = number(spent.amount);
+            writeln!(out, "    {amount} at {}{gap}{by}", spent.time)?;
+        }
+        if self.largest.iter().any(|spent| spent.by.is_nobody()) {
+            let why = "the file knows who has spent something only under an id, until an hour after its end";
+            writeln!(out, "    {DIM}{why}{DIM:#}")?;
         }
         Ok(())
     }

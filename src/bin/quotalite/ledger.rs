@@ -1,5 +1,7 @@
 //! What was charged and who holds it: `charges`, `permits`, `settle`, `cancel`.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
@@ -61,8 +63,56 @@ struct Charge {
     at: String,
     amount: u64,
     kind: &'static str,
+    #[serde(flatten)]
+    by: Spenders,
     #[serde(skip)]
     time: String,
+}
+
+/// Who is known to have spent what was charged at an instant.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Spenders {
+    /// The ids of permits.
+    pub(crate) ids: Vec<String>,
+    pub(crate) pids: Vec<u32>,
+}
+
+/// So many of each are named in a line.
+const NAMED: usize = 3;
+
+impl Spenders {
+    /// Those of a limit after an instant, by the instant of the charge.
+    pub(crate) fn read(
+        look: &mut Look<'_>,
+        key: &str,
+        after: Timestamp,
+    ) -> Result<BTreeMap<Timestamp, Self>, Error> {
+        let mut spenders = BTreeMap::<_, Self>::new();
+        for row in look.spenders(key, after)? {
+            let of = spenders.entry(row.at).or_default();
+            of.ids.extend(row.id);
+            of.pids.extend(row.pid.filter(|pid| !of.pids.contains(pid)));
+        }
+        Ok(spenders)
+    }
+
+    pub(crate) const fn is_nobody(&self) -> bool {
+        self.ids.is_empty() && self.pids.is_empty()
+    }
+}
+
+/// `process 17, id nightly`; nothing if nobody is known.
+impl fmt::Display for Spenders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pids = self.pids.iter().map(|pid| format!("process {pid}"));
+        let ids = self.ids.iter().map(|id| format!("id {id}"));
+        let mut named: Vec<String> = pids.take(NAMED).chain(ids.take(NAMED)).collect();
+        let untold = self.ids.len() + self.pids.len() - named.len();
+        if untold > 0 {
+            named.push(format!("{untold} more"));
+        }
+        f.write_str(&named.join(", "))
+    }
 }
 
 pub(crate) fn charges(shell: &Shell, args: &ChargesArgs) -> Result<Code, Failure> {
@@ -72,6 +122,7 @@ pub(crate) fn charges(shell: &Shell, args: &ChargesArgs) -> Result<Code, Failure
             None => Timestamp::from_nanos(i64::MIN),
         };
         let rows = look.charges(&args.key, after)?;
+        let spenders = Spenders::read(look, &args.key, after)?;
         let charges = rows.iter().map(|row| Charge {
             at: show::instant(look, row.at),
             amount: row.amount,
@@ -80,6 +131,7 @@ pub(crate) fn charges(shell: &Shell, args: &ChargesArgs) -> Result<Code, Failure
                 ChargeKind::Booked => "booked",
                 _ => "block",
             },
+            by: spenders.get(&row.at).cloned().unwrap_or_default(),
             time: show::time(look.wall(row.at)),
         });
         Ok(ChargeList {
@@ -95,6 +147,7 @@ pub(crate) fn charges(shell: &Shell, args: &ChargesArgs) -> Result<Code, Failure
             Column::left("WHEN", 0),
             Column::right("AMOUNT", 0),
             Column::left("", 1),
+            Column::left("BY", 2).cut_to(12),
         ]);
         for charge in &charges.charges {
             let kind = if charge.kind == "charged" {
@@ -106,6 +159,7 @@ pub(crate) fn charges(shell: &Shell, args: &ChargesArgs) -> Result<Code, Failure
                 charge.time.as_str().into(),
                 show::number(charge.amount).into(),
                 Cell::styled(kind, WARN),
+                charge.by.to_string().into(),
             ]);
         }
         table.write(out, show::width())?;
@@ -208,10 +262,9 @@ pub(crate) fn permits(shell: &Shell, args: &PermitsArgs) -> Result<Code, Failure
             Column::right("FOR", 3),
             Column::right("EXPIRES IN", 4),
             Column::right("FENCE", 5),
-            Column::left("HOLDS", 2),
+            Column::left("HOLDS", 2).cut_to(12),
         ]);
         for permit in &permits.permits {
-            let seconds = |seconds: f64| show::duration(show::from_seconds(seconds));
             table.row(vec![
                 Cell::styled(permit.id.as_deref().unwrap_or("-"), BOLD),
                 permit.state.into(),
@@ -220,8 +273,12 @@ pub(crate) fn permits(shell: &Shell, args: &PermitsArgs) -> Result<Code, Failure
                     .map(|pid| pid.to_string())
                     .unwrap_or_default()
                     .into(),
-                seconds(permit.since_s).into(),
-                permit.expires_in_s.map(seconds).unwrap_or_default().into(),
+                show::seconds(permit.since_s).into(),
+                permit
+                    .expires_in_s
+                    .map(show::seconds)
+                    .unwrap_or_default()
+                    .into(),
                 permit.fence.to_string().into(),
                 list(&permit.takes).into(),
             ]);

@@ -54,7 +54,7 @@ pub(crate) struct SetArgs {
     /// Slots come back after this long, whoever holds them
     #[arg(long, value_name = "TIME", value_parser = crate::ask::duration, requires = "slots")]
     timeout: Option<Duration>,
-    /// Keep what is charged in the file for this long, to be looked at and replayed; --keep is something else
+    /// Keep what is charged in the file for this long, to be looked at and replayed
     ///
     /// It changes nothing about who is admitted. At least what the windows still hold is always there.
     #[arg(long, value_name = "TIME", value_parser = crate::ask::duration)]
@@ -70,7 +70,7 @@ pub(crate) struct SetArgs {
     overage: Option<Beyond>,
     /// Fail if it is defined differently, instead of changing it
     #[arg(long)]
-    keep: bool,
+    no_replace: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -150,7 +150,7 @@ pub(crate) struct ApplyArgs {
     file: PathBuf,
     /// Fail if one is defined differently, instead of changing it
     #[arg(long)]
-    keep: bool,
+    no_replace: bool,
 }
 
 pub(crate) fn limits(shell: &Shell, command: &LimitsCommand) -> Result<Code, Failure> {
@@ -192,8 +192,8 @@ fn list(shell: &Shell) -> Result<Code, Failure> {
     };
     shell.print(&list, |out| {
         let mut table = Table::new([
-            Column::left("KEY", 0),
-            Column::left("DEFINITION", 0),
+            Column::key("KEY"),
+            Column::left("DEFINITION", 0).cut_to(20),
             Column::left("", 1),
         ]);
         for limit in &list.limits {
@@ -263,8 +263,8 @@ fn show(shell: &Shell, args: &ShowArgs) -> Result<Code, Failure> {
         let mut table = Table::new([
             Column::left("WHEN", 0),
             Column::left("WHAT", 0),
-            Column::left("DEFINITION", 0),
-            Column::left("BY", 1),
+            Column::left("DEFINITION", 0).cut_to(20),
+            Column::left("BY", 1).cut_to(10),
             Column::right("PID", 2),
         ]);
         for change in &shown.changes {
@@ -322,14 +322,6 @@ impl Outcome {
     }
 }
 
-fn on_conflict(keep: bool) -> OnConflict {
-    if keep {
-        OnConflict::Fail
-    } else {
-        OnConflict::Replace
-    }
-}
-
 fn set(shell: &Shell, args: &SetArgs) -> Result<Code, Failure> {
     let new = args.terms(None)?.build().map_err(Failure::misused)?;
     let limiter = shell.new_limiter()?;
@@ -337,7 +329,7 @@ fn set(shell: &Shell, args: &SetArgs) -> Result<Code, Failure> {
         .limits()?
         .iter()
         .any(|limit| limit.key() == args.key);
-    let outcome = if is_defined && !args.keep {
+    let outcome = if is_defined && !args.no_replace {
         // What cannot be built from here could not above.
         let change = |stored: &Limit| {
             args.terms(Some(stored))
@@ -446,7 +438,12 @@ struct Applied {
 fn apply(shell: &Shell, args: &ApplyArgs) -> Result<Code, Failure> {
     let file = LimitsFile::read(&args.file)?;
     let limiter = shell.new_limiter()?;
-    let outcomes = limiter.apply(&file, on_conflict(args.keep))?;
+    let on_conflict = if args.no_replace {
+        OnConflict::Fail
+    } else {
+        OnConflict::Replace
+    };
+    let outcomes = limiter.apply(&file, on_conflict)?;
     let outcomes = outcomes
         .iter()
         .map(|(limit, outcome)| Outcome::of(limit, outcome));

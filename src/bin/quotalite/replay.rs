@@ -241,14 +241,15 @@ struct Told<'a> {
 struct Outcome {
     definition: String,
     /// If nobody waited.
-    refused: Part,
+    refused: Portion,
     /// If everybody waited in line.
     delayed: Delayed,
-    never_fit: Part,
+    never_fit: Portion,
 }
 
+/// Some of all charges.
 #[derive(Debug, Default, Serialize)]
-struct Part {
+struct Portion {
     count: u64,
     share: f64,
     amount: u64,
@@ -257,14 +258,14 @@ struct Part {
 #[derive(Debug, Serialize)]
 struct Delayed {
     #[serde(flatten)]
-    of_all: Part,
+    of_all: Portion,
     median_s: Option<f64>,
     p90_s: Option<f64>,
     p99_s: Option<f64>,
     longest_s: Option<f64>,
 }
 
-impl Part {
+impl Portion {
     fn of(charges: &[Charge], fates: &[Fate], is_one: impl Fn(Fate) -> bool) -> Self {
         let both = charges.iter().zip(fates);
         let amounts = both.filter(|(_, fate)| is_one(**fate));
@@ -313,9 +314,9 @@ impl Outcome {
         let quantile = |percent| quantile(&delays, percent).map(|delay| delay.as_secs_f64());
         Self {
             definition: limit.as_given().to_string(),
-            refused: Part::of(charges, &rerun.now, |fate| fate == Fate::Refused),
+            refused: Portion::of(charges, &rerun.now, |fate| fate == Fate::Refused),
             delayed: Delayed {
-                of_all: Part::of(charges, &rerun.in_line, |fate| {
+                of_all: Portion::of(charges, &rerun.in_line, |fate| {
                     matches!(fate, Fate::Delayed(_))
                 }),
                 median_s: quantile(50),
@@ -323,7 +324,7 @@ impl Outcome {
                 p99_s: quantile(99),
                 longest_s: quantile(100),
             },
-            never_fit: Part::of(charges, &rerun.now, |fate| fate == Fate::Never),
+            never_fit: Portion::of(charges, &rerun.now, |fate| fate == Fate::Never),
         }
     }
 

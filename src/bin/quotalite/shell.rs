@@ -16,6 +16,7 @@ use quotalite::{Error, Inspector, Limiter, LimitsFileError};
 use serde::Serialize;
 
 use crate::disposition::end_by;
+use crate::show::{self, Plain};
 
 /// How a command ends. The numbers are part of what scripts rely on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -242,11 +243,11 @@ impl Shell {
     ) -> Result<(), Failure> {
         let mut out = io::BufWriter::new(anstream::stdout().lock());
         let printed = if self.json {
-            serde_json::to_writer(&mut out, answer)
+            serde_json::to_string(answer)
                 .map_err(io::Error::from)
-                .and_then(|()| writeln!(out))
+                .and_then(|json| writeln!(out, "{}", show::escaped(json)))
         } else {
-            show(&mut out)
+            show(&mut Plain(&mut out))
         };
         match printed.and_then(|()| out.flush()) {
             // Whoever reads has seen enough, and the answer is what it is.
@@ -261,14 +262,14 @@ impl Shell {
     /// Says something beside the answer, to people only.
     pub(crate) fn remark(&self, text: impl fmt::Display) {
         if !self.json && io::stderr().is_terminal() {
-            let _ = writeln!(anstream::stderr(), "{text}");
+            let _ = writeln!(Plain(anstream::stderr()), "{text}");
         }
     }
 
     /// Says that the answer is not quite what was asked for. Where nobody can be told, the answer shows it.
     pub(crate) fn warn(&self, text: impl fmt::Display) {
         if !self.json {
-            let _ = writeln!(anstream::stderr(), "{text}");
+            let _ = writeln!(Plain(anstream::stderr()), "{text}");
         }
     }
 
@@ -281,7 +282,7 @@ impl Shell {
         if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
             return Err(no());
         }
-        write!(anstream::stderr(), "{question} [y/N] ")?;
+        write!(Plain(anstream::stderr()), "{question} [y/N] ")?;
         let mut answer = String::new();
         io::stdin().read_line(&mut answer)?;
         match answer.trim() {
@@ -300,7 +301,7 @@ impl Failure {
             let hint = hint.collect::<String>();
             // Where nobody can be told, the exit code says it.
             let _ = writeln!(
-                anstream::stderr(),
+                Plain(anstream::stderr()),
                 "{red}quotalite:{red:#} {}{hint}",
                 self.message
             );

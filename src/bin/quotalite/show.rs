@@ -1,6 +1,9 @@
 //! How things look on a terminal.
 
-use std::io::{self, IsTerminal, Write};
+mod plain;
+mod table;
+
+use std::io::{self, IsTerminal};
 use std::time::{Duration, SystemTime};
 
 use anstyle::{AnsiColor, Style};
@@ -10,6 +13,9 @@ use jiff::{SignedDuration, Unit, Zoned};
 use quotalite::Look;
 use quotalite::Timestamp;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+pub(crate) use self::plain::{Plain, escaped, plain};
+pub(crate) use self::table::{Cell, Column, Table, layout};
 
 pub(crate) const GOOD: Style = AnsiColor::Green.on_default();
 pub(crate) const WARN: Style = AnsiColor::Yellow.on_default();
@@ -46,9 +52,14 @@ pub(crate) fn duration(duration: Duration) -> String {
         .duration_to_string(&rounded)
 }
 
-/// A length of time that is printed for programs, for people.
+/// A length of time that is printed for programs, as one.
 pub(crate) fn from_seconds(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or_default()
+}
+
+/// A length of time that is printed for programs, for people.
+pub(crate) fn seconds(seconds: f64) -> String {
+    duration(from_seconds(seconds))
 }
 
 /// A time of the wall clock for people, here and today.
@@ -157,161 +168,63 @@ pub(crate) fn cut(text: &str, columns: usize) -> String {
     cut
 }
 
-/// One cell of a table.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Cell {
-    text: String,
-    style: Style,
-}
-
-impl Cell {
-    pub(crate) fn styled(text: impl Into<String>, style: Style) -> Self {
-        Self {
-            text: text.into(),
-            style,
+/// A text in lines of at most so many columns, broken where there is a space if there is one. What follows the first line is
+/// indented.
+pub(crate) fn wrapped(text: &str, columns: usize, indent: usize) -> Vec<String> {
+    let columns = columns.max(indent + 2);
+    let mut lines = Vec::new();
+    let mut rest = text;
+    loop {
+        let indent = if lines.is_empty() { 0 } else { indent };
+        let room = columns - indent;
+        let line = |text: &str| " ".repeat(indent) + text;
+        if rest.width() <= room {
+            lines.push(line(rest));
+            return lines;
         }
-    }
-}
-
-impl<T: Into<String>> From<T> for Cell {
-    fn from(text: T) -> Self {
-        Self::styled(text, Style::new())
-    }
-}
-
-/// How a column is laid out.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Column {
-    pub(crate) title: &'static str,
-    pub(crate) is_right: bool,
-    /// What goes first where the terminal is narrow; 0 never goes.
-    pub(crate) goes: u8,
-}
-
-impl Column {
-    pub(crate) const fn left(title: &'static str, goes: u8) -> Self {
-        Self {
-            title,
-            is_right: false,
-            goes,
+        let mut fits = 0;
+        let mut left = room;
+        for (at, character) in rest.char_indices() {
+            let width = character.width().unwrap_or(0);
+            if width > left {
+                break;
+            }
+            left -= width;
+            fits = at + character.len_utf8();
         }
-    }
-
-    pub(crate) const fn right(title: &'static str, goes: u8) -> Self {
-        Self {
-            title,
-            is_right: true,
-            goes,
-        }
-    }
-}
-
-/// Rows under titles. Where they do not fit, columns are left out, and then the first one is cut.
-#[derive(Debug)]
-pub(crate) struct Table {
-    columns: Vec<Column>,
-    rows: Vec<Vec<Cell>>,
-}
-
-/// Between two columns.
-const GAP: usize = 2;
-
-impl Table {
-    pub(crate) fn new(columns: impl Into<Vec<Column>>) -> Self {
-        Self {
-            columns: columns.into(),
-            rows: Vec::new(),
-        }
-    }
-
-    pub(crate) fn row(&mut self, cells: impl Into<Vec<Cell>>) {
-        self.rows.push(cells.into());
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
-    pub(crate) fn into_rows(self) -> Vec<Vec<Cell>> {
-        self.rows
-    }
-
-    pub(crate) fn write(&self, out: &mut (impl Write + ?Sized), columns: usize) -> io::Result<()> {
-        let shown = self.layout(columns);
-        let titles: Vec<Cell> = self
-            .columns
-            .iter()
-            .map(|column| Cell::styled(column.title, DIM))
-            .collect();
-        write_row(out, &titles, &self.columns, &shown)?;
-        self.rows
-            .iter()
-            .try_for_each(|row| write_row(out, row, &self.columns, &shown))
-    }
-
-    /// The columns that are shown, and how wide each is.
-    fn layout(&self, columns: usize) -> Vec<(usize, usize)> {
-        let widest = |position: usize| {
-            let cells = self.rows.iter().filter_map(|row| row.get(position));
-            let cells = cells.map(|cell| cell.text.width()).max();
-            cells.map(|cells| cells.max(self.columns[position].title.width()))
-        };
-        let is_empty = |position: usize| {
-            let mut cells = self.rows.iter().filter_map(|row| row.get(position));
-            cells.all(|cell| cell.text.is_empty())
-        };
-        let mut shown: Vec<(usize, usize)> = (0..self.columns.len())
-            .filter(|position| !is_empty(*position))
-            .filter_map(|position| Some((position, widest(position)?)))
-            .collect();
-        let total = |shown: &[(usize, usize)]| {
-            let cells: usize = shown.iter().map(|(_, width)| width).sum();
-            cells + GAP * shown.len().saturating_sub(1)
-        };
-        while total(&shown) > columns
-            && let Some(next) = (0..shown.len())
-                .filter(|at| self.columns[shown[*at].0].goes > 0)
-                .max_by_key(|at| self.columns[shown[*at].0].goes)
-        {
-            shown.remove(next);
-        }
-        let over = total(&shown).saturating_sub(columns);
-        if let Some((_, width)) = shown.iter_mut().max_by_key(|(_, width)| *width) {
-            *width = width.saturating_sub(over).max(4);
-        }
-        shown
-    }
-}
-
-fn write_row(
-    out: &mut (impl Write + ?Sized),
-    row: &[Cell],
-    columns: &[Column],
-    shown: &[(usize, usize)],
-) -> io::Result<()> {
-    let mut line = String::new();
-    let is_filled =
-        |(at, _): &(usize, usize)| row.get(*at).is_some_and(|cell| !cell.text.is_empty());
-    let filled = shown.iter().rposition(is_filled).map_or(0, |last| last + 1);
-    let shown = &shown[..filled];
-    for (position, (at, width)) in shown.iter().enumerate() {
-        let cell = row.get(*at).cloned().unwrap_or_default();
-        let text = cut(&cell.text, *width);
-        let padding = " ".repeat(width - text.width().min(*width));
-        let styled = format!("{style}{text}{style:#}", style = cell.style);
-        let is_last = position + 1 == shown.len();
-        if columns[*at].is_right {
-            line.extend([&*padding, &*styled]);
-        } else if is_last {
-            line.push_str(&styled);
+        // The space that ends a line need not fit.
+        let end = rest[..fits].trim_end().len();
+        let broken = if rest[fits..].starts_with(' ') {
+            end
         } else {
-            line.extend([&*styled, &*padding]);
-        }
-        if !is_last {
-            line.push_str(&" ".repeat(GAP));
+            let start = rest.len() - rest.trim_start().len();
+            let space = rest[..fits].rfind(' ').filter(|at| *at > start);
+            space.map_or(fits, |at| rest[..at].trim_end().len())
+        };
+        lines.push(line(&rest[..broken]));
+        rest = rest[broken..].trim_start();
+    }
+}
+
+/// Rows as lines, with their columns two spaces apart.
+pub(crate) fn aligned(rows: &[Vec<String>]) -> Vec<String> {
+    let mut widths: Vec<usize> = Vec::new();
+    for row in rows {
+        widths.resize(widths.len().max(row.len()), 0);
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.width().max(*width);
         }
     }
-    writeln!(out, "{line}")
+    let line = |row: &Vec<String>| {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths).filter(|(_, width)| **width > 0) {
+            line.push_str(cell);
+            line.push_str(&" ".repeat(width - cell.width() + table::GAP));
+        }
+        line.truncate(line.trim_end().len());
+        line
+    };
+    rows.iter().map(line).collect()
 }
 
 #[cfg(test)]
@@ -352,38 +265,32 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_table_leaves_columns_out_and_cuts_what_is_left() {
-        let mut table = Table::new([
-            Column::left("KEY", 0),
-            Column::right("USED", 0),
-            Column::left("NOTES", 2),
-            Column::left("RATE", 1),
-        ]);
-        table.row(vec![
-            "openai:requests".into(),
-            "7".into(),
-            "paused".into(),
-            "10/s".into(),
-        ]);
-        let print = |columns| {
-            let mut out = Vec::new();
-            table.write(&mut out, columns).unwrap();
-            anstream::adapter::strip_bytes(&out).into_vec()
-        };
-        let text = |columns| String::from_utf8(print(columns)).unwrap();
-        assert_eq!(
-            text(80),
-            "KEY              USED  NOTES   RATE\nopenai:requests     7  paused  10/s\n"
-        );
-        assert_eq!(
-            text(28),
-            "KEY              USED  RATE\nopenai:requests     7  10/s\n"
-        );
-        assert_eq!(text(14), "KEY       USED\nopenai:…     7\n");
-        for columns in 12..60 {
-            for line in text(columns).lines() {
-                assert!(line.width() <= columns, "{columns}: {line}");
-            }
+    fn long_lines_go_on_below_with_nothing_lost() {
+        for (text, columns, lines) in [
+            ("short", 10, &["short"][..]),
+            ("", 10, &[""]),
+            ("one two three", 8, &["one two", "  three"]),
+            ("one two three", 7, &["one two", "  three"]),
+            ("  one  two", 6, &["  one", "  two"]),
+            ("unbroken", 5, &["unbro", "  ken"]),
+            ("鍵鍵鍵", 4, &["鍵鍵", "  鍵"]),
+            ("abc", 0, &["abc"]),
+        ] {
+            assert_eq!(wrapped(text, columns, 2), lines, "{text:?} in {columns}");
         }
+        let text = "held for 3s  1 gpu  expires in 54m 9s  id a-very-long-id-without-a-space";
+        for columns in 0..80 {
+            let lines = wrapped(text, columns, 4);
+            let told: String = lines.concat().split_whitespace().collect();
+            assert_eq!(told, text.split_whitespace().collect::<String>());
+            assert!(lines.iter().all(|line| line.width() <= columns.max(6)));
+        }
+    }
+
+    #[test]
+    fn rows_are_aligned_without_what_none_of_them_has() {
+        let rows = [["a", "", "1"], ["long", "", ""], ["鍵", "", "22"]];
+        let rows = rows.map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(aligned(&rows), ["a     1", "long", "鍵    22"]);
     }
 }

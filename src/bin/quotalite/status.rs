@@ -98,7 +98,7 @@ pub(crate) struct Standing {
     pub(crate) booked: u64,
     pub(crate) debt: u64,
     pub(crate) decreasing: bool,
-    pub(crate) parts: Vec<Part>,
+    pub(crate) parts: Vec<Gauge>,
 }
 
 #[derive(Debug, Serialize)]
@@ -108,9 +108,9 @@ pub(crate) struct Breaker {
     pub(crate) probes_from: Option<String>,
 }
 
-/// A rate, a quota, a bucket, or the slots.
+/// How a rate, a quota, a bucket, or the slots of a limit stand.
 #[derive(Debug, Serialize)]
-pub(crate) struct Part {
+pub(crate) struct Gauge {
     #[serde(rename = "part")]
     pub(crate) name: String,
     pub(crate) used: u64,
@@ -120,7 +120,7 @@ pub(crate) struct Part {
     pub(crate) next_release_in_s: Option<f64>,
 }
 
-impl Part {
+impl Gauge {
     /// How much of it is used, in thousandths; 1000 at most.
     pub(crate) fn used_thousandths(&self) -> u16 {
         let used = u128::from(self.used) * 1_000 / u128::from(self.capacity.max(1));
@@ -181,13 +181,13 @@ impl Status {
 }
 
 const COLUMNS: [Column; 7] = [
-    Column::left("KEY", 0),
-    Column::left("LIMIT", 3),
+    Column::key("KEY"),
+    Column::left("LIMIT", 3).cut_to(14),
     Column::left("", 5),
     Column::right("USED", 0),
     Column::right("AVAILABLE", 2),
     Column::left("MORE IN", 4),
-    Column::left("", 1),
+    Column::left("", 1).cut_to(10),
 ];
 
 /// How long a bar is.
@@ -206,7 +206,7 @@ impl Standing {
             probes_from: breaker.probes_from().map(at),
         });
         let part =
-            |name: String, [used, available, capacity]: [u64; 3], next: Option<Timestamp>| Part {
+            |name: String, [used, available, capacity]: [u64; 3], next: Option<Timestamp>| Gauge {
                 name,
                 used,
                 available,
@@ -249,7 +249,7 @@ impl Standing {
 
     /// How much of its tightest part is used, in thousandths.
     pub(crate) fn used_thousandths(&self) -> u16 {
-        let parts = self.parts.iter().map(Part::used_thousandths);
+        let parts = self.parts.iter().map(Gauge::used_thousandths);
         parts.max().unwrap_or(0)
     }
 
@@ -263,18 +263,27 @@ impl Standing {
     pub(crate) fn notes(&self) -> (String, Style) {
         let mut notes = Vec::new();
         let mut style = Style::new();
+        // An open breaker is a pause until it is half-open.
+        let is_of_breaker = |breaker: &Breaker| breaker.probes_from == self.paused_until;
+        let mut pause = self.paused_for_s.map(show::seconds);
         if let Some(breaker) = &self.breaker {
-            let reason = breaker
-                .reason
-                .as_deref()
-                .map(|reason| format!(": {reason}"));
-            notes.push(format!("{}{}", breaker.state, reason.unwrap_or_default()));
+            let left = pause.take_if(|_| is_of_breaker(breaker));
+            let left = left.map(|left| format!(" {left}"));
+            let reason = breaker.reason.as_ref().map(|reason| format!(": {reason}"));
+            notes.push(
+                [
+                    breaker.state.clone(),
+                    left.unwrap_or_default(),
+                    reason.unwrap_or_default(),
+                ]
+                .concat(),
+            );
             if breaker.state != BreakerState::Closed.to_string() {
                 style = BAD;
             }
         }
-        if let Some(left) = self.paused_for_s {
-            notes.push(format!("paused {}", seconds(left)));
+        if let Some(left) = pause {
+            notes.push(format!("paused {left}"));
             style = BAD;
         }
         if self.decreasing {
@@ -302,7 +311,10 @@ impl Standing {
         let mut notes = Cell::styled(notes, style);
         for part in &self.parts {
             let colour = colour_of(part.used, part.capacity);
-            let more = part.next_release_in_s.map(seconds).unwrap_or_default();
+            let more = part
+                .next_release_in_s
+                .map(show::seconds)
+                .unwrap_or_default();
             table.row(vec![
                 std::mem::take(&mut key),
                 part.name.as_str().into(),
@@ -342,8 +354,4 @@ impl Standing {
 /// Whether what is available is a number: a breaker lets through whoever comes, or nobody.
 fn has_number(usage: &Usage) -> bool {
     usage.breaker().is_none()
-}
-
-fn seconds(seconds: f64) -> String {
-    show::duration(show::from_seconds(seconds))
 }

@@ -1,6 +1,7 @@
 //! A live view of how limits stand: `top`.
 
 mod detail;
+mod list;
 mod state;
 mod view;
 
@@ -28,8 +29,8 @@ use crate::status::Status;
 ///
 /// It only reads, once a second. With more than 1000 keys that match, it shows the first of them.
 ///
-/// Keys: arrows, `PageUp`, `PageDown`, Home and End select; Enter looks into a limit, and Esc comes back; `/` filters by a part of the
-/// key; `s` sorts by key, by what is used, by who waits; `p` stands still; `?` tells the keys; `q` quits.
+/// Keys: arrows, `PageUp`, `PageDown`, Home and End select a limit, and scroll what is looked into; Enter looks into a limit, and
+/// Esc comes back; `/` filters by a part of the key; `s` sorts by key, by what is used, by who waits; `p` stands still; `?` tells the keys; `q` quits.
 #[derive(Args, Debug)]
 pub(crate) struct TopArgs {
     /// Only keys that match: `*` is one or more characters

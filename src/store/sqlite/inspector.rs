@@ -19,7 +19,7 @@ use crate::decision::Peek;
 use crate::definition::LimitChange;
 use crate::error::Error;
 use crate::inspection::{
-    BookingRow, ChargeKind, ChargeRow, OwnerRow, PermitRow, PermitState, WaiterRow,
+    BookingRow, ChargeKind, ChargeRow, OwnerRow, PermitRow, PermitState, SpenderRow, WaiterRow,
 };
 use crate::limit::{Limit, Pattern};
 use crate::plan::{Patience, Plan};
@@ -351,6 +351,44 @@ impl Look<'_> {
             Ok(true)
         })?;
         Ok(bookings)
+    }
+}
+
+const SPENDERS: &str = "SELECT c.at_ns, p.id, o.pid, NULL
+    FROM permit_charge AS c JOIN permit AS p USING (permit_id) LEFT JOIN owner AS o USING (owner_id)
+    WHERE c.limit_id = ?1 AND c.at_ns > ?2
+    UNION ALL
+    SELECT b.at_ns, NULL, o.pid, NULL FROM booking AS b JOIN owner AS o USING (owner_id)
+    WHERE b.limit_id = ?1 AND b.at_ns > ?2 AND NOT EXISTS (
+        SELECT 1 FROM permit AS p WHERE p.owner_id = b.owner_id AND p.booking_id = b.booking_id AND p.id IS NOT NULL
+    )
+    UNION ALL
+    SELECT at_ns, id, NULL, request FROM ended_permit WHERE at_ns > ?2 AND outcome <> 'cancelled'
+    ORDER BY 1";
+
+impl Look<'_> {
+    /// Who is known to have been charged by a limit after an instant, in the order of time.
+    ///
+    /// # Errors
+    /// [`Error::UnknownLimit`], and whatever can happen to the file.
+    pub fn spenders(&mut self, key: &str, after: Timestamp) -> Result<Vec<SpenderRow>, Error> {
+        let known = self.transaction.known(key)?;
+        let mut spenders = Vec::new();
+        self.each(SPENDERS, (known.id.0, after.as_nanos()), |row| {
+            // What has ended is known by what was asked for: an amount and a key a line.
+            let request: Option<String> = row.get(3)?;
+            let mut takes = request.iter().flat_map(|request| request.lines());
+            let is_named = |take: &str| take.split_once(' ').is_some_and(|(_, named)| named == key);
+            if request.is_none() || takes.any(is_named) {
+                spenders.push(SpenderRow {
+                    at: Timestamp::from_nanos(row.get(0)?),
+                    id: row.get(1)?,
+                    pid: row.get(2)?,
+                });
+            }
+            Ok(true)
+        })?;
+        Ok(spenders)
     }
 }
 

@@ -1,14 +1,17 @@
 //! What there is to see of one limit.
 
-use quotalite::{ChargeKind, Error, Look, Timestamp};
+use std::collections::BTreeSet;
 
-use crate::ledger::{before, list, taken};
+use quotalite::{BookingRow, ChargeKind, Error, Look, PermitRow, Timestamp, WaiterRow};
+
+use crate::explain::state;
+use crate::ledger::{Spenders, before, list, taken};
 use crate::limits::action_of;
 use crate::show;
 use crate::status::{InLine, Standing};
 
-/// So many lines of each are shown.
-const MOST: usize = 20;
+/// So many lines of each are shown: more than anybody scrolls through.
+const MOST: usize = 1_000;
 
 /// Charges of so long ago are looked at.
 const RECENT: std::time::Duration = quotalite::MINUTE;
@@ -17,28 +20,65 @@ const RECENT: std::time::Duration = quotalite::MINUTE;
 #[derive(Debug)]
 pub(super) struct Detail {
     pub(super) standing: Standing,
-    /// Under their titles.
-    pub(super) sections: Vec<(&'static str, Vec<String>)>,
+    /// What else there is to know about how it stands, in words.
+    pub(super) state: Vec<String>,
+    pub(super) sections: Vec<Section>,
+}
+
+/// Rows of texts under a title.
+#[derive(Debug)]
+pub(super) struct Section {
+    pub(super) title: &'static str,
+    /// How many there are; no more than `MOST` are in `rows`.
+    pub(super) count: usize,
+    pub(super) rows: Vec<Vec<String>>,
+}
+
+impl Section {
+    fn new<T>(title: &'static str, all: Vec<T>, row: impl FnMut(T) -> Vec<String>) -> Self {
+        Self {
+            title,
+            count: all.len(),
+            rows: all.into_iter().take(MOST).map(row).collect(),
+        }
+    }
 }
 
 impl Detail {
     pub(super) fn read(look: &mut Look<'_>, key: &str) -> Result<Self, Error> {
         let in_line = InLine::read(look)?;
         let standing = Standing::read(look, key, &in_line)?;
+        let state = state(&look.usage(key)?, look);
+        let is_of = |takes: &[(String, u64)]| takes.iter().any(|(taken, _)| taken == key);
+        let mut permits = look.permits()?;
+        permits.retain(|row| row.state.is_open() && is_of(&row.takes));
+        let mut waiting = look.waiting()?;
+        waiting.retain(|row| is_of(&row.takes));
+        let mut booked = look.bookings()?;
+        booked.retain(|row| row.key == key);
+        let holders = permits.iter().filter_map(|row| row.pid);
+        let waiters = waiting.iter().filter_map(|row| row.pid);
+        let bookers = booked.iter().map(|row| row.pid);
+        let mut pids: BTreeSet<u32> = holders.chain(waiters).chain(bookers).collect();
+        let charges = charges(look, key, &mut pids)?;
         let sections = vec![
-            ("PERMITS", permits(look, key)?),
-            ("IN LINE FOR SLOTS", waiting(look, key)?),
-            ("BOOKED", booked(look, key)?),
-            ("CHARGED IN THE LAST MINUTE", charges(look, key)?),
-            ("PROCESSES", owners(look)?),
-            ("CHANGES", changes(look, key)?),
+            permits_of(look, permits),
+            waiting_of(look, waiting),
+            booked_of(look, booked),
+            charges,
+            processes(look, &pids)?,
+            changes(look, key)?,
         ];
-        Ok(Self { standing, sections })
+        Ok(Self {
+            standing,
+            state,
+            sections,
+        })
     }
 }
 
 fn process(pid: Option<u32>) -> String {
-    pid.map_or_else(String::new, |pid| format!("process {pid}  "))
+    pid.map_or_else(|| "no process".to_owned(), |pid| format!("process {pid}"))
 }
 
 fn ago(look: &Look<'_>, at: Timestamp) -> String {
@@ -49,101 +89,88 @@ fn ahead(look: &Look<'_>, at: Timestamp) -> String {
     show::duration(at.saturating_duration_since(look.now()))
 }
 
-fn permits(look: &Look<'_>, key: &str) -> Result<Vec<String>, Error> {
-    let rows = look.permits()?.into_iter();
-    let rows = rows.filter(|row| row.state.is_open());
-    let rows = rows.filter(|row| row.takes.iter().any(|(taken, _)| taken == key));
-    let lines = rows.take(MOST).map(|row| {
-        let id = row
-            .id
-            .as_ref()
-            .map(|id| format!("  id {id}"))
-            .unwrap_or_default();
-        let expires = row
-            .expires
-            .map(|at| format!("  expires in {}", ahead(look, at)));
-        format!(
-            "{}{} for {}  {}{}{id}",
+fn permits_of(look: &Look<'_>, permits: Vec<PermitRow>) -> Section {
+    Section::new("PERMITS", permits, |row| {
+        let expires = row.expires.map(|at| ahead(look, at));
+        let expires = expires.map(|left| format!("expires in {left}"));
+        let id = row.id.map(|id| format!("id {id}"));
+        vec![
             process(row.pid),
-            row.state.as_str(),
-            ago(look, row.at),
+            format!("{} for {}", row.state.as_str(), ago(look, row.at)),
             list(&taken(row.takes)),
-            expires.unwrap_or_default()
-        )
-    });
-    Ok(lines.collect())
+            expires.unwrap_or_default(),
+            id.unwrap_or_default(),
+        ]
+    })
 }
 
-fn waiting(look: &Look<'_>, key: &str) -> Result<Vec<String>, Error> {
-    let rows = look.waiting()?.into_iter();
-    let rows = rows.filter(|row| row.takes.iter().any(|(wanted, _)| wanted == key));
-    let lines = rows.take(MOST).map(|row| {
-        let since = ago(look, row.since);
-        let until = row
-            .deadline
-            .map(|at| format!("  for {} at most", ahead(look, at)));
-        let wants = list(&taken(row.takes));
-        format!(
-            "{}since {since}  {wants}{}",
+fn waiting_of(look: &Look<'_>, waiting: Vec<WaiterRow>) -> Section {
+    Section::new("IN LINE FOR SLOTS", waiting, |row| {
+        let until = row.deadline.map(|at| ahead(look, at));
+        let until = until.map(|left| format!("for {left} more at most"));
+        vec![
             process(row.pid),
-            until.unwrap_or_default()
-        )
-    });
-    Ok(lines.collect())
+            format!("waits for {}", ago(look, row.since)),
+            list(&taken(row.takes)),
+            until.unwrap_or_default(),
+        ]
+    })
 }
 
-fn booked(look: &Look<'_>, key: &str) -> Result<Vec<String>, Error> {
-    let rows = look.bookings()?.into_iter().filter(|row| row.key == key);
-    let lines = rows.take(MOST).map(|row| {
-        let amount = show::number(row.amount);
-        format!(
-            "{}{amount} in {}",
+fn booked_of(look: &Look<'_>, booked: Vec<BookingRow>) -> Section {
+    Section::new("BOOKED", booked, |row| {
+        vec![
             process(Some(row.pid)),
-            ahead(look, row.at)
-        )
-    });
-    Ok(lines.collect())
+            format!("in {}", ahead(look, row.at)),
+            show::number(row.amount),
+        ]
+    })
 }
 
-fn charges(look: &mut Look<'_>, key: &str) -> Result<Vec<String>, Error> {
+/// The last charges, and the processes that are known to have been charged.
+fn charges(look: &mut Look<'_>, key: &str, pids: &mut BTreeSet<u32>) -> Result<Section, Error> {
     let after = before(look, RECENT);
-    let rows = look.charges(key, after)?.into_iter();
-    let rows = rows.filter(|row| row.kind == ChargeKind::Charged).rev();
-    let lines = rows.take(MOST).map(|row| {
-        let time = show::time(look.wall(row.at));
-        format!("{time}  {}", show::number(row.amount))
-    });
-    Ok(lines.collect())
+    let spenders = Spenders::read(look, key, after)?;
+    let mut charges = look.charges(key, after)?;
+    charges.retain(|row| row.kind == ChargeKind::Charged);
+    charges.reverse();
+    pids.extend(spenders.values().flat_map(|of| &of.pids));
+    Ok(Section::new("CHARGED IN THE LAST MINUTE", charges, |row| {
+        let by = spenders.get(&row.at).map(Spenders::to_string);
+        vec![
+            show::time(look.wall(row.at)),
+            show::number(row.amount),
+            by.unwrap_or_default(),
+        ]
+    }))
 }
 
-fn owners(look: &Look<'_>) -> Result<Vec<String>, Error> {
-    let rows = look.owners()?.into_iter();
-    let lines = rows.take(MOST).map(|row| {
+/// Those of these processes that the file knows.
+fn processes(look: &Look<'_>, pids: &BTreeSet<u32>) -> Result<Section, Error> {
+    let mut owners = look.owners()?;
+    owners.retain(|row| pids.contains(&row.pid));
+    Ok(Section::new("PROCESSES", owners, |row| {
         let state = match row.is_alive {
             Some(true) => "alive",
             Some(false) => "dead: what it held comes back when somebody needs it",
             None => "",
         };
-        format!(
-            "{}since {}  {state}",
+        vec![
             process(Some(row.pid)),
-            ago(look, row.since)
-        )
-    });
-    Ok(lines.collect())
+            format!("since {}", ago(look, row.since)),
+            state.to_owned(),
+        ]
+    }))
 }
 
-fn changes(look: &mut Look<'_>, key: &str) -> Result<Vec<String>, Error> {
+fn changes(look: &mut Look<'_>, key: &str) -> Result<Section, Error> {
     let changes = look.changes(key)?;
-    let lines = changes.iter().take(MOST).map(|change| {
-        let time = show::time(look.wall(change.at()));
-        let action = action_of(change);
-        format!(
-            "{time}  {action}: {}  by {} {}",
-            change.definition(),
-            change.program(),
-            change.pid()
-        )
-    });
-    Ok(lines.collect())
+    Ok(Section::new("CHANGES", changes, |change| {
+        vec![
+            show::time(look.wall(change.at())),
+            action_of(&change).to_owned(),
+            change.definition().to_owned(),
+            format!("by {} {}", change.program(), change.pid()),
+        ]
+    }))
 }

@@ -11,9 +11,6 @@ use crate::status::{Standing, Status};
 /// So many looks are remembered of each limit.
 pub(super) const REMEMBERED: usize = 60;
 
-/// How far a page goes.
-const PAGE: usize = 10;
-
 /// What one look has seen.
 #[derive(Debug)]
 pub(super) struct Seen {
@@ -68,6 +65,10 @@ pub(super) struct State {
     is_still: bool,
     /// The limit that is looked into.
     opened: Option<String>,
+    /// How many lines of it are above what is shown.
+    pub(super) scrolled: usize,
+    /// How many lines fit, at the last drawing: so far goes a page.
+    pub(super) page: usize,
     /// The limit that is selected: it stays so wherever it moves to.
     selected: Option<String>,
     /// How much of its tightest part each limit has used, in thousandths, look by look.
@@ -86,6 +87,8 @@ impl State {
             shows_help: false,
             is_still: false,
             opened: None,
+            scrolled: 0,
+            page: 1,
             selected: None,
             history: BTreeMap::new(),
         }
@@ -176,7 +179,7 @@ impl State {
             }
             KeyCode::Esc | KeyCode::Backspace if self.opened.is_some() => self.opened = None,
             KeyCode::Esc => self.filter.clear(),
-            _ if self.opened.is_some() => {}
+            KeyCode::Char('s' | '/') | KeyCode::Enter if self.opened.is_some() => {}
             KeyCode::Char('s') => self.sort = self.sort.next(),
             KeyCode::Char('/') => self.is_typing = true,
             KeyCode::Enter => {
@@ -184,17 +187,12 @@ impl State {
                 self.opened = shown
                     .get(self.selected(&shown))
                     .map(|limit| limit.key.clone());
+                self.scrolled = 0;
                 // Also where it stands still: nothing is known yet of what is looked into.
                 self.is_still = false;
                 return Then::LookAgain;
             }
-            KeyCode::Up | KeyCode::Char('k') => self.select(|at, _| at.saturating_sub(1)),
-            KeyCode::Down | KeyCode::Char('j') => self.select(|at, _| at + 1),
-            KeyCode::PageUp => self.select(|at, _| at.saturating_sub(PAGE)),
-            KeyCode::PageDown => self.select(|at, _| at + PAGE),
-            KeyCode::Home => self.select(|_, _| 0),
-            KeyCode::End => self.select(|_, count| count),
-            _ => {}
+            code => self.go(code),
         }
         Then::GoOn
     }
@@ -215,11 +213,30 @@ impl State {
         Then::GoOn
     }
 
-    /// Selects another limit, by where the selected one stands and how many there are.
-    fn select(&mut self, other: impl FnOnce(usize, usize) -> usize) {
+    /// Scrolls what is looked into, or selects another limit.
+    fn go(&mut self, code: KeyCode) {
+        if self.opened.is_some() {
+            // Drawing brings it back to what there is.
+            self.scrolled = goes_to(code, self.scrolled, self.page).unwrap_or(self.scrolled);
+            return;
+        }
         let shown = self.shown();
-        let last = shown.len().saturating_sub(1);
-        let at = other(self.selected(&shown), shown.len()).min(last);
-        self.selected = shown.get(at).map(|limit| limit.key.clone());
+        if let Some(at) = goes_to(code, self.selected(&shown), self.page) {
+            let at = at.min(shown.len().saturating_sub(1));
+            self.selected = shown.get(at).map(|limit| limit.key.clone());
+        }
+    }
+}
+
+/// Where a key leads to, if it leads anywhere.
+fn goes_to(code: KeyCode, from: usize, page: usize) -> Option<usize> {
+    match code {
+        KeyCode::Up | KeyCode::Char('k') => Some(from.saturating_sub(1)),
+        KeyCode::Down | KeyCode::Char('j') => Some(from.saturating_add(1)),
+        KeyCode::PageUp => Some(from.saturating_sub(page)),
+        KeyCode::PageDown => Some(from.saturating_add(page)),
+        KeyCode::Home => Some(0),
+        KeyCode::End => Some(usize::MAX),
+        _ => None,
     }
 }

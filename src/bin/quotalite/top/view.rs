@@ -4,12 +4,14 @@ use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Cell, Paragraph, Row, Table, TableState};
+use ratatui::widgets::Paragraph;
 use unicode_width::UnicodeWidthStr;
 
+use super::detail::Detail;
+use super::list::draw_limits;
 use super::state::State;
-use crate::show;
-use crate::status::{Part, Standing};
+use crate::show::{self, plain};
+use crate::status::Standing;
 
 /// What things are coloured with.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +37,7 @@ impl Palette {
         }
     }
 
-    fn of_share(self, thousandths: u16) -> Style {
+    pub(super) fn of_share(self, thousandths: u16) -> Style {
         match thousandths {
             1_000.. => self.colour(Color::Red),
             800.. => self.colour(Color::Yellow),
@@ -44,46 +46,48 @@ impl Palette {
     }
 }
 
-const BOLD: Style = Style::new().add_modifier(Modifier::BOLD);
-const DIM: Style = Style::new().add_modifier(Modifier::DIM);
-const SELECTED: Style = Style::new().add_modifier(Modifier::REVERSED);
+pub(super) const BOLD: Style = Style::new().add_modifier(Modifier::BOLD);
+pub(super) const DIM: Style = Style::new().add_modifier(Modifier::DIM);
+pub(super) const SELECTED: Style = Style::new().add_modifier(Modifier::REVERSED);
 
 const HELP: [(&str, &str); 9] = [
-    ("up, down, k, j", "select a limit"),
-    ("PageUp, PageDown, Home, End", "go farther"),
+    ("up, down, k, j", "select, or scroll"),
+    ("PgUp PgDn Home End", "go farther"),
     ("Enter", "look into the limit"),
-    (
-        "Esc, Backspace",
-        "come back; Esc also shows all limits again",
-    ),
-    ("/", "show limits with these letters in their keys"),
-    ("s", "sort by key, by what is used, by who waits"),
-    ("p", "stand still, and go on"),
+    ("Esc, Backspace", "come back, show all"),
+    ("/", "filter the keys"),
+    ("s", "sort in another way"),
+    ("p", "stand still, go on"),
     ("?", "this help"),
     ("q, ^C", "quit"),
 ];
 
-pub(super) fn draw(frame: &mut Frame<'_>, state: &State, palette: Palette) {
+pub(super) fn draw(frame: &mut Frame<'_>, state: &mut State, palette: Palette) {
     let [head, body, foot] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Fill(1),
         Constraint::Length(1),
     ])
     .areas(frame.area());
-    frame.render_widget(Paragraph::new(header(state, head.width)), head);
+    // Below the titles, or the key.
+    state.page = usize::from(body.height).saturating_sub(1).max(1);
+    let mut shown = None;
     if state.shows_help {
         frame.render_widget(Paragraph::new(help()), body);
     } else if state.opened().is_some() {
-        draw_detail(frame, body, state, palette);
+        shown = draw_detail(frame, body, state, palette);
     } else {
         draw_limits(frame, body, state, palette);
     }
-    frame.render_widget(Paragraph::new(footer(state, palette)), foot);
+    let head_line = header(state, shown, head.width);
+    frame.render_widget(Paragraph::new(head_line), head);
+    frame.render_widget(Paragraph::new(footer(state, foot.width, palette)), foot);
 }
 
-fn header(state: &State, width: u16) -> Line<'static> {
-    let mut left = state.file.clone();
-    if let Some(seen) = &state.seen {
+/// The file and how it is looked at, or which lines of how many are shown.
+fn header(state: &State, shown: Option<String>, width: u16) -> Line<'static> {
+    let mut left = plain(&state.file).into_owned();
+    if let Some(seen) = state.seen.as_ref().filter(|_| state.opened().is_none()) {
         let of = if seen.status.is_cut {
             ", the first 1000 shown"
         } else {
@@ -91,10 +95,11 @@ fn header(state: &State, width: u16) -> Line<'static> {
         };
         left = format!("{left}  {}{of}", show::counted(seen.status.keys, "key"));
     }
-    let mut right = format!("by {}", state.sort.name());
-    if !state.filter.is_empty() {
-        right = format!("/{}  {right}", state.filter);
-    }
+    let mut right = match (state.opened(), shown) {
+        (Some(_), shown) => shown.unwrap_or_default(),
+        (None, _) if state.filter.is_empty() => format!("by {}", state.sort.name()),
+        (None, _) => format!("/{}  by {}", state.filter, state.sort.name()),
+    };
     if state.is_still() {
         right = format!("STANDS STILL  {right}");
     }
@@ -108,7 +113,19 @@ fn header(state: &State, width: u16) -> Line<'static> {
     ])
 }
 
-fn footer(state: &State, palette: Palette) -> Line<'static> {
+/// The keys that matter most come first where not all of them fit.
+const KEYS: [&str; 3] = [
+    "Enter look into  / filter  s sort  p stand still  ? help  q quit",
+    "Enter look into  / filter  ? help",
+    "? help  q quit",
+];
+const KEYS_INSIDE: [&str; 3] = [
+    "Up Down PgUp PgDn scroll  Esc back  p stand still  ? help  q quit",
+    "Up Down scroll  Esc back  ? help",
+    "Esc back  ? help",
+];
+
+fn footer(state: &State, width: u16, palette: Palette) -> Line<'static> {
     if state.is_typing {
         return Line::from(format!(
             "/{}_   Enter keeps it, Esc shows all",
@@ -117,206 +134,160 @@ fn footer(state: &State, palette: Palette) -> Line<'static> {
     }
     if let Some(error) = &state.error {
         return Line::from(Span::styled(
-            error.clone(),
+            plain(error).into_owned(),
             palette.colour(Color::Red).patch(BOLD),
         ));
     }
     let keys = if state.opened().is_some() {
-        "Esc back  p stand still  ? help  q quit"
+        KEYS_INSIDE
     } else {
-        "Enter look into  / filter  s sort  p stand still  ? help  q quit"
+        KEYS
     };
+    let fits = |keys: &&str| keys.width() <= usize::from(width);
+    let keys = keys.into_iter().find(fits).unwrap_or(keys[2]);
     Line::from(Span::styled(keys, DIM))
 }
 
 fn help() -> Vec<Line<'static>> {
     let line = |(keys, what): (&'static str, &'static str)| {
         Line::from(vec![
-            Span::styled(format!("{keys:<28} "), BOLD),
+            Span::styled(format!("{keys:<19} "), BOLD),
             Span::raw(what),
         ])
     };
     HELP.into_iter().map(line).collect()
 }
 
-/// A column of the table of limits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Column {
-    Key,
-    Limit,
-    Bar,
-    Used,
-    Available,
-    MoreIn,
-    History,
-    Notes,
-}
-
-/// With the narrowest terminal on which each is shown, how wide it is, and its title.
-const COLUMNS: [(Column, u16, u16, &str); 8] = [
-    (Column::Key, 0, 0, "KEY"),
-    (Column::Limit, 70, 20, "LIMIT"),
-    (Column::Bar, 100, 10, ""),
-    (Column::Used, 0, 9, "USED"),
-    (Column::Available, 40, 9, "AVAILABLE"),
-    (Column::MoreIn, 60, 11, "MORE IN"),
-    (Column::History, 80, 10, "LATELY"),
-    (Column::Notes, 50, 14, ""),
-];
-
-fn draw_limits(frame: &mut Frame<'_>, area: Rect, state: &State, palette: Palette) {
-    let shown = state.shown();
-    if shown.is_empty() {
-        let nothing = if state.seen.is_some() { "no keys" } else { "" };
-        return frame.render_widget(Paragraph::new(Span::styled(nothing, DIM)), area);
-    }
-    let columns: Vec<_> = COLUMNS
-        .into_iter()
-        .filter(|(_, narrowest, ..)| area.width >= *narrowest)
-        .collect();
-    // What keys leave is for notes.
-    let longest = shown
-        .iter()
-        .map(|limit| limit.key.width())
-        .max()
-        .unwrap_or(0);
-    let key_width = u16::try_from(longest)
-        .unwrap_or(u16::MAX)
-        .clamp(4, (area.width / 5 * 2).max(4));
-    let widths = columns.iter().map(|(column, _, width, _)| match column {
-        Column::Key => Constraint::Length(key_width),
-        Column::Notes => Constraint::Fill(1),
-        _ => Constraint::Length(*width),
-    });
-    let titles = columns.iter().map(|(.., title)| Cell::from(*title));
-    let selected = state.selected(&shown);
-    let mut rows = Vec::new();
-    let mut selected_row = 0;
-    for (at, limit) in shown.iter().enumerate() {
-        if at == selected {
-            selected_row = rows.len();
-        }
-        for position in 0..limit.parts.len().max(1) {
-            let part = limit.parts.get(position);
-            let cells = columns.iter().map(|(column, _, width, _)| {
-                cell(
-                    *column,
-                    usize::from(*width),
-                    limit,
-                    (part, position == 0),
-                    state,
-                    palette,
-                )
-            });
-            let row = Row::new(cells.collect::<Vec<_>>());
-            rows.push(if at == selected {
-                row.style(SELECTED)
-            } else {
-                row
-            });
-        }
-    }
-    let table = Table::new(rows, widths)
-        .header(Row::new(titles).style(DIM))
-        .column_spacing(1);
-    let mut position = TableState::default().with_selected(selected_row);
-    frame.render_stateful_widget(table, area, &mut position);
-}
-
-fn cell(
-    column: Column,
-    width: usize,
-    limit: &Standing,
-    (part, is_first): (Option<&Part>, bool),
-    state: &State,
-    palette: Palette,
-) -> Cell<'static> {
-    let number = |number: u64| {
-        let number = show::number(number);
-        Cell::from(format!("{number:>width$}"))
-    };
-    match (column, part) {
-        (Column::Key, _) if is_first => Cell::from(limit.key.clone()).style(BOLD),
-        (Column::Limit, Some(part)) => Cell::from(show::cut(&part.name, width)),
-        (Column::Limit, None) => Cell::from("breaker"),
-        (Column::Bar, Some(part)) => {
-            let bar = show::bar(part.used, part.capacity, width);
-            Cell::from(bar).style(palette.of_share(part.used_thousandths()))
-        }
-        (Column::Used, Some(part)) => {
-            number(part.used).style(palette.of_share(part.used_thousandths()))
-        }
-        (Column::Used, None) => number(limit.permits),
-        (Column::Available, Some(part)) => number(part.available),
-        (Column::MoreIn, Some(part)) => {
-            let seconds = part.next_release_in_s.map(show::from_seconds);
-            Cell::from(seconds.map(show::duration).unwrap_or_default())
-        }
-        (Column::History, _) if is_first => Cell::from(sparkline(state, &limit.key, width)),
-        (Column::Notes, _) if is_first => Cell::from(notes(limit, palette)),
-        // The default spans no column.
-        _ => Cell::from(""),
-    }
-}
-
-fn notes(limit: &Standing, palette: Palette) -> Span<'static> {
+pub(super) fn notes(limit: &Standing, palette: Palette) -> Span<'static> {
     let style = if limit.is_blocked() {
         palette.colour(Color::Red).patch(BOLD)
     } else {
         Style::new()
     };
-    Span::styled(limit.notes().0, style)
+    Span::styled(plain(&limit.notes().0).into_owned(), style)
 }
 
 /// The last looks, the youngest to the right.
-fn sparkline(state: &State, key: &str, width: usize) -> String {
+pub(super) fn sparkline(state: &State, key: &str, width: usize) -> String {
     let levels = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let level = |thousandths: u16| levels[usize::from(thousandths.min(1_000)).div_ceil(125)];
     let line: Vec<char> = state.history(key).rev().take(width).map(level).collect();
     line.into_iter().rev().collect()
 }
 
-fn draw_detail(frame: &mut Frame<'_>, area: Rect, state: &State, palette: Palette) {
+/// Returns which lines are shown, if not all of them are.
+fn draw_detail(
+    frame: &mut Frame<'_>,
+    area: Rect,
+    state: &mut State,
+    palette: Palette,
+) -> Option<String> {
     let detail = state.seen.as_ref().and_then(|seen| seen.detail.as_ref());
-    let Some(detail) = detail else {
-        return frame.render_widget(Paragraph::new(Span::styled("…", DIM)), area);
+    let is_opened = |detail: &&Detail| state.opened() == Some(&*detail.standing.key);
+    let Some(detail) = detail.filter(is_opened) else {
+        frame.render_widget(Paragraph::new(Span::styled("…", DIM)), area);
+        return None;
     };
+    let [head, body] = Layout::vertical([Constraint::Length(1), Constraint::Fill(1)]).areas(area);
+    let columns = usize::from(area.width);
+    let key = show::cut(&plain(&detail.standing.key), columns);
+    let title = Line::from(vec![
+        Span::styled(key, BOLD),
+        Span::raw("  "),
+        notes(&detail.standing, palette),
+    ]);
+    frame.render_widget(Paragraph::new(title), head);
+    let lines = lines(state, detail, columns, palette);
+    let (count, fit) = (lines.len(), usize::from(body.height));
+    let first = state.scrolled.min(count.saturating_sub(fit));
+    let shown: Vec<_> = lines.into_iter().skip(first).take(fit).collect();
+    let last = first + shown.len();
+    frame.render_widget(Paragraph::new(shown), body);
+    state.scrolled = first;
+    (last - first < count).then(|| format!("lines {}-{last} of {count}", first + 1))
+}
+
+/// All there is to see of a limit, below its key.
+fn lines(state: &State, detail: &Detail, columns: usize, palette: Palette) -> Vec<Line<'static>> {
     let limit = &detail.standing;
-    let mut lines = vec![Line::from(vec![
-        Span::styled(limit.key.clone(), BOLD),
-        Span::raw(format!(": {}  ", limit.definition)),
-        notes(limit, palette),
-    ])];
-    for part in &limit.parts {
-        let style = palette.of_share(part.used_thousandths());
-        let more = part.next_release_in_s.map(show::from_seconds);
-        let more = more.map(|more| format!(", more in {}", show::duration(more)));
-        lines.push(Line::from(vec![
-            Span::raw(format!("  {:<20} ", show::cut(&part.name, 20))),
-            Span::styled(show::bar(part.used, part.capacity, 20), style),
-            Span::raw(format!(
-                " {} used, {} available{}",
-                show::number(part.used),
-                show::number(part.available),
-                more.unwrap_or_default()
-            )),
-        ]));
+    let wrapped = |text: &str| show::wrapped(&plain(text), columns, 4);
+    let mut lines: Vec<Line<'static>> = Vec::new();
+    lines.extend(wrapped(&limit.definition).into_iter().map(Line::from));
+    for text in &detail.state {
+        let style = palette.colour(Color::Yellow);
+        lines.extend(
+            wrapped(text)
+                .into_iter()
+                .map(|line| Line::styled(line, style)),
+        );
     }
-    let lately = sparkline(
-        state,
-        &limit.key,
-        usize::from(area.width).saturating_sub(23),
-    );
-    lines.push(Line::from(format!("  {:<20} {lately}", "lately")));
-    for (title, section) in &detail.sections {
-        if section.is_empty() {
+    lines.extend(gauges(state, limit, columns, palette));
+    for section in &detail.sections {
+        if section.count == 0 {
             continue;
         }
         lines.push(Line::default());
-        lines.push(Line::from(Span::styled(*title, DIM)));
-        lines.extend(section.iter().map(|line| Line::from(format!("  {line}"))));
+        let title = format!("{} ({})", section.title, show::number(section.count as u64));
+        lines.push(Line::styled(title, DIM));
+        for line in show::aligned(&section.rows) {
+            lines.extend(wrapped(&format!("  {line}")).into_iter().map(Line::from));
+        }
+        let untold = section.count - section.rows.len();
+        if untold > 0 {
+            lines.push(Line::from(format!("  and {untold} more")));
+        }
     }
-    frame.render_widget(Paragraph::new(lines), area);
+    lines
+}
+
+/// A line for each part of a limit, and one for what it has used lately.
+fn gauges(state: &State, limit: &Standing, columns: usize, palette: Palette) -> Vec<Line<'static>> {
+    const LATELY: &str = "lately";
+    const BAR: usize = 20;
+    let names = limit.parts.iter().map(|part| part.name.width());
+    let longest = names.chain([LATELY.len()]).max().unwrap_or(0);
+    let name_width = longest.min(columns.saturating_sub(2));
+    let texts: Vec<_> = limit
+        .parts
+        .iter()
+        .map(|part| {
+            let more = part.next_release_in_s.map(show::seconds);
+            let more = more.map(|more| format!("more in {more}"));
+            vec![
+                format!("{} used", show::number(part.used)),
+                format!("{} available", show::number(part.available)),
+                more.unwrap_or_default(),
+            ]
+        })
+        .collect();
+    let texts = show::aligned(&texts);
+    let longest = texts.iter().map(|text| text.width()).max().unwrap_or(0);
+    let needed = name_width + 4 + longest;
+    // What is in it comes before how it looks.
+    let has_bar = needed + BAR + 2 <= columns;
+    let mut lines = Vec::new();
+    for (part, text) in limit.parts.iter().zip(texts) {
+        let style = palette.of_share(part.used_thousandths());
+        let name = show::cut(&plain(&part.name), name_width);
+        let name = format!("  {name:<name_width$}  ");
+        if needed > columns {
+            lines.push(Line::from(name));
+            let below = show::wrapped(&format!("    {text}"), columns, 4);
+            lines.extend(below.into_iter().map(|line| Line::styled(line, style)));
+            continue;
+        }
+        let mut line = Line::from(name);
+        if has_bar {
+            let bar = show::bar(part.used, part.capacity, BAR);
+            line.push_span(Span::styled(format!("{bar}  "), style));
+        }
+        line.push_span(Span::raw(text));
+        lines.push(line);
+    }
+    let room = columns.saturating_sub(name_width + 4);
+    let lately = sparkline(state, &limit.key, room);
+    lines.push(Line::from(format!("  {LATELY:<name_width$}  {lately}")));
+    lines
 }
 
 #[cfg(test)]
@@ -357,7 +328,7 @@ mod tests {
         opened.iter().copied().map(look).collect()
     }
 
-    fn draw_at(state: &State, width: u16, height: u16) -> String {
+    fn draw_at(state: &mut State, width: u16, height: u16) -> String {
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
         terminal
             .draw(|frame| draw(frame, state, Palette::coloured()))
@@ -388,9 +359,9 @@ mod tests {
     fn it_draws_at_every_size() {
         let mut seen = looks(&[None, Some("gpu")]).into_iter();
         let mut state = State::new("/srv/limits.db".to_owned());
-        draw_at(&state, 80, 24);
+        draw_at(&mut state, 80, 24);
         state.saw(Ok(seen.next().unwrap()));
-        let wide = draw_at(&state, 200, 60);
+        let wide = draw_at(&mut state, 200, 60);
         for part in [
             "calls", "10/min", "100/h", "2 slots", "1 permit", "paused", "3 keys", "LATELY",
             "q quit",
@@ -405,28 +376,29 @@ mod tests {
             .map(|at| wide[..at.unwrap()].rsplit('\n').next().unwrap().len());
         let starts: std::collections::BTreeSet<_> = starts.collect();
         assert_eq!(starts.len(), 1, "{wide}");
-        let narrow = draw_at(&state, 40, 12);
+        let narrow = draw_at(&mut state, 40, 12);
         assert!(
             narrow.contains("calls") && narrow.contains("AVAILABLE"),
             "{narrow}"
         );
         press(&mut state, "j\n");
         state.saw(Ok(seen.next().unwrap()));
-        let detail = draw_at(&state, 80, 24);
+        let detail = draw_at(&mut state, 80, 24);
         let pid = format!("process {}", std::process::id());
         for part in [
-            "gpu: 2 slots",
-            "PERMITS",
+            "gpu  1 permit",
+            "2 slots",
+            "PERMITS (1)",
             &pid,
             "CHANGES",
-            "created: 2 slots",
+            "created  2 slots  by ",
         ] {
             assert!(detail.contains(part), "{part}: {detail}");
         }
         for (width, height) in [(1, 1), (2, 3), (10, 2), (39, 1), (300, 100)] {
-            draw_at(&state, width, height);
+            draw_at(&mut state, width, height);
             press(&mut state, "?");
-            draw_at(&state, width, height);
+            draw_at(&mut state, width, height);
             press(&mut state, "?");
         }
     }
@@ -463,10 +435,10 @@ mod tests {
             (state.opened(), shown(&state)),
             (Some("quiet"), vec!["gpu", "quiet"])
         );
-        assert!(draw_at(&state, 60, 10).contains("gone"));
+        assert!(draw_at(&mut state, 60, 10).contains("gone"));
         seen.next();
         state.saw(Ok(seen.next().unwrap()));
-        assert!(!draw_at(&state, 60, 10).contains("gone"));
+        assert!(!draw_at(&mut state, 60, 10).contains("gone"));
         press(&mut state, "\x1bp");
         assert!(state.is_still() && state.opened().is_none());
         // The limit that is looked into is removed.
