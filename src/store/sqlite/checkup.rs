@@ -176,31 +176,20 @@ fn kind_of(error: &Error) -> Option<FindingKind> {
     })
 }
 
-const QUICK: &str = "PRAGMA quick_check(5)";
 const INTEGRITY: &str = "PRAGMA integrity_check(5)";
 
-/// What SQLite finds damaged. Each is one read of the whole file.
+/// What SQLite finds damaged: one read of the whole file.
 fn integrity(connection: &Connection, place: &Place) -> Result<Option<String>, Error> {
-    for sql in [QUICK, INTEGRITY] {
-        let lines = connection.prepare(sql).and_then(|mut statement| {
-            let lines = statement.query_map([], |row| row.get::<_, String>(0))?;
-            lines.collect::<rusqlite::Result<Vec<String>>>()
-        });
-        let lines = match lines {
-            Ok(lines) => lines,
-            Err(error) => {
-                let error = place.sqlite(error);
-                return match kind_of(&error) {
-                    Some(FindingKind::Damaged) => Ok(Some(error.to_string())),
-                    _ => Err(error),
-                };
-            }
-        };
-        if lines != ["ok"] {
-            return Ok(Some(lines.join("; ")));
-        }
+    let lines = connection.prepare(INTEGRITY).and_then(|mut statement| {
+        let lines = statement.query_map([], |row| row.get::<_, String>(0))?;
+        lines.collect::<rusqlite::Result<Vec<String>>>()
+    });
+    match lines.map_err(|error| place.sqlite(error)) {
+        Ok(lines) if lines == ["ok"] => Ok(None),
+        Ok(lines) => Ok(Some(lines.join("; "))),
+        Err(error) if kind_of(&error) == Some(FindingKind::Damaged) => Ok(Some(error.to_string())),
+        Err(error) => Err(error),
     }
-    Ok(None)
 }
 
 impl Checkup {
