@@ -1,10 +1,11 @@
-//! What an operator does with a file in use: `backup`, `compact` and `reset`.
+//! What an operator does with a file in use: `backup`, `compact`, `reset` and `limits set`.
 #![cfg(all(feature = "cli", target_os = "linux"))]
 mod support;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use quotalite::{Backoff, Error, HOUR, Inspector, Limit, Limiter, MINUTE, OnConflict, Request};
@@ -247,6 +248,39 @@ fn a_backup_that_fails_or_is_killed_leaves_nothing_at_its_path() {
 }
 
 #[test]
+fn a_copy_has_one_name_whenever_the_backup_is_killed() {
+    let scratch = scratch();
+    let file = scratch.file();
+    let limiter = Limiter::open(&file).unwrap();
+    limiter.define(Limit::new("k").per_day(1)).unwrap();
+    let copy = scratch.path().join("copy.db");
+    // More often than it renames or removes a file.
+    for when in 1..=40 {
+        let inject = format!("inject=/^(rename|link|unlink):signal=KILL:when={when}");
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-qq", "-o", "/dev/null", "-e", &inject]);
+        let quotalite = env!("CARGO_BIN_EXE_quotalite");
+        strace.arg(quotalite).arg("--db").arg(&file).arg("backup");
+        let Ok(status) = strace.arg(&copy).stdout(Stdio::null()).status() else {
+            return println!("skipped: strace cannot be run");
+        };
+        let parts = names_with(&scratch, ".part");
+        assert!(
+            !copy.exists() || parts.is_empty(),
+            "{inject}: {parts:?}, {status}"
+        );
+        for name in names_with(&scratch, "copy") {
+            std::fs::remove_file(scratch.path().join(name)).unwrap();
+        }
+        if status.success() {
+            assert!(when > 1);
+            return;
+        }
+    }
+    panic!("it never ended");
+}
+
+#[test]
 fn a_backup_says_which_file_is_wrong() {
     let scratch = scratch();
     let file = scratch.file();
@@ -344,6 +378,38 @@ fn reset_asks_and_forgets_what_was_charged() {
     assert!(!missing.exists());
     let error = Limiter::builder(&missing).create(false).open().unwrap_err();
     assert!(matches!(error, Error::Io { .. }));
+}
+
+#[test]
+fn a_limit_is_set_whether_or_not_others_define_and_remove_it() {
+    let scratch = scratch();
+    let file = scratch.file();
+    let limiter = Limiter::open(&file).unwrap();
+    let has_ended = AtomicBool::new(false);
+    let outputs: Vec<Output> = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !has_ended.load(Ordering::Relaxed) {
+                let limit = Limit::new("k").per_second(7).unit("calls");
+                limiter.define_or(limit, OnConflict::Replace).unwrap();
+                limiter.remove("k").unwrap();
+            }
+        });
+        let set = || run(&file, &["--json", "limits", "set", "k", "5/s"]);
+        let outputs = (0..60).map(|_| set()).collect();
+        has_ended.store(true, Ordering::Relaxed);
+        outputs
+    });
+    for output in outputs {
+        let set: Value = serde_json::from_str(&well(&output)).unwrap();
+        // What was defined has a unit, and keeps it.
+        let (definition, former) = match set["outcome"].as_str() {
+            Some("created") => ("5/s", Value::Null),
+            Some("replaced") => ("5 calls/s", "7 calls/s".into()),
+            _ => panic!("{set}"),
+        };
+        assert_eq!(set["definition"], definition, "{set}");
+        assert_eq!(set["former"], former, "{set}");
+    }
 }
 
 #[test]
