@@ -6,7 +6,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
 
 use quotalite::{
     Checkup, DAY, HOUR, Limit, Limiter, ManualClock, OnConflict, Overage, Request, SECOND,
@@ -552,8 +551,7 @@ fn no_false_alarm_is_raised_beside_workers() {
             said.answer
         );
     }
-    let longest = workers.stop();
-    assert!(longest < Duration::from_secs(2), "{longest:?}");
+    workers.stop();
     finds(&scratch.file(), &[]);
 }
 

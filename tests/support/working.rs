@@ -1,7 +1,7 @@
 //! Workers that use a file in every way, as long as they are let.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use quotalite::{Booking, Decision, HOUR, Limit, Limiter, Request, SECOND};
 
@@ -32,34 +32,29 @@ pub fn define(limiter: &Limiter) {
     }
 }
 
-/// In a child: what it does until it is told to stop.
+/// In a child: what it does until it is told to stop. That no call fails is to say that none has waited for the file until the
+/// deadline of calls.
 pub fn work() {
     let limiter = Limiter::open(path("FILE")).unwrap();
     let mut diary = Diary::open(&path("DIARY"));
     let blocks = limiter.blocks("calls", 5).unwrap();
-    let mut longest = Duration::ZERO;
     while !path("STOP").exists() {
-        let begun = Instant::now();
-        let waited = turn(&limiter, &mut diary, fastrand::u8(0..10));
-        longest = longest.max(begun.elapsed().saturating_sub(waited));
+        turn(&limiter, &mut diary, fastrand::u8(0..10));
         if fastrand::u8(0..8) == 0 {
             let _decision = blocks.try_acquire().unwrap();
         }
     }
-    std::fs::write(path("LONGEST"), longest.as_micros().to_string()).unwrap();
 }
 
-/// One use. Returns how long it has waited for its turn.
-fn turn(limiter: &Limiter, diary: &mut Diary, kind: u8) -> Duration {
+/// One use.
+fn turn(limiter: &Limiter, diary: &mut Diary, kind: u8) {
     let tenant = format!("tenant:{}", fastrand::u8(0..30));
     let some = fastrand::u64(1..=5);
     match kind {
         0 | 1 => {
             let ask = Request::new().take("calls", some);
-            let begun = Instant::now();
             let permit = limiter.acquire(&ask).unwrap();
             diary.note(permit.at(), &ask);
-            return begun.elapsed();
         }
         2 => {
             // It may have used more than it has asked for.
@@ -80,11 +75,7 @@ fn turn(limiter: &Limiter, diary: &mut Diary, kind: u8) -> Duration {
             match fastrand::u8(0..3) {
                 0 => booking.cancel().unwrap(),
                 1 => drop(booking.accept()),
-                _ => {
-                    let begun = Instant::now();
-                    drop(booking.wait_at_most());
-                    return begun.elapsed();
-                }
+                _ => drop(booking.wait_at_most()),
             }
         }
         5 => drop(limiter.try_acquire(("bucket", some)).unwrap()),
@@ -101,14 +92,11 @@ fn turn(limiter: &Limiter, diary: &mut Diary, kind: u8) -> Duration {
         }
         8 => {
             let ask = Request::new().take("slots", 1).take("bucket", 1);
-            let begun = Instant::now();
             // Too late, mostly.
             let _ = limiter.acquire_within(&ask, Duration::from_millis(20));
-            return begun.elapsed();
         }
         _ => drop(limiter.try_acquire(("calendar", some)).unwrap()),
     }
-    Duration::ZERO
 }
 
 trait WaitAtMost {
@@ -126,7 +114,6 @@ impl WaitAtMost for Booking {
 pub struct Workers {
     processes: Vec<Process>,
     pub diaries: Vec<PathBuf>,
-    longest: Vec<PathBuf>,
     stop: PathBuf,
 }
 
@@ -134,35 +121,27 @@ impl Workers {
     pub fn start(scratch: &Scratch, count: usize) -> Self {
         let place = |name: String| scratch.path().join(name);
         let diaries: Vec<_> = (0..count).map(|n| place(format!("diary-{n}"))).collect();
-        let longest: Vec<_> = (0..count).map(|n| place(format!("longest-{n}"))).collect();
         let (file, stop) = (scratch.file(), place("stop".to_owned()));
         let start = |number: usize| {
             let arguments = [
                 ("FILE", file.to_str().unwrap()),
                 ("STOP", stop.to_str().unwrap()),
                 ("DIARY", diaries[number].to_str().unwrap()),
-                ("LONGEST", longest[number].to_str().unwrap()),
             ];
             spawn(ROLE, &arguments)
         };
         Self {
             processes: (0..count).map(start).collect(),
             diaries,
-            longest,
             stop,
         }
     }
 
-    /// Lets them end. Returns the longest that a call took which did not wait for its turn.
-    pub fn stop(self) -> Duration {
+    /// Lets them end.
+    pub fn stop(self) {
         signal_by(&self.stop);
         for process in self.processes {
             process.wait_well();
         }
-        let micros = |path: &PathBuf| {
-            let text = std::fs::read_to_string(path).unwrap();
-            Duration::from_micros(text.parse().unwrap())
-        };
-        self.longest.iter().map(micros).max().unwrap_or_default()
     }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use quotalite::{
-    Action, Definition, Limit, LimitBuilder, LimitChange, LimitsFile, OnConflict, Overage,
+    Action, Definition, Error, Limit, LimitBuilder, LimitChange, Limiter, LimitsFile, OnConflict,
+    Overage,
 };
 use serde::Serialize;
 
@@ -325,32 +326,45 @@ impl Outcome {
 fn set(shell: &Shell, args: &SetArgs) -> Result<Code, Failure> {
     let new = args.terms(None)?.build().map_err(Failure::misused)?;
     let limiter = shell.new_limiter()?;
-    let is_defined = limiter
-        .limits()?
-        .iter()
-        .any(|limit| limit.key() == args.key);
-    let outcome = if is_defined && !args.no_replace {
-        // What cannot be built from here could not above.
-        let change = |stored: &Limit| {
-            args.terms(Some(stored))
-                .unwrap_or_else(|_| stored.to_builder())
-        };
-        let former = limiter.update(&args.key, change)?;
-        let limit = limiter.limit(&args.key)?;
-        let definition = if former == limit {
-            Definition::Unchanged
-        } else {
-            Definition::Replaced(former)
-        };
-        Outcome::of(&limit, &definition)
-    } else {
+    let outcome = if args.no_replace {
         Outcome::of(&new, &limiter.define(new.clone())?)
+    } else {
+        args.change_or_define(&limiter, &new)?
     };
     shell.print(&outcome, |out| outcome.write(out))?;
     Ok(Code::Done)
 }
 
 impl SetArgs {
+    /// Others may define the limit and remove it meanwhile.
+    fn change_or_define(&self, limiter: &Limiter, new: &Limit) -> Result<Outcome, Failure> {
+        // What cannot be built from here could not be built anew.
+        let change = |stored: &Limit| {
+            self.terms(Some(stored))
+                .unwrap_or_else(|_| stored.to_builder())
+        };
+        loop {
+            match limiter.update(&self.key, change) {
+                Ok(former) => {
+                    let limit = change(&former).build().map_err(Failure::misused)?;
+                    let definition = if former == limit {
+                        Definition::Unchanged
+                    } else {
+                        Definition::Replaced(former)
+                    };
+                    return Ok(Outcome::of(&limit, &definition));
+                }
+                Err(Error::UnknownLimit { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+            match limiter.define(new.clone()) {
+                Ok(definition) => return Ok(Outcome::of(new, &definition)),
+                Err(Error::Conflict { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
     /// What is defined now, with what is said here in its place. What is not said stays, unless it is of another kind.
     fn terms(&self, stored: Option<&Limit>) -> Result<LimitBuilder, Failure> {
         let mut builder = match stored {

@@ -4,13 +4,12 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode, ffi};
 
-use super::connection::{Deadline, Durability, flags, prepare, waiting_until};
+use super::connection::{Durability, flags, prepare};
 use super::inspector::Inspector;
 use super::place::Place;
 use super::schema::check_current;
-use super::session::{Session, UnderWay};
 use crate::error::Error;
 
 impl Inspector {
@@ -19,7 +18,7 @@ impl Inspector {
     ///
     /// The copy is a file to be used, without free pages, and only its owner may read and write it. In the copy nobody
     /// lives: the first who needs what was booked or held there gets it. It comes to stand at its path whole or not at
-    /// all; what was begun stands beside it under a name that ends in `.part`, should this process be killed.
+    /// all; should this process be killed, what was begun stays beside it under names with `.part` in them, which can be removed.
     ///
     /// ```
     /// # let directory = tempfile::tempdir().unwrap();
@@ -38,7 +37,8 @@ impl Inspector {
     ///
     /// # Errors
     /// [`Error::Io`] if something stands there, or a WAL that was left by what stood there before; [`Error::Sqlite`] if
-    /// the disk is full or the file is damaged; and as [`open`](Self::open).
+    /// the disk is full, which names the copy, or the file is damaged; [`Error::Busy`] if somebody keeps the file locked; and
+    /// as [`open`](Self::open).
     pub fn backup(&self, to: impl AsRef<Path>) -> Result<(), Error> {
         let to = Place::new(to.as_ref())?;
         for path in [&to.database, &to.wal, &to.shm] {
@@ -46,16 +46,11 @@ impl Inspector {
                 return Err(failed(path, io::ErrorKind::AlreadyExists.into()));
             }
         }
-        self.place.check_kind(false)?;
-        if !Session::close_inherited() {
-            return Err(self.place.forked());
-        }
-        // A child that is forked meanwhile could not close what is open here.
-        let _under_way = UnderWay::new();
-        let part = Part::new(&to)?;
-        let deadline = Deadline::after(super::inspector::PATIENCE);
-        waiting_until(deadline.at, || self.copy(&part.place, &to))?;
-        part.put(&to)
+        self.patiently(|| {
+            let part = Part::new(&to)?;
+            self.copy(&part.place, &to)?;
+            part.put(&to)
+        })
     }
 
     fn copy(&self, part: &Place, to: &Place) -> Result<(), Error> {
@@ -65,9 +60,14 @@ impl Inspector {
             let why = io::Error::other("its path is not UTF-8");
             failed(&to.database, why)
         })?;
-        connection
-            .execute(COPY, [path])
-            .map_err(|error| to.sqlite(error))?;
+        connection.execute(COPY, [path]).map_err(|error| {
+            let place = if is_of_the_copy(&error) {
+                to
+            } else {
+                &self.place
+            };
+            place.sqlite(error)
+        })?;
         drop(connection);
         let copy = Connection::open_with_flags(&part.database, flags());
         copy.and_then(|copy| {
@@ -84,6 +84,21 @@ const COPY: &str = "VACUUM INTO ?1";
 // Their locks are in the lock file of the original. An owner of another boot is dead.
 const BURY: &str = "UPDATE owner SET boot_id = 'before the backup'";
 const KEEP_LOG: &str = "PRAGMA journal_mode = WAL";
+
+/// Whether copying has failed where it writes: all that it reads is the original.
+fn is_of_the_copy(error: &rusqlite::Error) -> bool {
+    match error.sqlite_error() {
+        Some(error) if error.code == ErrorCode::SystemIoFailure => !matches!(
+            error.extended_code,
+            ffi::SQLITE_IOERR_READ | ffi::SQLITE_IOERR_SHORT_READ
+        ),
+        Some(error) => matches!(
+            error.code,
+            ErrorCode::DiskFull | ErrorCode::CannotOpen | ErrorCode::ReadOnly
+        ),
+        None => false,
+    }
+}
 
 /// A copy that is not whole yet.
 struct Part {
@@ -113,19 +128,40 @@ impl Part {
     fn put(self, to: &Place) -> Result<(), Error> {
         let put = || -> io::Result<()> {
             File::open(&self.place.database)?.sync_all()?;
-            match std::fs::hard_link(&self.place.database, &to.database) {
-                // Not every filesystem has links.
-                Err(error)
-                    if error.kind() != io::ErrorKind::AlreadyExists
-                        && to.database.symlink_metadata().is_err() =>
-                {
-                    std::fs::rename(&self.place.database, &to.database)?;
-                }
-                linked => linked?,
-            }
+            rename_to_free(&self.place.database, &to.database)?;
             File::open(&to.directory)?.sync_all()
         };
         put().map_err(|source| failed(&to.database, source))
+    }
+}
+
+/// Renames a file, unless something stands there. At no moment does it have two names.
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+fn rename_to_free(from: &Path, to: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use rustix::io::Errno;
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        // Not every filesystem can do that.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => link_to_free(from, to),
+        renamed => Ok(renamed?),
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
+fn rename_to_free(from: &Path, to: &Path) -> io::Result<()> {
+    link_to_free(from, to)
+}
+
+/// The same by a link: the former name is removed after that. Whoever is killed in between leaves both.
+fn link_to_free(from: &Path, to: &Path) -> io::Result<()> {
+    match std::fs::hard_link(from, to) {
+        // Not every filesystem has links.
+        Err(error)
+            if error.kind() != io::ErrorKind::AlreadyExists && to.symlink_metadata().is_err() =>
+        {
+            std::fs::rename(from, to)
+        }
+        linked => linked,
     }
 }
 

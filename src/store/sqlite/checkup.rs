@@ -10,11 +10,9 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode};
 
-use super::connection::{Deadline, waiting_until};
-use super::inspector::{Inspector, PATIENCE};
+use super::inspector::Inspector;
 use super::place::Place;
-use super::schema::{PAGE_BYTES, check_sqlite, is_busy, latest, version};
-use super::session::{Session, UnderWay};
+use super::schema::{PAGE_BYTES, check_sqlite, latest, version};
 use crate::checkup::{Checkup, Finding, FindingKind};
 use crate::clock::Clock;
 use crate::error::Error;
@@ -46,9 +44,6 @@ pub(crate) fn check_up(path: &Path, clock: Box<dyn Clock>) -> Result<Checkup, Er
     };
     if !checkup.look_at_files(&place) {
         return Ok(checkup);
-    }
-    if !Session::close_inherited() {
-        return Err(place.forked());
     }
     let inspector = Inspector { place, clock };
     if checkup.look_at_database(&inspector)? {
@@ -107,10 +102,7 @@ impl Checkup {
     /// Looks at the file as a database. False if there is nothing more to look at.
     fn look_at_database(&mut self, inspector: &Inspector) -> Result<bool, Error> {
         let place = &inspector.place;
-        // A child that is forked meanwhile could not close what is open here.
-        let _under_way = UnderWay::new();
-        let deadline = Deadline::after(PATIENCE);
-        let looked = waiting_until(deadline.at, || -> Result<bool, Error> {
+        let looked = inspector.patiently(|| {
             let connection = inspector.open_alone()?;
             let found = version(&connection, place)?;
             self.look_at_setup(&connection, place)?;
@@ -141,7 +133,6 @@ impl Checkup {
         });
         match looked {
             Ok(goes_on) => Ok(goes_on),
-            Err(Error::Sqlite { source, .. }) if is_busy(&source) => Err(deadline.busy(place)),
             Err(error) => match kind_of(&error) {
                 Some(kind) => {
                     self.find(kind, &*place.database, error.to_string());
@@ -176,31 +167,20 @@ fn kind_of(error: &Error) -> Option<FindingKind> {
     })
 }
 
-const QUICK: &str = "PRAGMA quick_check(5)";
 const INTEGRITY: &str = "PRAGMA integrity_check(5)";
 
-/// What SQLite finds damaged. Each is one read of the whole file.
+/// What SQLite finds damaged: one read of the whole file.
 fn integrity(connection: &Connection, place: &Place) -> Result<Option<String>, Error> {
-    for sql in [QUICK, INTEGRITY] {
-        let lines = connection.prepare(sql).and_then(|mut statement| {
-            let lines = statement.query_map([], |row| row.get::<_, String>(0))?;
-            lines.collect::<rusqlite::Result<Vec<String>>>()
-        });
-        let lines = match lines {
-            Ok(lines) => lines,
-            Err(error) => {
-                let error = place.sqlite(error);
-                return match kind_of(&error) {
-                    Some(FindingKind::Damaged) => Ok(Some(error.to_string())),
-                    _ => Err(error),
-                };
-            }
-        };
-        if lines != ["ok"] {
-            return Ok(Some(lines.join("; ")));
-        }
+    let lines = connection.prepare(INTEGRITY).and_then(|mut statement| {
+        let lines = statement.query_map([], |row| row.get::<_, String>(0))?;
+        lines.collect::<rusqlite::Result<Vec<String>>>()
+    });
+    match lines.map_err(|error| place.sqlite(error)) {
+        Ok(lines) if lines == ["ok"] => Ok(None),
+        Ok(lines) => Ok(Some(lines.join("; "))),
+        Err(error) if kind_of(&error) == Some(FindingKind::Damaged) => Ok(Some(error.to_string())),
+        Err(error) => Err(error),
     }
-    Ok(None)
 }
 
 impl Checkup {

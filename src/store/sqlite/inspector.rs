@@ -59,7 +59,7 @@ pub struct Inspector {
 }
 
 /// How long a look waits for SQLite's locks: those who recover a file after a crash have them for a moment.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Inspector {
     /// Looks at the file at this path.
@@ -100,6 +100,15 @@ impl Inspector {
     /// # Errors
     /// What `act` returns, and as [`open`](Self::open).
     pub fn look<T>(&self, act: impl FnOnce(&mut Look<'_>) -> Result<T, Error>) -> Result<T, Error> {
+        self.patiently(|| {
+            let mut link = self.connect()?;
+            let transaction = Transaction::begin_alone(&mut link, &self.place, &*self.clock)?;
+            act(&mut Look { transaction })
+        })
+    }
+
+    /// Does something by connections of its own, which wait for SQLite's locks.
+    pub(super) fn patiently<T>(&self, act: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
         self.place.check_kind(false)?;
         if !Session::close_inherited() {
             return Err(self.place.forked());
@@ -107,12 +116,7 @@ impl Inspector {
         // A child that is forked meanwhile could not close what is open here.
         let _under_way = UnderWay::new();
         let deadline = Deadline::after(PATIENCE);
-        waiting_until(deadline.at, || {
-            let mut link = self.connect()?;
-            let transaction = Transaction::begin_alone(&mut link, &self.place, &*self.clock)?;
-            act(&mut Look { transaction })
-        })
-        .map_err(|error| match error {
+        waiting_until(deadline.at, act).map_err(|error| match error {
             Error::Sqlite { source, .. } if is_busy(&source) => deadline.busy(&self.place),
             error => error,
         })

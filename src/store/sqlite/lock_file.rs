@@ -33,43 +33,59 @@ pub(super) struct LockFile {
 }
 
 impl LockFile {
-    /// Opens one that is there.
-    #[cfg(feature = "inspect")]
+    /// Opens one that is there, and leaves its permissions as they are.
     pub(super) fn open_existing(path: &Path) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).write(true);
-        Self::open_as(path, 0o600, options)
-    }
-
-    pub(super) fn open(path: &Path, mode: u32) -> io::Result<Self> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false);
-        Self::open_as(path, mode, options)
-    }
-
-    fn open_as(path: &Path, mode: u32, mut options: OpenOptions) -> io::Result<Self> {
-        let existed = path.symlink_metadata().is_ok();
-        #[cfg(target_os = "linux")]
+        #[cfg(unix)]
         {
             use std::os::unix::fs::OpenOptionsExt;
-            options
-                .mode(mode)
-                .custom_flags(nix::fcntl::OFlag::O_NOFOLLOW.bits());
+            options.custom_flags(nix::fcntl::OFlag::O_NOFOLLOW.bits());
         }
-        let file = options.open(path)?;
+        Self::of(path, options.open(path)?)
+    }
+
+    /// Opens it, and makes it if it is not there. Only whoever makes it says what its permissions are.
+    pub(super) fn open(path: &Path, mode: u32) -> io::Result<Self> {
+        loop {
+            match Self::open_existing(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                opened => return opened,
+            }
+            match Self::create(path, mode) {
+                // Somebody else was first.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                created => return created,
+            }
+        }
+    }
+
+    fn create(path: &Path, mode: u32) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+            let file = options.mode(mode).open(path)?;
+            // The umask would take bits away that the caller asked for.
+            file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+            Self::of(path, file)
+        }
+        #[cfg(not(unix))]
+        {
+            let _ = mode;
+            Self::of(path, options.open(path)?)
+        }
+    }
+
+    fn of(path: &Path, file: File) -> io::Result<Self> {
         #[cfg(unix)]
         let inode = {
-            use std::os::unix::fs::{MetadataExt, PermissionsExt};
-            if !existed {
-                file.set_permissions(std::fs::Permissions::from_mode(mode))?;
-            }
+            use std::os::unix::fs::MetadataExt;
             file.metadata()?.ino().cast_signed()
         };
         #[cfg(not(unix))]
-        let inode = {
-            let _ = (existed, mode);
-            0
-        };
+        let inode = 0;
         Ok(Self {
             file: Mutex::new(Some(file)),
             inode,
@@ -401,6 +417,35 @@ mod tests {
         assert!(!one.is_alive(8).unwrap());
         one.close();
         assert!(one.is_alive(8).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_whoever_makes_it_says_who_may_use_it() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.db-lock");
+        let mode = || path.metadata().unwrap().permissions().mode() & 0o777;
+        assert!(LockFile::open_existing(&path).is_err());
+        LockFile::open(&path, 0o666).unwrap();
+        assert_eq!(mode(), 0o666);
+        LockFile::open(&path, 0o600).unwrap();
+        LockFile::open_existing(&path).unwrap();
+        assert_eq!(mode(), 0o666);
+        let link = directory.path().join("b.db-lock");
+        std::os::unix::fs::symlink(directory.path().join("nothing"), &link).unwrap();
+        assert!(LockFile::open(&link, 0o600).is_err());
+        // However many make it at once, one of them does.
+        for _ in 0..50 {
+            std::fs::remove_file(&path).unwrap();
+            std::thread::scope(|scope| {
+                for _ in 0..2 {
+                    scope.spawn(|| LockFile::open(&path, 0o660).unwrap());
+                    scope.spawn(|| LockFile::open_existing(&path).is_ok());
+                }
+            });
+            assert_eq!(mode(), 0o660);
+        }
     }
 
     #[test]

@@ -147,14 +147,40 @@ impl Transaction<'_> {
     }
 }
 
-/// Statements about rows that belong to nothing, for each of some tables: how many there are, and their removal.
+/// Rows of a table that belong to nothing.
+pub(super) struct Orphans {
+    pub(super) table: &'static str,
+    pub(super) count: &'static str,
+    /// The primary keys of the next ones after one, a few at a time.
+    pub(super) find: &'static str,
+    /// How many columns a primary key has.
+    pub(super) columns: usize,
+    /// Deletes the one with this key, if it still belongs to nothing.
+    pub(super) delete: &'static str,
+}
+
+macro_rules! parameter {
+    ($column:literal) => {
+        ", ?"
+    };
+}
+
 macro_rules! orphans {
-    ($($table:literal where $which:expr;)+) => {
-        [$((
-            $table,
-            concat!("SELECT count(*) FROM ", $table, " WHERE ", $which),
-            concat!("DELETE FROM ", $table, " WHERE ", $which),
-        ),)+]
+    ($($table:literal ($first:literal $(, $column:literal)*) where $which:expr;)+) => {
+        [$(Orphans {
+            table: $table,
+            count: concat!("SELECT count(*) FROM ", $table, " WHERE ", $which),
+            find: concat!(
+                "SELECT ", $first $(, ", ", $column)*, " FROM ", $table,
+                " WHERE (", $first $(, ", ", $column)*, ") > (?" $(, parameter!($column))*, ") AND ", $which,
+                " ORDER BY ", $first $(, ", ", $column)*, " LIMIT 256"
+            ),
+            columns: [$first $(, $column)*].len(),
+            delete: concat!(
+                "DELETE FROM ", $table,
+                " WHERE (", $first $(, ", ", $column)*, ") = (?" $(, parameter!($column))*, ") AND ", $which
+            ),
+        },)+]
     };
 }
 
@@ -164,27 +190,36 @@ macro_rules! no_definition {
     };
 }
 
-/// Each ledger that was removed is known as long as anybody may come back to it.
-macro_rules! ledgers {
-    () => {
-        "(SELECT limit_id FROM limit_definition UNION ALL SELECT limit_id FROM pattern_key
-            UNION ALL SELECT limit_id FROM removed_ledger)"
+/// Each ledger that was removed is known as long as anybody may come back to it. One by one: a union would be put together
+/// anew by each statement, and there can be a million keys.
+macro_rules! no_ledger {
+    ($id:literal) => {
+        concat!(
+            $id,
+            " NOT IN (SELECT limit_id FROM limit_definition) AND ",
+            $id,
+            " NOT IN (SELECT limit_id FROM pattern_key) AND ",
+            $id,
+            " NOT IN (SELECT limit_id FROM removed_ledger)"
+        )
     };
 }
+pub(super) use no_ledger;
 
 /// Those that are deleted as they are.
-pub(super) const DELETED: [(&str, &str, &str); 11] = orphans! {
-    "rate" where no_definition!();
-    "quota" where no_definition!();
-    "refill" where no_definition!();
-    "pause_policy" where no_definition!();
-    "breaker_policy" where no_definition!();
-    "adaptation" where no_definition!();
-    "estimate" where no_definition!();
-    "permit_charge" where "permit_id NOT IN (SELECT permit_id FROM permit)";
-    "slot" where "permit_id NOT IN (SELECT permit_id FROM permit)";
-    "ticket_take" where "ticket_id NOT IN (SELECT ticket_id FROM ticket)";
-    "booking" where concat!("due_ns > (SELECT high_ns + 10000000000 FROM clock) AND limit_id NOT IN ", ledgers!());
+pub(super) const DELETED: [Orphans; 11] = orphans! {
+    "rate" ("limit_id", "window_ns") where no_definition!();
+    "quota" ("limit_id", "period", "zone") where no_definition!();
+    "refill" ("limit_id", "since_ns") where no_definition!();
+    "pause_policy" ("limit_id") where no_definition!();
+    "breaker_policy" ("limit_id") where no_definition!();
+    "adaptation" ("limit_id") where no_definition!();
+    "estimate" ("limit_id") where no_definition!();
+    "permit_charge" ("permit_id", "limit_id") where "permit_id NOT IN (SELECT permit_id FROM permit)";
+    "slot" ("limit_id", "permit_id") where "permit_id NOT IN (SELECT permit_id FROM permit)";
+    "ticket_take" ("ticket_id", "limit_id") where "ticket_id NOT IN (SELECT ticket_id FROM ticket)";
+    "booking" ("owner_id", "booking_id", "limit_id")
+        where concat!("due_ns > (SELECT high_ns + 10000000000 FROM clock) AND ", no_ledger!("limit_id"));
 };
 
 // Charges can be many: from each ledger to the next, and not row by row.
@@ -200,8 +235,8 @@ macro_rules! ledgers_of {
             " WHERE limit_id > id) FROM ids
                 WHERE id IS NOT NULL
             )
-            SELECT id FROM ids WHERE id IS NOT NULL AND id NOT IN ",
-            ledgers!()
+            SELECT id FROM ids WHERE id IS NOT NULL AND ",
+            no_ledger!("id")
         )
     };
 }
@@ -225,8 +260,8 @@ impl Transaction<'_> {
     /// How many rows, or whole ledgers, of which tables belong to nothing.
     fn orphans(&self) -> Result<BTreeMap<&'static str, i64>, Error> {
         let mut orphans = BTreeMap::new();
-        for (table, sql, _) in DELETED {
-            *orphans.entry(table).or_default() += self.count_of(sql, [])?;
+        for Orphans { table, count, .. } in DELETED {
+            *orphans.entry(table).or_default() += self.count_of(count, [])?;
         }
         for (table, sql) in SWEPT {
             let ledgers = self.numbers(sql)?;
