@@ -152,7 +152,7 @@ impl Ledger {
         };
         let early = (0..EARLY).map(|_| acquire()).collect();
         let connection = connect(&place.path("ledger.db"));
-        let pause = Duration::from_secs(3_000) / spread;
+        let pause = Duration::from_mins(50) / spread;
         let spread = (0..spread)
             .map(|_| {
                 place.clock.advance(pause);

@@ -18,7 +18,7 @@ use crate::store::{Block, Handed, Outcome, Store};
 const LIFETIME: Duration = Duration::from_millis(100);
 
 /// A process that dies keeps its block from everybody for so long at most.
-const LONGEST_LIFETIME: Duration = Duration::from_secs(60);
+const LONGEST_LIFETIME: Duration = Duration::from_mins(1);
 
 /// How long a forked child waits for a thread that may be none of its own.
 const LONGEST_LOCK: Duration = Duration::from_secs(1);

@@ -32,11 +32,11 @@ use crate::settlement::Overage;
 /// One second, as a window.
 pub const SECOND: Duration = Duration::from_secs(1);
 /// One minute, as a window.
-pub const MINUTE: Duration = Duration::from_secs(60);
+pub const MINUTE: Duration = Duration::from_mins(1);
 /// One hour, as a window.
-pub const HOUR: Duration = Duration::from_secs(60 * 60);
+pub const HOUR: Duration = Duration::from_hours(1);
 /// One day of 24 hours, as a window.
-pub const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+pub const DAY: Duration = Duration::from_hours(24);
 
 /// The largest capacity of a rate, 2^53: the integers up to here survive every tool that an operator
 /// may read the file with.
@@ -44,7 +44,7 @@ pub const MAX_CAPACITY: u64 = 1 << 53;
 /// The shortest window of a rate, 1 ms.
 pub const MIN_WINDOW: Duration = Duration::from_millis(1);
 /// The longest window of a rate, 366 days; also the longest pad.
-pub const MAX_WINDOW: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+pub const MAX_WINDOW: Duration = Duration::from_hours(8784);
 /// How many rates one limit can have.
 pub const MAX_RATES: usize = 16;
 /// How many bytes a key can have.

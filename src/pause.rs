@@ -142,8 +142,8 @@ impl Default for PausePolicy {
         Self {
             first: MINUTE,
             strikes: 3,
-            within: Duration::from_secs(5 * 60),
-            cap: Duration::from_secs(15 * 60),
+            within: Duration::from_mins(5),
+            cap: Duration::from_mins(15),
             slow_start_percent: 50,
         }
     }

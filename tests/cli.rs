@@ -357,7 +357,7 @@ fn explain_tells_a_breaker_from_slots() {
     let limiter = Limiter::open(&db).unwrap();
     let policy = BreakerPolicy::default().minimum_calls(1).probes(2);
     let breaker = |open_for| Limit::breaker("calls", policy.open_for(open_for));
-    limiter.define(breaker(Duration::from_secs(3_600))).unwrap();
+    limiter.define(breaker(Duration::from_hours(1))).unwrap();
     let closed = done(&db, &["explain", "calls"]);
     assert!(closed.contains("  lets calls through\n"), "{closed}");
     let fail = || {
@@ -829,7 +829,7 @@ fn what_is_waited_for_settled_and_resumed_beside_workers_counts_once() {
             done(&db, &["pause", "tokens", "15m"]);
             assert_eq!(done(&db, &["resume", "tokens"]), "tokens: resumed\n");
             let before = spent.load(Ordering::Relaxed);
-            let deadline = Instant::now() + Duration::from_secs(60);
+            let deadline = Instant::now() + Duration::from_mins(1);
             while spent.load(Ordering::Relaxed) < before + 4 {
                 assert!(Instant::now() < deadline, "nobody goes on after {id}");
                 thread::sleep(Duration::from_millis(1));

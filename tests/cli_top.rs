@@ -90,7 +90,7 @@ impl Terminal {
     /// Waits until the screen is like this.
     #[track_caller]
     fn wait(&self, what: &str, is_so: impl Fn(&str) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         loop {
             let text = self.text();
             if is_so(&text) {
@@ -355,7 +355,7 @@ fn what_blocks_a_limit_is_seen_at_every_width() {
         .define(Limit::new(key).rates("10/s, 300/min"))
         .unwrap();
     limiter.acquire((key, 5)).unwrap();
-    let pause = Backoff::planned(Duration::from_secs(600));
+    let pause = Backoff::planned(Duration::from_mins(10));
     limiter.pause(key, pause).unwrap();
     for columns in [40, 80, 120, 200] {
         let mut top = Terminal::start(&mut top(&db), 12, columns);

@@ -49,7 +49,7 @@ impl Watch {
         let watch = Self { program, events };
         // It watches from its first look on, and that it has come says what it sees of a limit nobody else uses.
         limiter.define(Limit::new(begun).per_hour(1_000)).unwrap();
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         loop {
             limiter.acquire(begun).unwrap();
             if watch
@@ -66,7 +66,7 @@ impl Watch {
     /// Waits for an event, and skips what is not of this kind and key.
     #[track_caller]
     fn next(&self, event: &str, key: Option<&str>) -> Value {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let told = self.events.recv_timeout(left);
@@ -84,7 +84,7 @@ impl Watch {
     fn told_until(&self, event: &str, key: &str) -> Vec<String> {
         let mut told = Vec::new();
         loop {
-            let next = self.events.recv_timeout(Duration::from_secs(60));
+            let next = self.events.recv_timeout(Duration::from_mins(1));
             let next = next.unwrap_or_else(|_| panic!("no `{event}` of {key}: {told:?}"));
             if next["event"] == event && next["key"] == key {
                 return told;

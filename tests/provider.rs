@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use ureq::Agent;
 use ureq::http::HeaderMap;
 
-const MINUTE: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_mins(1);
 
 /// What a client has got.
 struct Got {
@@ -523,7 +523,7 @@ fn a_crowd_gets_all_there_is_and_no_more() {
 
 #[test]
 fn it_hangs_up_when_it_is_dropped() {
-    let provider = Provider::start(concurrency(1, Duration::from_secs(60)));
+    let provider = Provider::start(concurrency(1, Duration::from_mins(1)));
     let address = provider.address();
     assert!(Provider::start_at(address, Settings::default()).is_err());
     let url = provider.url();

@@ -21,8 +21,8 @@ const READY: &str = "ready";
 const ENDED_EARLY: &str = "a worker has ended too early";
 
 /// How long a worker may take to prepare its file, and to answer after a round.
-const PREPARES_WITHIN: Duration = Duration::from_secs(900);
-const ANSWERS_WITHIN: Duration = Duration::from_secs(60);
+const PREPARES_WITHIN: Duration = Duration::from_mins(15);
+const ANSWERS_WITHIN: Duration = Duration::from_mins(1);
 
 pub struct Crew {
     workers: Vec<Worker>,

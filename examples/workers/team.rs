@@ -19,7 +19,7 @@ use crate::{Failure, Job, Options};
 pub const WORKER: &str = "--be-worker";
 
 /// How long a run may last beyond its plan before it is given up, on a machine that is very busy.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What came of a run.
 pub struct Run {

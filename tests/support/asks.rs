@@ -239,7 +239,7 @@ impl Pace {
                         (_, Some(Window::Rolling(window))) => {
                             window + limit.pad() + limit.resolution().unwrap_or_default()
                         }
-                        _ => Duration::from_secs(3 * 3_600),
+                        _ => Duration::from_hours(3),
                     }
                 });
                 ns(window) * sixteenths / 16 + nudge_ns

@@ -21,7 +21,7 @@ const PLACES: usize = 256;
 const REMEMBERED: Duration = Duration::from_millis(1);
 /// Here nothing but what was written ends it.
 #[cfg(test)]
-const REMEMBERED: Duration = Duration::from_secs(3_600);
+const REMEMBERED: Duration = Duration::from_hours(1);
 
 #[derive(Debug)]
 pub(super) struct Refusals {

@@ -557,7 +557,7 @@ mod tests {
         assert!(shifts() <= 2 * 100 / 3, "{}", shifts());
         assert_eq!(top_level(), i64::from(super::LEVELS) - 1);
         assert_eq!(limiter.usage("k").unwrap().available(), 10_000 - 400);
-        clock.advance(Duration::from_secs(60));
+        clock.advance(Duration::from_mins(1));
         for _ in 0..400 {
             drop(limiter.acquire("k").unwrap());
             clock.advance(Duration::from_millis(100));

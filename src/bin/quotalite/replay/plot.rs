@@ -246,7 +246,7 @@ mod tests {
 
     /// A second of 10 requests, a quiet one, and a second of 5; then 3 delayed.
     fn series(count: usize) -> Series {
-        let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let start = SystemTime::UNIX_EPOCH + Duration::from_hours(500_000);
         let charge = |ms: i64| Charge {
             at: Timestamp::from_nanos(ms * 1_000_000),
             amount: 1,
