@@ -32,17 +32,22 @@ pub(super) struct LockFile {
     owners: portable::OwnerFiles,
 }
 
+/// How every descriptor of it is opened.
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.custom_flags(nix::fcntl::OFlag::O_NOFOLLOW.bits());
+    }
+    options
+}
+
 impl LockFile {
     /// Opens one that is there, and leaves its permissions as they are.
     pub(super) fn open_existing(path: &Path) -> io::Result<Self> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true);
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::OpenOptionsExt;
-            options.custom_flags(nix::fcntl::OFlag::O_NOFOLLOW.bits());
-        }
-        Self::of(path, options.open(path)?)
+        Self::of(path, options().open(path)?)
     }
 
     /// Opens it, and makes it if it is not there. Only whoever makes it says what its permissions are.
@@ -61,8 +66,8 @@ impl LockFile {
     }
 
     fn create(path: &Path, mode: u32) -> io::Result<Self> {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(true);
+        let mut options = options();
+        options.create_new(true);
         #[cfg(unix)]
         {
             use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -122,12 +127,8 @@ impl LockFile {
     /// The same file, opened once more.
     #[cfg(target_os = "linux")]
     fn open_again(&self) -> io::Result<File> {
-        use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(nix::fcntl::OFlag::O_NOFOLLOW.bits())
-            .open(&self.path)?;
+        use std::os::unix::fs::MetadataExt;
+        let file = options().open(&self.path)?;
         if file.metadata()?.ino().cast_signed() != self.inode {
             return Err(io::Error::from(io::ErrorKind::NotFound));
         }
