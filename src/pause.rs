@@ -247,6 +247,11 @@ pub(crate) struct Strike {
 }
 
 impl Strikes {
+    /// Leaves those out that do not count any more, as whoever sweeps may have done.
+    pub(crate) fn forget(&mut self, now: Timestamp) {
+        self.counting.retain(|strike| strike.fades > now);
+    }
+
     /// Lets nobody in from now on, for as long as the policy makes of it. Returns the pause, which may be the one that was
     /// in force: a pause never becomes shorter.
     pub(crate) fn strike(
@@ -255,7 +260,7 @@ impl Strikes {
         backoff: Backoff,
         now: Timestamp,
     ) -> Pause {
-        self.counting.retain(|strike| strike.fades > now);
+        self.forget(now);
         let last = self.pause;
         let in_force = last.filter(|pause| pause.holds(now));
         let is_of_the_last = last.is_some_and(|pause| {

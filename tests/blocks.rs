@@ -5,8 +5,8 @@ mod support;
 use std::time::Duration;
 
 use quotalite::{
-    Decision, Error, Limit, Limiter, MINUTE, ManualClock, OnConflict, RateUsage, RequestError,
-    SECOND,
+    Backoff, Decision, Error, Limit, Limiter, MINUTE, ManualClock, OnConflict, PausePolicy,
+    RateUsage, RequestError, SECOND,
 };
 use support::{in_both_stores, on_file, open};
 
@@ -241,6 +241,26 @@ fn a_lowered_limit_takes_nothing_back_from_a_block() {
             assert!(is_granted(hot.try_acquire()));
         }
         assert!(!is_granted(hot.try_acquire()));
+    });
+}
+
+#[test]
+fn a_pause_of_no_time_ends_no_block() {
+    in_both_stores(|limiter, clock| {
+        define(limiter, 10);
+        let policy = PausePolicy::default().first(SECOND).escalate(3, SECOND);
+        limiter
+            .define(Limit::new("other").per_second(1).pauses(policy))
+            .unwrap();
+        limiter.pause("other", Backoff::strike()).unwrap();
+        // The strike does not count any more, and nobody has swept it.
+        clock.advance(MINUTE);
+        let hot = limiter.blocks("hot", 5).unwrap().lifetime(MINUTE);
+        assert!(is_granted(hot.try_acquire()));
+        let nothing = Backoff::planned(Duration::ZERO);
+        limiter.pause("other", nothing).unwrap();
+        assert!(is_granted(hot.try_acquire()));
+        assert_eq!(used(limiter), 5, "no other block was taken");
     });
 }
 

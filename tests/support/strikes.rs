@@ -120,14 +120,18 @@ impl Record {
         to_ns - from_ns - shut.sum::<i64>()
     }
 
+    /// With those only that still count.
+    fn counting(&self, now_ns: i64) -> Self {
+        let counts = |turned: &&Turned| self.open_ns(turned.at_ns, now_ns) < turned.within_ns;
+        Self {
+            intervals: self.intervals.clone(),
+            turned: self.turned.iter().filter(counts).copied().collect(),
+        }
+    }
+
     fn strike(&mut self, policy: Policy, how: How, now_ns: i64) -> Interval {
         let in_force = self.in_force(now_ns);
-        let open_ns = |record: &Self, turned: &Turned| record.open_ns(turned.at_ns, now_ns);
-        let counting: Vec<Turned> = self.turned.clone();
-        let counting = counting.into_iter();
-        self.turned = counting
-            .filter(|turned| open_ns(self, turned) < turned.within_ns)
-            .collect();
+        *self = self.counting(now_ns);
         let is_no_time = matches!(how, How::RetryAfter { ns: 0 });
         let is_strike = !matches!(how, How::Planned { .. }) && !is_no_time;
         let counts = is_strike && in_force.is_none();
@@ -232,8 +236,12 @@ impl Model {
         })
     }
 
+    /// What of it still counts.
     pub fn record(&self, key: &str) -> Record {
-        self.paused.get(key).cloned().unwrap_or_default()
+        let record = self.paused.get(key);
+        record
+            .map(|record| record.counting(self.now_ns))
+            .unwrap_or_default()
     }
 
     /// Whether a charge is moved behind a pause: what is booked, and what others know by an id.

@@ -74,7 +74,8 @@ impl State {
     /// What is known of the strikes against a limit, and what a pause makes of that.
     fn struck(&self, known: &Known, backoff: Backoff) -> (Strikes, Strikes, Pause) {
         let before = self.ledgers.strikes.get(&known.id);
-        let before = before.cloned().unwrap_or_default();
+        let mut before = before.cloned().unwrap_or_default();
+        before.forget(self.ledgers.now);
         let mut strikes = before.clone();
         let pause = strikes.strike(&known.limit.pauses(), backoff, self.ledgers.now);
         (before, strikes, pause)

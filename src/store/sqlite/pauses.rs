@@ -133,7 +133,8 @@ impl Transaction<'_> {
     ) -> Result<(Pause, bool), Error> {
         let known = self.known(key)?;
         let policy = known.limit.pauses();
-        let before = self.read_strikes(known.id)?;
+        let mut before = self.read_strikes(known.id)?;
+        before.forget(self.now());
         let mut strikes = before.clone();
         let pause = strikes.strike(&policy, backoff, self.now());
         if strikes == before {
