@@ -18,7 +18,8 @@ use crate::show::{self, Column, DIM, Table};
 
 /// What this machine can do, in ten seconds: calls a second, beside raw SQLite transactions in the same run
 ///
-/// It makes a file of its own, beside the one that `--db` names if it does, and removes it.
+/// It makes a directory of its own, `quotalite-bench-*`, beside the file that `--db` names if it does, and removes it at the end;
+/// a signal that ends it leaves it there.
 #[derive(Args, Debug)]
 pub(crate) struct BenchArgs {
     /// For how long each line is measured, in all rounds together

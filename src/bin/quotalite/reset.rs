@@ -55,6 +55,11 @@ pub(crate) fn reset(shell: &Shell, args: &ResetArgs) -> Result<Code, Failure> {
             Ok(_) => answer.reset.push(key),
             // Somebody has removed it meanwhile.
             Err(Error::UnknownLimit { .. }) if args.all => {}
+            Err(error) if args.all => {
+                let done = counted(answer.reset.len() as u64, "limit");
+                let hint = format!("reset before that: {done}; the others are as they were");
+                return Err(Failure::from(error).hint(hint));
+            }
             Err(error) => return Err(error.into()),
         }
     }
