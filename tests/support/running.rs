@@ -12,9 +12,10 @@ pub const QUOTALITE: &str = env!("CARGO_BIN_EXE_quotalite");
 
 /// `quotalite run` on the file of this directory, in which commands are run, too.
 pub fn run<A: AsRef<OsStr>>(scratch: &Scratch, arguments: impl IntoIterator<Item = A>) -> Command {
-    let mut command = Command::new(QUOTALITE);
+    // Whoever runs the tests may ignore signals, as `nohup` does.
+    let mut command = Command::new("env");
     command
-        .arg("run")
+        .args(["--default-signal", QUOTALITE, "run"])
         .args(arguments)
         .env("QUOTALITE_DB", scratch.file())
         .current_dir(scratch.path())
