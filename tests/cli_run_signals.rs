@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use quotalite::{HOUR, Limit};
@@ -305,6 +306,33 @@ fn an_interrupt_ends_the_wait_for_the_next_try() {
     let status = process.wait();
     let ended = status.signal() == Some(15) || status.code() == Some(75);
     assert!(ended, "{status}");
+}
+
+/// The kernel tells the leader of the session alone, which is `run` where a shell or `ssh` has become it.
+#[test]
+fn a_terminal_that_hangs_up_ends_the_command_too() {
+    let scratch = scratch();
+    limiter_with(&scratch, Limit::slots("one", 1));
+    let pty = openpty(None, None).unwrap();
+    // Or what is started would keep its own terminal up.
+    rustix::io::fcntl_setfd(&pty.master, rustix::io::FdFlags::CLOEXEC).unwrap();
+    let arguments = ["--limit", "one", "--", "sh", "-c", UNTIL_TOLD];
+    let run = run(&scratch, arguments);
+    let mut leader = Command::new("setsid");
+    leader
+        .arg("--ctty")
+        .arg(run.get_program())
+        .args(run.get_args())
+        .env("QUOTALITE_DB", scratch.file())
+        .current_dir(scratch.path())
+        .stdin(pty.slave.try_clone().unwrap())
+        .stdout(pty.slave.try_clone().unwrap())
+        .stderr(pty.slave);
+    let process = start(leader);
+    await_signal(&scratch.path().join("ready"));
+    drop(pty.master);
+    assert_eq!(process.wait().signal(), Some(1));
+    assert_eq!(code(&scratch, "run --limit one --within 0 -- true"), 0);
 }
 
 #[test]

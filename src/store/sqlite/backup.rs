@@ -85,12 +85,19 @@ const COPY: &str = "VACUUM INTO ?1";
 const BURY: &str = "UPDATE owner SET boot_id = 'before the backup'";
 const KEEP_LOG: &str = "PRAGMA journal_mode = WAL";
 
-/// Whether copying has failed where it writes: all that it reads is the original.
+/// Whether copying has failed where it writes: all that it reads, locks and maps is the original.
 fn is_of_the_copy(error: &rusqlite::Error) -> bool {
     match error.sqlite_error() {
         Some(error) if error.code == ErrorCode::SystemIoFailure => !matches!(
             error.extended_code,
-            ffi::SQLITE_IOERR_READ | ffi::SQLITE_IOERR_SHORT_READ
+            ffi::SQLITE_IOERR_READ
+                | ffi::SQLITE_IOERR_SHORT_READ
+                | ffi::SQLITE_IOERR_LOCK
+                | ffi::SQLITE_IOERR_RDLOCK
+                | ffi::SQLITE_IOERR_SHMOPEN
+                | ffi::SQLITE_IOERR_SHMSIZE
+                | ffi::SQLITE_IOERR_SHMLOCK
+                | ffi::SQLITE_IOERR_SHMMAP
         ),
         Some(error) => matches!(
             error.code,

@@ -88,10 +88,13 @@ impl Stream {
                 break;
             };
             self.lines.read(&chunk[..length]);
+            if self.write(&chunk[..length]).is_err() {
+                break;
+            }
             if has_ended {
                 left = left.saturating_sub(length);
             }
-            if left == 0 || self.write(&chunk[..length]).is_err() {
+            if left == 0 {
                 break;
             }
         }

@@ -111,7 +111,8 @@ impl Program {
     }
 }
 
-/// Signals as they were when this process was started, which the standard library has let ignore closed pipes.
+/// Signals as they were when this process was started. The standard library ignores closed pipes; whether they were ignored before
+/// that, nobody knows any more, and commands seldom expect it.
 fn attributes(blocked: &SigSet) -> nix::Result<PosixSpawnAttr> {
     let mut attributes = PosixSpawnAttr::init()?;
     attributes.set_flags(

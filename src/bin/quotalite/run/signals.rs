@@ -143,7 +143,8 @@ impl Shared {
                 if asks_to_end {
                     self.came = Some(signal);
                 }
-                if sender == Sender::Process {
+                // A terminal that hangs up tells its session's leader, and not always whoever is in front.
+                if sender == Sender::Process || signal == Signal::SIGHUP {
                     // It may have ended just now.
                     let _ = kill(pid, signal);
                 }
