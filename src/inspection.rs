@@ -31,7 +31,8 @@ pub enum ChargeKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SpenderRow {
-    /// The instant of the charge: that of a [`ChargeRow`], which may be what several have spent.
+    /// The instant of the charge: that of a [`ChargeRow`], which may be what several have spent, also some that the file does
+    /// not know.
     pub at: Timestamp,
     /// The id of the permit, if it has one.
     pub id: Option<String>,

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use quotalite::{
-    Backoff, ChargeKind, Error, Inspector, Limit, Limiter, ManualClock, Peek, PermitState, Request,
-    SECOND, Timestamp, rusqlite,
+    Backoff, ChargeKind, Error, Inspector, Limit, Limiter, MINUTE, ManualClock, Peek, PermitState,
+    Request, SECOND, Timestamp, rusqlite,
 };
 
 fn files(directory: &Path) -> BTreeSet<String> {
@@ -24,6 +24,45 @@ fn limits() -> [quotalite::LimitBuilder; 4] {
         Limit::pattern("tenant:*").per_minute(5),
         Limit::new("other").burst(3).refill(1, SECOND),
     ]
+}
+
+#[test]
+fn who_spent_what_was_merged_is_known_at_the_instant_of_the_row() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("limits.db");
+    let clock = ManualClock::new();
+    let limiter = Limiter::builder(&path).clock(clock.clone()).open().unwrap();
+    limiter
+        .define(Limit::new("calls").per_hour(10).resolution(MINUTE))
+        .unwrap();
+    clock.advance(MINUTE + SECOND);
+    let take = |id: &str| limiter.acquire(&Request::new().take("calls", 1).id(id));
+    take("settled").unwrap().settle([("calls", 1)]).unwrap();
+    clock.advance(SECOND);
+    let _open = take("open").unwrap();
+    let inspector = Inspector::open_with(&path, clock.clone()).unwrap();
+    let (charges, spenders) = inspector
+        .look(|look| {
+            let since = Timestamp::from_nanos(0);
+            Ok((
+                look.charges("calls", since)?,
+                look.spenders("calls", since)?,
+            ))
+        })
+        .unwrap();
+    let [row] = &*charges else {
+        panic!("{charges:?}");
+    };
+    let mut ids: Vec<_> = spenders
+        .iter()
+        .map(|spender| (spender.at, spender.id.as_deref()))
+        .collect();
+    ids.sort_unstable();
+    assert_eq!(ids, [(row.at, Some("open")), (row.at, Some("settled"))]);
+    let later = inspector
+        .look(|look| look.spenders("calls", row.at))
+        .unwrap();
+    assert_eq!(later, [], "what is no later than the row is not later");
 }
 
 #[test]

@@ -383,15 +383,19 @@ impl Look<'_> {
             let request: Option<String> = row.get(3)?;
             let mut takes = request.iter().flat_map(|request| request.lines());
             let is_named = |take: &str| take.split_once(' ').is_some_and(|(_, named)| named == key);
-            if request.is_none() || takes.any(is_named) {
+            let is_of_the_key = request.is_none() || takes.any(is_named);
+            // What has ended is known by its own instant, and what is open by that of its charge.
+            let at = known.limit.entered_at(Timestamp::from_nanos(row.get(0)?));
+            if is_of_the_key && at > after {
                 spenders.push(SpenderRow {
-                    at: Timestamp::from_nanos(row.get(0)?),
+                    at,
                     id: row.get(1)?,
                     pid: row.get(2)?,
                 });
             }
             Ok(true)
         })?;
+        spenders.sort_by_key(|spender| spender.at);
         Ok(spenders)
     }
 }
