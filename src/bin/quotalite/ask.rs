@@ -12,12 +12,20 @@ pub(crate) struct Take {
     pub(crate) amount: u64,
 }
 
-/// What follows the last `=` is an amount if it is a number; a key may have one, too.
+/// What follows the last `=` is an amount if it looks like a number; a key may have one, too. Whoever means a key that ends like
+/// that says its amount behind it.
 pub(crate) fn take(text: &str) -> Result<Take, String> {
+    let looks_like_a_number = |text: &str| {
+        let digits = text.trim_start_matches(['-', '+', '.']);
+        text.is_empty() || digits.starts_with(|first: char| first.is_ascii_digit())
+    };
     let (key, amount) = match text.rsplit_once('=') {
-        Some((key, amount)) if amount.bytes().all(|byte| byte.is_ascii_digit()) => {
+        Some((key, amount)) if looks_like_a_number(amount) => {
             let number = amount.parse();
-            (key, number.map_err(|error| format!("`{amount}`: {error}"))?)
+            (
+                key,
+                number.map_err(|_| format!("`{amount}` is no whole number to take"))?,
+            )
         }
         _ => (text, 1),
     };
@@ -63,6 +71,8 @@ mod tests {
             ("a=3", "a", 3),
             ("a=b", "a=b", 1),
             ("a=b=7", "a=b", 7),
+            ("a=1x=7", "a=1x", 7),
+            ("a=-b", "a=-b", 1),
             (
                 "tenant:1:tokens=9007199254740992",
                 "tenant:1:tokens",
@@ -75,7 +85,17 @@ mod tests {
             };
             assert_eq!(take(text), Ok(expected), "{text}");
         }
-        for text in ["", "=3", "a=99999999999999999999"] {
+        for text in [
+            "",
+            "=3",
+            "a=",
+            "a=1.5",
+            "a=.5",
+            "a=-3",
+            "a=1k",
+            "a=1 000",
+            "a=99999999999999999999",
+        ] {
             assert!(take(text).is_err(), "{text}");
         }
     }
