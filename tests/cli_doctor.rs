@@ -2,6 +2,7 @@
 #![cfg(all(feature = "cli", target_os = "linux"))]
 mod support;
 
+use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -288,9 +289,9 @@ type Plant<'a> = &'a dyn Fn(&Scratch);
 #[test]
 fn what_stands_at_the_path_and_around_it_is_looked_at() {
     let chmod = |path: &Path, mode: u32| {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
     };
-    let cases: [(&str, Plant<'_>, bool); 9] = [
+    let cases: [(&str, Plant<'_>, bool); 10] = [
         (
             "missing",
             &|scratch| std::fs::remove_file(scratch.file()).unwrap(),
@@ -335,6 +336,11 @@ fn what_stands_at_the_path_and_around_it_is_looked_at() {
             true,
         ),
         (
+            "sidecar_mode",
+            &|scratch| chmod(&scratch.file(), 0o660),
+            true,
+        ),
+        (
             "open_directory",
             &|scratch| chmod(scratch.path(), 0o777),
             false,
@@ -371,6 +377,21 @@ fn what_stands_at_the_path_and_around_it_is_looked_at() {
 }
 
 #[test]
+fn mending_lets_nobody_in_because_the_database_was_left_open() {
+    let scratch = file();
+    let mode_of = |name: &str| {
+        let path = scratch.path().join(name);
+        path.metadata().unwrap().permissions().mode() & 0o777
+    };
+    for (database, lock) in [(0o660, 0o660), (0o666, 0o660), (0o600, 0o600)] {
+        std::fs::set_permissions(scratch.file(), Permissions::from_mode(database)).unwrap();
+        said(&scratch.file(), &["--fix"]);
+        assert_eq!(mode_of("limits.db-lock"), lock, "beside {database:o}");
+        assert_eq!(mode_of("limits.db"), database);
+    }
+}
+
+#[test]
 fn a_sidecar_of_another_user_is_told() {
     if !nix::unistd::geteuid().is_root() {
         return println!("skipped: this user may not give files away");
@@ -388,7 +409,7 @@ fn a_user_who_may_not_write_is_told_so() {
     }
     let scratch = file();
     let other = |path: &Path, mode| {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
     };
     other(scratch.path(), 0o755);
     let binary = scratch.path().join("quotalite");

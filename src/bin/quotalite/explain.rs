@@ -366,7 +366,10 @@ impl OfLimit {
             key, definition, ..
         } = self;
         let amount = number(self.amount);
-        writeln!(out, "\n{BOLD}{key}{BOLD:#}: {amount} of {definition}")?;
+        writeln!(
+            out,
+            "\n{BOLD}{key}{BOLD:#}: {amount} wanted of {definition}"
+        )?;
         match &self.verdict {
             Verdict::Open(how) => writeln!(out, "  {GOOD}{how}{GOOD:#}")?,
             Verdict::Shut { how, when } => {

@@ -111,7 +111,7 @@ impl Checkup {
                     found.uid()
                 );
                 self.find(FindingKind::ForeignSidecar, path, what);
-            } else if found.mode() & 0o777 != mode {
+            } else if found.mode() & 0o777 != mode_beside(mode, found.mode()) {
                 let what = format!(
                     "its mode is {:o}, and that of the database {mode:o}",
                     found.mode() & 0o777
@@ -130,21 +130,28 @@ fn sidecars(place: &Place) -> [&Path; 3] {
     [&place.wal, &place.shm, &place.lock]
 }
 
+/// The permissions that a file beside a database is to have. All who may use the database have to be let in, or they cannot; but
+/// nobody is let in because the database was left open to anybody.
+#[cfg(unix)]
+const fn mode_beside(database: u32, found: u32) -> u32 {
+    (database & 0o770) | (database & found & 0o007)
+}
+
 /// Gives the files beside a database its permissions, as far as they are its owner's.
 #[cfg(unix)]
 pub(crate) fn mend_permissions(path: &Path) -> Result<(), Error> {
-    use std::os::unix::fs::MetadataExt;
+    use std::fs::Permissions;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let place = Place::new(path)?;
     let failed = |error| place.failed("setting the permissions of the files beside it", error);
     let database = place.database.symlink_metadata().map_err(failed)?;
     for path in sidecars(&place) {
-        let is_other = path.symlink_metadata().is_ok_and(|found| {
-            found.is_file()
-                && found.uid() == database.uid()
-                && found.mode() & 0o777 != database.mode() & 0o777
-        });
-        if is_other {
-            std::fs::set_permissions(path, database.permissions()).map_err(failed)?;
+        let Ok(found) = path.symlink_metadata() else {
+            continue;
+        };
+        let mode = mode_beside(database.mode(), found.mode());
+        if found.is_file() && found.uid() == database.uid() && found.mode() & 0o777 != mode {
+            std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed)?;
         }
     }
     Ok(())
