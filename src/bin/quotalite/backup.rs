@@ -32,6 +32,10 @@ pub(crate) fn backup(shell: &Shell, args: &BackupArgs) -> Result<Code, Failure> 
         Error::Io { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => {
             Failure::misused(&error).hint("nothing is overwritten: choose another name")
         }
+        // It is the copy that there is no place for: the file was found.
+        Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            Failure::failed(&error).hint("make the directory first")
+        }
         _ => error.into(),
     })?;
     let answer = Backup {
