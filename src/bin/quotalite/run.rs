@@ -38,7 +38,8 @@ use crate::show;
 ///
 /// ^C and ^\ at a terminal reach the command by themselves, and `run` ends when it has. What is sent to `run` by a process is
 /// passed on to the command: SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and SIGALRM. As long as it waits in line, any of
-/// these ends `run`, and its place in line comes back.
+/// these ends `run`. Its place in line comes back when somebody else needs it, but stays charged if its turn comes before
+/// anybody looks: that is how it is with every process that ends while it waits.
 ///
 /// With --retry, a command that ends with a code of --retry-on is run again after 1 s, 2 s, 4 s and so on, up to a minute, or
 /// any shorter time: chance spreads those who have failed together. Each try waits in line and pays by itself. Giving up
@@ -108,13 +109,13 @@ pub(crate) fn run(shell: &Shell, args: &RunArgs) -> Result<Code, Failure> {
         return match job.limiter.try_acquire(&job.request)? {
             Decision::Granted(permit) => {
                 let ended = job.call(&permit)?;
-                if ended.code != 0 && !ended.on_demand && ended.matches {
+                if ended.code != Code::Child(0) && !ended.on_demand && ended.matches {
                     for key in job.paused_keys()? {
                         let strike = Backoff::strike().asked_at(permit.at());
                         job.limiter.pause(key, strike)?;
                     }
                 }
-                Ok(ended.code())
+                Ok(ended.code)
             }
             Decision::Denied(denial) => Err(Failure::of(Code::Refused, denial)),
         };
@@ -202,14 +203,14 @@ impl Job<'_> {
         }
         let call = |permit: &Permit| self.call(permit);
         let error = match job.run_with(&self.limiter, &self.request, call) {
-            Ok(ended) => return Ok(ended.code()),
+            Ok(ended) => return Ok(ended.code),
             Err(error) => error,
         };
         let kind = error.kind();
         let told = error.limiter_error().map(Failure::from);
         match (error.into_last(), told) {
             (_, Some(failure)) if kind == RetryErrorKind::Limiter => Err(failure),
-            (Some(Last::Returned(ended)), _) => Ok(ended.code()),
+            (Some(Last::Returned(ended)), _) => Ok(ended.code),
             (Some(Last::Failed(failure)), _) | (None, Some(failure)) => Err(failure),
             (None, None) => Err(Failure::misused(kind)),
         }
@@ -261,10 +262,10 @@ impl Job<'_> {
     /// What the end of the command means for another try.
     fn judge(&self, result: &Result<Ended, Failure>) -> Answer {
         match result {
-            Ok(ended) if ended.code == 0 => Answer::Success,
+            Ok(ended) if ended.code == Code::Child(0) => Answer::Success,
             Ok(ended) if ended.on_demand => Answer::Fatal,
             Ok(ended) if ended.matches => Answer::RateLimited { retry_after: None },
-            Ok(ended) if self.args.retry_on.contains(&ended.code) => Answer::Transient,
+            Ok(ended) if self.args.retry_on.contains(&ended.code.number()) => Answer::Transient,
             Ok(_) | Err(_) => Answer::Fatal,
         }
     }

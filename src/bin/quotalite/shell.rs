@@ -40,15 +40,26 @@ pub(crate) enum Code {
 
 /// What `--help` says about them.
 pub(crate) const EXIT_CODES: &str = "\
-Exit codes: 0 done; 1 a check has found something; 64 misused: wrong arguments, an unknown limit, an amount that never
-fits; 75 refused for now; 124 not admitted in time; 125 the file cannot be used. `run` passes on the code of its
-command, 126 if that cannot be executed, 127 if it is not found, and is ended by the signal that has ended it, which shells
+Exit codes: 0 done; 1 a check has found something; 64 misused: wrong arguments, an unknown limit, an amount that never \
+fits; 75 refused for now; 124 not admitted in time; 125 the file cannot be used. `run` passes on the code of its \
+command, 126 if that cannot be executed, 127 if it is not found, and is ended by the signal that has ended it, which shells \
 call 128 + n.";
 
 impl Code {
     /// Ends this process if a signal is to end it.
     pub(crate) fn end(self) -> ExitCode {
-        ExitCode::from(match self {
+        if let Self::Signal(number) = self
+            && let Ok(signal) = Signal::try_from(number)
+        {
+            end_by(signal);
+        }
+        // Signals for real time have no names, and can only be told of.
+        ExitCode::from(self.number())
+    }
+
+    /// As shells say it.
+    pub(crate) fn number(self) -> u8 {
+        match self {
             Self::Done => 0,
             Self::Found => 1,
             Self::Misused => 64,
@@ -56,20 +67,9 @@ impl Code {
             Self::TooLate => 124,
             Self::Failed => 125,
             Self::Child(code) => code,
-            Self::Signal(number) => {
-                if let Ok(signal) = Signal::try_from(number) {
-                    end_by(signal);
-                }
-                // Those for real time have no names, and can only be told of.
-                u8::try_from(code_of_signal(number)).unwrap_or(u8::MAX)
-            }
-        })
+            Self::Signal(number) => u8::try_from(number.saturating_add(128)).unwrap_or(u8::MAX),
+        }
     }
-}
-
-/// How shells call a signal that has ended a command.
-pub(crate) fn code_of_signal(number: i32) -> i32 {
-    number.saturating_add(128)
 }
 
 /// Why a command could not do what it was to do.

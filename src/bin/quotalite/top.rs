@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal, raise};
+use nix::sys::signal::{SigSet, Signal};
 use quotalite::{Error, Inspector};
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 use ratatui::crossterm::{cursor, execute};
@@ -22,6 +22,7 @@ use ratatui::crossterm::{cursor, execute};
 use self::detail::Detail;
 use self::state::{Seen, State, Then};
 use self::view::Palette;
+use crate::disposition::end_by;
 use crate::shell::{Code, Failure, Shell};
 use crate::status::Status;
 
@@ -101,9 +102,7 @@ fn restore_at_the_end() -> nix::Result<()> {
             });
             // One that takes nothing any more holds up whoever writes to it.
             let _ = is_restored.recv_timeout(RESTORING);
-            // What is raised in a thread that does not block it ends the process.
-            let _ = SigSet::from(signal).thread_unblock();
-            let _ = raise(signal);
+            end_by(signal);
         }
     });
     Ok(())

@@ -8,10 +8,11 @@ use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_s
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::Pid;
 use regex::bytes::Regex;
+use rustix::process::WaitIdStatus;
 
 use super::output::Output;
 use super::signals::{Signals, asks_to_end};
-use crate::shell::{self, Code, Failure};
+use crate::shell::{Code, Failure};
 
 /// A command, ready to be started any number of times.
 #[derive(Debug)]
@@ -24,22 +25,11 @@ pub(super) struct Program {
 /// How a command has ended.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ended {
-    /// 128 + n if signal n has ended it.
-    pub(super) code: u8,
-    signal: Option<i32>,
+    pub(super) code: Code,
     /// Whether somebody wanted it to.
     pub(super) on_demand: bool,
     /// Whether a line of its output is what was looked for.
     pub(super) matches: bool,
-}
-
-impl Ended {
-    pub(super) fn code(self) -> Code {
-        match self.signal {
-            Some(signal) => Code::Signal(signal),
-            None => Code::Child(self.code),
-        }
-    }
 }
 
 impl Program {
@@ -137,20 +127,16 @@ impl Running {
         let matches = self.output.is_some_and(Output::end);
         let status = status
             .map_err(|error| Failure::failed(format_args!("waiting for the command: {error}")))?;
-        let code = status
-            .as_ref()
-            .and_then(rustix::process::WaitIdStatus::exit_status);
-        let signal = status
-            .as_ref()
-            .and_then(rustix::process::WaitIdStatus::terminating_signal);
-        let Some(code) = code.or(signal.map(shell::code_of_signal)) else {
+        let exited = status.as_ref().and_then(WaitIdStatus::exit_status);
+        let signal = status.as_ref().and_then(WaitIdStatus::terminating_signal);
+        let exited = exited.map(|code| Code::Child(u8::try_from(code).unwrap_or(u8::MAX)));
+        let Some(code) = exited.or(signal.map(Code::Signal)) else {
             let lost =
                 "nobody can tell how the command has ended: something else has waited for it";
             return Err(Failure::failed(lost));
         };
         Ok(Ended {
-            code: u8::try_from(code).unwrap_or(u8::MAX),
-            signal,
+            code,
             on_demand: signals.came() || signal.is_some_and(asks_to_end),
             matches,
         })
