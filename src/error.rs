@@ -70,6 +70,14 @@ pub enum Error {
         /// The file.
         file: PathBuf,
     },
+    /// Waiting was [stopped](crate::Limiter::stop_waiting). What was booked is given back, and nothing is charged.
+    #[error("waiting for limit `{key}` was stopped, in {}", .file.display())]
+    Stopped {
+        /// The key of the first limit that was asked for.
+        key: String,
+        /// The file.
+        file: PathBuf,
+    },
     /// Something else was asked for under this id before. Nothing was charged.
     #[error("id `{id}` stands for another request, in {}: {stored}", .file.display())]
     IdTaken {

@@ -28,7 +28,7 @@ use crate::permit::{Booking, Permit, clamped_ns, tell_settled};
 use crate::plan::{Latest, Patience, Plan};
 use crate::request::Ask;
 use crate::settlement::{Settled, Used};
-use crate::store::{Change, MemoryStore, Outcome, Queued, Store, Which, check_blocks};
+use crate::store::{Change, MemoryStore, Outcome, Queued, Store, Which, check_blocks, stopped};
 use crate::usage::Usage;
 
 /// Shares limits through one file. Clones share everything; so do limiters of any process that opened
@@ -136,7 +136,7 @@ impl Limiter {
     ///
     /// # Errors
     /// As [`try_acquire`](Self::try_acquire): the line is waited in for as long as it takes, the file's
-    /// lock for no longer than the busy deadline.
+    /// lock for no longer than the busy deadline. [`Error::Stopped`] after [`stop_waiting`](Self::stop_waiting).
     pub fn acquire<'a>(&self, ask: impl Into<Ask<'a>>) -> Result<Permit, Error> {
         self.stay(ask.into(), Latest::Forever)
     }
@@ -145,7 +145,7 @@ impl Limiter {
     /// refused at once, and nothing is booked.
     ///
     /// # Errors
-    /// [`Error::TooLate`], and as [`try_acquire`](Self::try_acquire). The lock is waited for at most as
+    /// [`Error::TooLate`], and as [`acquire`](Self::acquire). The lock is waited for at most as
     /// long as the request may wait (but at least 50 ms), or the busy deadline if that is shorter.
     pub fn acquire_within<'a>(
         &self,
@@ -187,6 +187,9 @@ impl Limiter {
                         tell_refused(&queued.denial, "waits in line");
                     }
                     self.store.wait(place.queued.insert(queued));
+                    if self.store.is_stopped() {
+                        return Err(stopped(&*self.store, first_key(&plan)));
+                    }
                 }
                 outcome => {
                     place.queued = None;
@@ -481,6 +484,36 @@ impl Limiter {
     /// [`Error::UnknownLimit`], and whatever can happen to the file.
     pub fn usage(&self, key: &str) -> Result<Usage, Error> {
         self.store.usage(key)
+    }
+
+    /// Ends all waits on this limiter and its clones, for good: for programs that are asked to end. Whoever waits in line, or
+    /// sleeps until a booked instant or its next [retry](crate::RetryPolicy), gives back its place and what it has booked, and
+    /// gets [`Error::Stopped`]; so does whoever would begin to wait. What needs no waiting goes on: who is admitted at once is
+    /// admitted, and permits are settled as ever. Other processes do not notice, nor do other limiters of this one.
+    ///
+    /// A process that ends without this leaves what it has booked behind: others give it back if they need it before its
+    /// instant, and if nobody does, it counts as used.
+    ///
+    /// ```
+    /// use quotalite::{Error, Limit, Limiter};
+    ///
+    /// let limiter = Limiter::in_memory()?;
+    /// limiter.define(Limit::new("mail").per_hour(1))?;
+    /// limiter.acquire("mail")?;
+    /// let worker = std::thread::spawn({
+    ///     let limiter = limiter.clone();
+    ///     move || limiter.acquire("mail")
+    /// });
+    /// limiter.stop_waiting();
+    /// assert!(matches!(worker.join().unwrap(), Err(Error::Stopped { .. })));
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// It returns when those who sleep have been told; they need the file's lock to give anything back, and may be waiting for it.
+    /// Who waits for slots can take up to a second to hear it. On a clock that is not the machine's, sleepers hear it when
+    /// their time has come.
+    pub fn stop_waiting(&self) {
+        self.store.stop_waiting();
     }
 
     /// The present instant of this file.

@@ -4,6 +4,7 @@
 mod memory;
 mod moves;
 mod sqlite;
+mod stop;
 
 use std::fmt;
 use std::ops::Range;
@@ -102,8 +103,17 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
     /// What was learned for a limit. Writes nothing.
     fn learned(&self, key: &str) -> Result<Option<Learned>, Error>;
 
-    /// Sleeps until the instant of a claim, or until what it has booked may have been moved.
+    /// Sleeps until the instant of a claim, until what it has booked may have been moved, or until waiting is stopped.
     fn sleep(&self, claim: &Claim);
+
+    /// Sleeps until the clock shows this, or until waiting is stopped.
+    fn rest(&self, until: Duration);
+
+    /// Wakes all who wait, for good.
+    fn stop_waiting(&self);
+
+    /// Whether nobody is to wait any more.
+    fn is_stopped(&self) -> bool;
 
     /// Looks whether what a claim has booked was moved. Nothing if it certainly was not; else the claim as it is now, which
     /// can be where it was. Who has read the clock before may go ahead if it was not moved beyond that.
@@ -122,7 +132,7 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
     /// shows what it was told when it began to.
     fn acquire(&self, plan: &Plan<'_>, waited: Option<&Queued>) -> Result<Outcome, Error>;
 
-    /// Sleeps until it may be somebody's turn.
+    /// Sleeps until it may be somebody's turn, or until waiting is stopped.
     fn wait(&self, queued: &Queued);
 
     /// Leaves the line.
@@ -582,6 +592,14 @@ pub(crate) fn booked_for_later(
         denial: Denial::new(lines, &blocker, now, Some(at)),
         deadline: (plan.patience != Patience::Now).then_some(latest),
     })
+}
+
+/// What is told to somebody whose wait was stopped.
+pub(crate) fn stopped(store: &dyn Store, key: &str) -> Error {
+    Error::Stopped {
+        key: key.to_owned(),
+        file: store.place().to_owned(),
+    }
 }
 
 /// A refusal, as the caller is told of it.

@@ -9,7 +9,7 @@ use crate::clock::Timestamp;
 use crate::decision::Denial;
 use crate::error::Error;
 use crate::plan::Latest;
-use crate::store::{Claim, Store};
+use crate::store::{Claim, Store, stopped};
 
 /// A place in line: the request is charged at an instant that is now or lies in the future.
 ///
@@ -68,8 +68,9 @@ impl Booking {
     /// instant that it was moved to.
     ///
     /// # Errors
-    /// [`Error::TooLate`] at once if it was moved beyond what its caller allowed, and whatever can happen to the file when it
-    /// is looked at. The booking is given back then.
+    /// [`Error::TooLate`] at once if it was moved beyond what its caller allowed, [`Error::Stopped`] if waiting was
+    /// [stopped](crate::Limiter::stop_waiting), and whatever can happen to the file when it is looked at. The booking is given
+    /// back then.
     pub fn wait(mut self) -> Result<Permit, Error> {
         if self.wait_time().is_zero() {
             return Ok(self.accept());
@@ -79,6 +80,9 @@ impl Booking {
             let claim = self.permit.lock().claim.clone();
             // Should this thread unwind, the booking is dropped and given back.
             store.sleep(&claim);
+            if store.is_stopped() {
+                return Err(stopped(&*store, claim.first_key().unwrap_or_default()));
+            }
             match self.has_come(&claim) {
                 Ok(true) => break,
                 Ok(false) => {}

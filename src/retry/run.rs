@@ -16,6 +16,7 @@ use crate::pause::Backoff;
 use crate::permit::{Permit, PermitId};
 use crate::request::Ask;
 use crate::retry_budget::RetryBudget;
+use crate::store::stopped;
 
 impl<C> Retry<'_, C> {
     pub(super) fn run_job<T, E>(
@@ -161,7 +162,12 @@ impl<L> Job<'_, '_, L> {
             let delay = delays.next().ok_or(RetryErrorKind::Exhausted)?;
             self.go_on_after(answered, delay.max(rest.longest))?;
             let own = answered.saturating_add(delay.max(rest.elsewhere));
-            self.clock().sleep_until(own);
+            self.limiter.store().rest(own);
+            if self.limiter.store().is_stopped() {
+                return Err(
+                    stopped(self.limiter.store(), self.first_key().unwrap_or_default()).into(),
+                );
+            }
         }
     }
 
@@ -214,9 +220,8 @@ impl<L> Job<'_, '_, L> {
     }
 
     fn pause(&self, backoff: Backoff, retry_after: Option<Duration>) -> Result<Rest, Error> {
-        let first = self.ask.get(0).map(|(key, _)| key);
         let keys: Vec<&str> = match self.pauses {
-            Pauses::First => first.into_iter().collect(),
+            Pauses::First => self.first_key().into_iter().collect(),
             Pauses::Keys(keys) => keys.iter().map(String::as_str).collect(),
         };
         let mut rest = Rest::default();
@@ -286,6 +291,10 @@ impl<L> Job<'_, '_, L> {
 
     fn failures(&self) -> u32 {
         u32::try_from(self.tries.len()).unwrap_or(u32::MAX)
+    }
+
+    fn first_key(&self) -> Option<&str> {
+        self.ask.get(0).map(|(key, _)| key)
     }
 
     fn clock(&self) -> &dyn Clock {

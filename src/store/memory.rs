@@ -26,6 +26,7 @@ use self::limits::Limits;
 use self::pauses::Booked;
 use self::permits::{EndedPermit, OpenPermit};
 use super::moves::Moves;
+use super::stop::Stop;
 use super::{
     Change, Claim, Compacted, Few, Handed, Holder, Outcome, Pending, PermitNumber, Queued,
     Registered, Store, TableConnection, Which, denial, lines,
@@ -67,6 +68,7 @@ pub(crate) struct MemoryStore {
     freed: Condvar,
     /// Wakes those who have booked.
     moved: Condvar,
+    stop: Stop,
 }
 
 #[derive(Debug)]
@@ -126,6 +128,7 @@ impl MemoryStore {
             }),
             freed: Condvar::new(),
             moved: Condvar::new(),
+            stop: Stop::default(),
         }
     }
 
@@ -286,18 +289,34 @@ impl Store for MemoryStore {
 
     fn sleep(&self, claim: &Claim) {
         if !self.clock.is_real() {
-            return self.clock.sleep_until(claim.wake_at);
+            return self.rest(claim.wake_at);
         }
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let left = claim.wake_at.saturating_sub(self.clock.elapsed());
             let is_moved = claim.can_be_moved() && !state.moves.is_unmoved(claim.moves);
-            if left.is_zero() || is_moved {
+            if left.is_zero() || is_moved || self.stop.is_said() {
                 return;
             }
             let woken = self.moved.wait_timeout(state, left);
             state = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    fn rest(&self, until: Duration) {
+        self.stop.sleep_until(&*self.clock, until);
+    }
+
+    fn stop_waiting(&self) {
+        self.stop.say();
+        // Who has looked before that has this, or is asleep.
+        let _state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.freed.notify_all();
+        self.moved.notify_all();
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.is_said()
     }
 
     fn look_after(&self, claim: &Claim) -> Result<Option<Claim>, Error> {
@@ -338,7 +357,7 @@ impl Store for MemoryStore {
             let left = queued.again_at.map_or(Duration::MAX, |again_at| {
                 again_at.saturating_sub(self.clock.elapsed())
             });
-            if left.is_zero() {
+            if left.is_zero() || self.stop.is_said() {
                 return;
             }
             let nap = if self.clock.is_real() { left } else { POLL };

@@ -81,6 +81,7 @@ use self::refusals::Hint;
 use self::session::{LONGEST_OPEN, Opening, Session};
 use self::transaction::{Access, Transaction};
 use self::wakes::{SHORTEST_POLL, looks_again};
+use super::stop::Stop;
 use super::{
     Change, Claim, Compacted, Handed, Holder, Outcome, Pending, Queued, Registered, Store, Which,
 };
@@ -127,6 +128,7 @@ pub(crate) struct SqliteStore {
     state: RwLock<State>,
     /// Of the session in there; 0 if there is none.
     session_number: AtomicU64,
+    stop: Stop,
 }
 
 #[derive(Debug)]
@@ -165,6 +167,7 @@ impl SqliteStore {
                 left: Vec::new(),
             }),
             session_number: AtomicU64::new(session.number),
+            stop: Stop::default(),
         };
         // The first transaction in a file, and the first one of a boot, ties its instants to the clock.
         let look = |transaction: &mut Transaction<'_>| Ok(transaction.clock_has_to_be_fixed());
@@ -311,10 +314,27 @@ impl Store for SqliteStore {
             Some(session)
                 if claim.can_be_moved() && clock.is_real() && session.number == claim.session =>
             {
-                session.sleep_until_moved(claim, clock);
+                session.sleep_until_moved(claim, clock, &self.stop);
             }
-            _ => clock.sleep_until(claim.wake_at),
+            _ => self.rest(claim.wake_at),
         }
+    }
+
+    fn rest(&self, until: Duration) {
+        self.stop.sleep_until(&*self.options.clock, until);
+    }
+
+    fn stop_waiting(&self) {
+        self.stop.say();
+        self.stop.rouse(|| {
+            if let Some(session) = self.open_session() {
+                session.rouse_all_who_booked();
+            }
+        });
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.is_said()
     }
 
     fn look_after(&self, claim: &Claim) -> Result<Option<Claim>, Error> {
@@ -403,6 +423,7 @@ impl Store for SqliteStore {
             });
             let nap = left.min(until_again).min(looks_again(queued.ahead));
             let is_over = nap.is_zero()
+                || self.stop.is_said()
                 || session.wakes.sleep(queued.ticket.number, queued.seen, nap)
                 || !session.are_alive(&queued.in_the_way);
             if is_over {

@@ -28,12 +28,15 @@ use super::sweep::{SWEEP_EVERY, Turn};
 use super::transaction::Access;
 use super::wakes::Wakes;
 #[cfg(target_os = "linux")]
-use super::wakes::{sleep_on, wake_all_on};
+use super::wakes::{rouse_all_on, sleep_on, wake_all_on};
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::process::Mark;
 use crate::store::Claim;
 use crate::store::moves::Moves;
+#[cfg(target_os = "linux")]
+use crate::store::stop::LONGEST_SLEEP;
+use crate::store::stop::Stop;
 
 #[derive(Debug)]
 pub(super) struct Session {
@@ -325,23 +328,26 @@ impl Session {
             .all(|owner| self.lock_file.is_alive(*owner).unwrap_or(false))
     }
 
-    /// Sleeps until the instant of a claim, or until what is booked may have been moved.
+    /// Sleeps until the instant of a claim, until what is booked may have been moved, or until waiting is stopped.
     #[cfg(target_os = "linux")]
-    pub(super) fn sleep_until_moved(&self, claim: &Claim, clock: &dyn Clock) {
+    pub(super) fn sleep_until_moved(&self, claim: &Claim, clock: &dyn Clock, stop: &Stop) {
         let Some((word, seen)) = self.moves.to_sleep_on(claim.moves) else {
-            return clock.sleep_until(claim.wake_at);
+            return stop.sleep_until(clock, claim.wake_at);
         };
+        let _sleeper = stop.sleeps_elsewhere();
         loop {
             let left = claim.wake_at.saturating_sub(clock.elapsed());
-            if left.is_zero() || sleep_on(word, seen, left.min(LONGEST_SLEEP)) {
+            let is_over =
+                left.is_zero() || stop.is_said() || sleep_on(word, seen, left.min(LONGEST_SLEEP));
+            if is_over {
                 return;
             }
         }
     }
 
     #[cfg(not(target_os = "linux"))]
-    pub(super) fn sleep_until_moved(&self, claim: &Claim, clock: &dyn Clock) {
-        clock.sleep_until(claim.wake_at);
+    pub(super) fn sleep_until_moved(&self, claim: &Claim, clock: &dyn Clock, stop: &Stop) {
+        stop.sleep_until(clock, claim.wake_at);
     }
 
     /// Lets all who have booked look whether that was moved.
@@ -349,6 +355,14 @@ impl Session {
         #[cfg(target_os = "linux")]
         if let Some((word, _)) = self.moves.to_sleep_on(self.moves.seen()) {
             wake_all_on(word);
+        }
+    }
+
+    /// Wakes them without anything to look at. Those of other processes, too, who then sleep on.
+    pub(super) fn rouse_all_who_booked(&self) {
+        #[cfg(target_os = "linux")]
+        if let Some((word, _)) = self.moves.to_sleep_on(self.moves.seen()) {
+            rouse_all_on(word);
         }
     }
 
@@ -447,10 +461,6 @@ impl Drop for Call<'_> {
         self.0.calls.fetch_sub(1, Ordering::SeqCst);
     }
 }
-
-/// How long a thread sleeps on a word at once: that clock stands still while the machine sleeps.
-#[cfg(target_os = "linux")]
-const LONGEST_SLEEP: Duration = Duration::from_secs(10);
 
 /// How long a thread sleeps before it looks whether calls have ended.
 const NAP: Duration = Duration::from_micros(200);

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 #[cfg(target_os = "linux")]
-pub(super) use linux::{Wakes, sleep_on, wake_all_on};
+pub(super) use linux::{Wakes, rouse_all_on, sleep_on, wake_all_on};
 #[cfg(not(target_os = "linux"))]
 pub(super) use portable::Wakes;
 
@@ -113,6 +113,11 @@ mod linux {
     /// Moves a word and wakes all who sleep on it. Returns how many did.
     pub(in super::super) fn wake_all_on(word: &AtomicU32) -> usize {
         word.fetch_add(1, Ordering::SeqCst);
+        rouse_all_on(word)
+    }
+
+    /// Wakes all who sleep on a word, which stays as it is. Returns how many did.
+    pub(in super::super) fn rouse_all_on(word: &AtomicU32) -> usize {
         let woken: io::Result<usize> =
             futex::wake(word, futex::Flags::empty(), u32::MAX >> 1).map_err(Into::into);
         woken.unwrap_or_else(|error| {
