@@ -16,7 +16,9 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use quotalite::{HOUR, Limit};
 use support::processes::{Process, await_signal, eventually, signal_by, size, start};
-use support::running::{QUOTALITE, UNTIL_TOLD, code, in_line, limiter_with, most_inside, run};
+use support::running::{
+    QUOTALITE, UNTIL_TOLD, charges, code, in_line, limiter_with, most_inside, quotalite, run,
+};
 use support::{Scratch, scratch};
 
 /// Starts a command that goes on until it is told to end.
@@ -242,15 +244,42 @@ fn an_interrupt_while_waiting_gives_the_place_back() {
     }
 }
 
+/// Nobody else has to look for that.
 #[test]
-fn an_interrupt_gives_a_booking_back() {
+fn whoever_is_asked_to_end_gives_back_what_it_has_booked() {
+    for signal in [
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGUSR1,
+    ] {
+        let scratch = scratch();
+        let limiter = limiter_with(&scratch, Limit::new("a").per_hour(1));
+        limiter.acquire("a").unwrap();
+        let mut wait = quotalite(&scratch, "wait");
+        wait.arg("a");
+        let run = run(&scratch, ["--limit", "a", "--", "touch", "ran"]);
+        for (count, command) in [run, wait].into_iter().enumerate() {
+            let first = start(command);
+            eventually("it has booked", || in_line(&scratch) == 1);
+            first.send(signal);
+            assert_eq!(first.wait().signal(), Some(signal as i32), "{count}");
+            assert_eq!(in_line(&scratch), 0);
+            assert_eq!(charges(&scratch, "a").len(), 1);
+        }
+        assert!(!scratch.path().join("ran").exists());
+    }
+}
+
+#[test]
+fn what_was_booked_by_one_that_is_killed_comes_back_to_who_needs_it() {
     let scratch = scratch();
     let limiter = limiter_with(&scratch, Limit::new("a").per_hour(1));
-    let _permit = limiter.acquire("a").unwrap();
+    limiter.acquire("a").unwrap();
     let process = start(run(&scratch, ["--limit", "a", "--", "touch", "ran"]));
     eventually("it has booked", || in_line(&scratch) == 1);
-    process.send(Signal::SIGINT);
-    assert_eq!(process.wait().signal(), Some(2));
+    process.kill();
     let booking = limiter.book("a").unwrap();
     assert!(booking.wait_time() <= HOUR, "{:?}", booking.wait_time());
     assert!(!scratch.path().join("ran").exists());

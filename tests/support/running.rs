@@ -12,11 +12,17 @@ pub const QUOTALITE: &str = env!("CARGO_BIN_EXE_quotalite");
 
 /// `quotalite run` on the file of this directory, in which commands are run, too.
 pub fn run<A: AsRef<OsStr>>(scratch: &Scratch, arguments: impl IntoIterator<Item = A>) -> Command {
+    let mut command = quotalite(scratch, "run");
+    command.args(arguments);
+    command
+}
+
+/// One of its commands on the file of this directory.
+pub fn quotalite(scratch: &Scratch, name: &str) -> Command {
     // Whoever runs the tests may ignore signals, as `nohup` does.
     let mut command = Command::new("env");
     command
-        .args(["--default-signal", QUOTALITE, "run"])
-        .args(arguments)
+        .args(["--default-signal", QUOTALITE, name])
         .env("QUOTALITE_DB", scratch.file())
         .current_dir(scratch.path())
         .stdin(Stdio::null());

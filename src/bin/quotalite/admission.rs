@@ -4,17 +4,18 @@ use std::io;
 use std::time::Duration;
 
 use clap::Args;
-use quotalite::{Denial, Error, Peek};
+use quotalite::{Decision, Denial, Error, Peek};
 use serde::Serialize;
 
 use crate::ask::{self, Take};
 use crate::shell::{Code, Failure, Shell};
 use crate::show::{self, BAD, DIM, GOOD};
+use crate::signals::Signals;
 
 /// Wait in line until a request is admitted, and charge it
 ///
 /// Slots come back when this ends, unless `--detach` keeps them: it prints an id by which `settle` or `cancel` ends the
-/// permit, from any process.
+/// permit, from any process. A signal that ends it while it waits lets it give back its place before.
 #[derive(Args, Debug)]
 pub(crate) struct WaitArgs {
     /// Limits, with an amount if it is not 1: they are admitted together or not at all
@@ -51,7 +52,11 @@ struct Admitted {
 }
 
 pub(crate) fn wait(shell: &Shell, args: &WaitArgs) -> Result<Code, Failure> {
+    // Before there is any other thread.
+    let signals = Signals::heed()
+        .map_err(|error| Failure::failed(format_args!("waiting for signals: {error}")))?;
     let limiter = shell.limiter()?;
+    signals.stop(&limiter);
     let mut request = ask::request(&args.takes);
     if let Some(id) = &args.id {
         request = request.id(id);
@@ -59,11 +64,19 @@ pub(crate) fn wait(shell: &Shell, args: &WaitArgs) -> Result<Code, Failure> {
     let admitted = match args.within {
         None => limiter.acquire(&request),
         Some(Duration::ZERO) => match limiter.try_acquire(&request)? {
-            quotalite::Decision::Granted(permit) => Ok(permit),
-            quotalite::Decision::Denied(denial) => return Err(refused(&denial)),
+            Decision::Granted(permit) => Ok(permit),
+            Decision::Denied(denial) => return Err(refused(&denial)),
         },
         Some(longest) => limiter.acquire_within(&request, longest),
     };
+    signals.end_if_asked(|| {
+        if let Ok(permit) = &admitted
+            && !permit.is_resumed()
+        {
+            // The slots come back in any case.
+            drop(permit.cancel());
+        }
+    });
     let permit = admitted?;
     let id = match args.detach {
         Some(timeout) => Some(permit.detach(timeout)?.to_string()),

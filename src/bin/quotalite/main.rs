@@ -20,6 +20,7 @@ mod reset;
 mod run;
 mod shell;
 mod show;
+mod signals;
 mod status;
 mod top;
 mod watch;

@@ -2,7 +2,6 @@
 
 mod output;
 mod program;
-mod signals;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
@@ -19,10 +18,10 @@ use quotalite::{
 use regex::bytes::Regex;
 
 use self::program::{Ended, Program};
-use self::signals::Signals;
 use crate::ask::{self, Take};
 use crate::shell::{Code, Failure, Shell};
 use crate::show;
+use crate::signals::Signals;
 
 /// Run a command when limits admit it, from any number of shells at once
 ///
@@ -38,8 +37,8 @@ use crate::show;
 ///
 /// ^C and ^\ at a terminal reach the command by themselves, and `run` ends when it has. What is sent to `run` by a process is
 /// passed on to the command: SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and SIGALRM. As long as it waits in line, any of
-/// these ends `run`. Its place in line comes back when somebody else needs it, but stays charged if its turn comes before
-/// anybody looks: that is how it is with every process that ends while it waits.
+/// these ends `run`, which gives back its place before; a second one ends it at once. Who is killed with SIGKILL there leaves its
+/// place to whoever needs it next, but it stays charged if its turn comes before anybody looks.
 ///
 /// With --retry, a command that ends with a code of --retry-on is run again after 1 s, 2 s, 4 s and so on, up to a minute, or
 /// any shorter time: chance spreads those who have failed together. Each try waits in line and pays by itself. Giving up
@@ -105,22 +104,15 @@ pub(crate) fn run(shell: &Shell, args: &RunArgs) -> Result<Code, Failure> {
         request: args.request(),
         limiter,
     };
-    if is_now_or_never {
-        return match job.limiter.try_acquire(&job.request)? {
-            Decision::Granted(permit) => {
-                let ended = job.call(&permit)?;
-                if ended.code != Code::Child(0) && !ended.on_demand && ended.matches {
-                    for key in job.paused_keys()? {
-                        let strike = Backoff::strike().asked_at(permit.at());
-                        job.limiter.pause(key, strike)?;
-                    }
-                }
-                Ok(ended.code)
-            }
-            Decision::Denied(denial) => Err(Failure::of(Code::Refused, denial)),
-        };
-    }
-    job.run()
+    job.signals.stop(&job.limiter);
+    let result = if is_now_or_never {
+        job.run_now()
+    } else {
+        job.run()
+    };
+    // Whatever was to be given back has been.
+    job.signals.end_if_asked(|| ());
+    result
 }
 
 impl RunArgs {
@@ -216,6 +208,23 @@ impl Job<'_> {
         }
     }
 
+    /// Runs it if it is admitted now.
+    fn run_now(&self) -> Result<Code, Failure> {
+        match self.limiter.try_acquire(&self.request)? {
+            Decision::Granted(permit) => {
+                let ended = self.call(&permit)?;
+                if ended.code != Code::Child(0) && !ended.on_demand && ended.matches {
+                    for key in self.paused_keys()? {
+                        let strike = Backoff::strike().asked_at(permit.at());
+                        self.limiter.pause(key, strike)?;
+                    }
+                }
+                Ok(ended.code)
+            }
+            Decision::Denied(denial) => Err(Failure::of(Code::Refused, denial)),
+        }
+    }
+
     /// What is paused when it was rate limited.
     fn paused_keys(&self) -> Result<Vec<&str>, Failure> {
         let mut keys = Vec::new();
@@ -253,7 +262,7 @@ impl Job<'_> {
             }
             RetryEvent::Retrying { .. } => {
                 self.shell.remark(format_args!("quotalite: {event}"));
-                self.signals.may_end_us();
+                self.signals.stop(&self.limiter);
             }
             _ => {}
         }

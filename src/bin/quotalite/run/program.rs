@@ -11,8 +11,8 @@ use regex::bytes::Regex;
 use rustix::process::WaitIdStatus;
 
 use super::output::Output;
-use super::signals::{Signals, asks_to_end};
 use crate::shell::{Code, Failure};
+use crate::signals::{Signals, asks_to_end};
 
 /// A command, ready to be started any number of times.
 #[derive(Debug)]
@@ -79,7 +79,8 @@ impl Program {
         };
         let pid = signals
             .start(start)
-            .map_err(|errno| self.cannot_start(errno))?;
+            .map_err(|errno| self.cannot_start(errno))?
+            .ok_or_else(|| Failure::failed("a signal came before the command was started"))?;
         Ok(Running { pid, output })
     }
 

@@ -1,4 +1,4 @@
-//! Signals that come while a command waits for its turn, and while it runs.
+//! Signals that come while somebody waits in line, and while a command runs.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,6 +6,7 @@ use std::thread;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
 use nix::unistd::Pid;
+use quotalite::Limiter;
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 
 use crate::disposition::{end_by, hear_of_children, is_ignored};
@@ -26,7 +27,7 @@ const NOTICES: [Signal; 3] = [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGALRM]
 /// No handler is set, so that the command finds signals as they were here: ignored, if they were. They are blocked
 /// in all threads, and the command is started with what was blocked before.
 #[derive(Debug)]
-pub(super) struct Signals {
+pub(crate) struct Signals {
     shared: Arc<Mutex<Shared>>,
     blocked_before: SigSet,
 }
@@ -34,14 +35,16 @@ pub(super) struct Signals {
 #[derive(Debug)]
 struct Shared {
     stage: Stage,
-    /// The request to end that came since the command was started.
+    /// What came in this stage: what ends this process while it waits, and a request to end while the command runs.
     came: Option<Signal>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 enum Stage {
-    /// Nothing runs that a signal could be for but this process.
-    Waiting,
+    /// Nothing is at stake.
+    Idle,
+    /// It has to give back what it has booked before it ends.
+    InLine(Limiter),
     Running(Pid),
     /// It has told how it ended, and that is what this process ends with.
     Ended,
@@ -57,7 +60,7 @@ enum Sender {
 
 impl Signals {
     /// Has to be called before there is any other thread: those that are started later block what this one blocks.
-    pub(super) fn heed() -> io::Result<Self> {
+    pub(crate) fn heed() -> io::Result<Self> {
         hear_of_children();
         let all: SigSet = REQUESTS_TO_END.into_iter().chain(NOTICES).collect();
         let blocked_before = all.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
@@ -67,7 +70,7 @@ impl Signals {
             .filter(|signal| !blocked_before.contains(*signal) && !is_ignored(*signal))
             .collect();
         let shared = Arc::new(Mutex::new(Shared {
-            stage: Stage::Waiting,
+            stage: Stage::Idle,
             came: None,
         }));
         let heard = Arc::clone(&shared);
@@ -85,19 +88,46 @@ impl Signals {
         })
     }
 
-    /// Starts a command with the signals that are to be blocked in it. What comes meanwhile is for the command.
-    pub(super) fn start<E>(&self, start: impl FnOnce(&SigSet) -> Result<Pid, E>) -> Result<Pid, E> {
+    /// From now on, signals let this limiter wait no more, and whoever has waited ends this process: see
+    /// [`end_if_asked`](Self::end_if_asked).
+    pub(crate) fn stop(&self, limiter: &Limiter) {
         let mut shared = lock(&self.shared);
+        if let (Stage::Running(_) | Stage::Ended, Some(signal)) = (&shared.stage, shared.came) {
+            // It came for a command that is not to be run again.
+            end_by(signal);
+        }
+        shared.stage = Stage::InLine(limiter.clone());
+    }
+
+    /// Ends this process by the signal that came while it was in line, if one did: after this. Else the next one ends it.
+    pub(crate) fn end_if_asked(&self, give_back: impl FnOnce()) {
+        let mut shared = lock(&self.shared);
+        if let Stage::InLine(_) = shared.stage {
+            if let Some(signal) = shared.came {
+                give_back();
+                end_by(signal);
+            }
+            shared.stage = Stage::Idle;
+        }
+    }
+
+    /// Starts a command with the signals that are to be blocked in it, unless one has come before. What comes meanwhile is for
+    /// the command.
+    pub(crate) fn start<E>(
+        &self,
+        start: impl FnOnce(&SigSet) -> Result<Pid, E>,
+    ) -> Result<Option<Pid>, E> {
+        let mut shared = lock(&self.shared);
+        if shared.came.is_some() {
+            return Ok(None);
+        }
         let pid = start(&self.blocked_before)?;
-        *shared = Shared {
-            stage: Stage::Running(pid),
-            came: None,
-        };
-        Ok(pid)
+        shared.stage = Stage::Running(pid);
+        Ok(Some(pid))
     }
 
     /// Waits until the command has ended. Nothing if nobody can tell how.
-    pub(super) fn wait(&self, pid: Pid) -> io::Result<Option<WaitIdStatus>> {
+    pub(crate) fn wait(&self, pid: Pid) -> io::Result<Option<WaitIdStatus>> {
         let id = rustix::process::Pid::from_raw(pid.as_raw());
         let id = WaitId::Pid(id.ok_or(io::ErrorKind::InvalidInput)?);
         // It keeps its number until it is reaped, so that no other process gets a signal for it.
@@ -114,22 +144,13 @@ impl Signals {
     }
 
     /// Whether a request to end came while the command ran.
-    pub(super) fn came(&self) -> bool {
+    pub(crate) fn came(&self) -> bool {
         lock(&self.shared).came.is_some()
-    }
-
-    /// From now on, until a command is started, signals end this process.
-    pub(super) fn may_end_us(&self) {
-        let mut shared = lock(&self.shared);
-        shared.stage = Stage::Waiting;
-        if let Some(signal) = shared.came.take() {
-            end_by(signal);
-        }
     }
 }
 
 /// Whether a command that this signal has ended was asked to end.
-pub(super) fn asks_to_end(signal: i32) -> bool {
+pub(crate) fn asks_to_end(signal: i32) -> bool {
     REQUESTS_TO_END
         .into_iter()
         .any(|known| known as i32 == signal)
@@ -138,7 +159,7 @@ pub(super) fn asks_to_end(signal: i32) -> bool {
 impl Shared {
     fn hear(&mut self, signal: Signal, sender: Sender) {
         let asks_to_end = REQUESTS_TO_END.contains(&signal);
-        match self.stage {
+        match &self.stage {
             Stage::Running(pid) => {
                 if asks_to_end {
                     self.came = Some(signal);
@@ -146,7 +167,7 @@ impl Shared {
                 // A terminal that hangs up tells its session's leader, and not always whoever is in front.
                 if sender == Sender::Process || signal == Signal::SIGHUP {
                     // It may have ended just now.
-                    let _ = kill(pid, signal);
+                    let _ = kill(*pid, signal);
                 }
             }
             Stage::Ended if !asks_to_end => {}
@@ -156,8 +177,13 @@ impl Shared {
             {
                 self.came = Some(signal);
             }
-            // Once it has ended, what is left may be output that nobody reads.
-            Stage::Waiting | Stage::Ended => end_by(signal),
+            Stage::InLine(limiter) if self.came.is_none() => {
+                self.came = Some(signal);
+                limiter.stop_waiting();
+            }
+            // Whoever asks again does not want to wait for a locked file; and once the command has ended, what is left may be output
+            // that nobody reads.
+            Stage::Idle | Stage::InLine(_) | Stage::Ended => end_by(signal),
         }
     }
 }
