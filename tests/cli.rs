@@ -1,76 +1,15 @@
-//! The program `quotalite`, as a process beside workers that use the same file.
+//! The program `quotalite`: what its commands do.
 #![cfg(feature = "cli")]
+mod support;
 
 use std::fs;
-use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use quotalite::{BreakerPolicy, Limit, Limiter, Report, Request, rusqlite};
+use quotalite::{BreakerPolicy, Limit, Limiter, Report, Request};
 use regex::Regex;
 use serde_json::{Value, json};
-
-fn program(db: &Path) -> Command {
-    let mut program = Command::new(env!("CARGO_BIN_EXE_quotalite"));
-    program
-        .env("QUOTALITE_DB", db)
-        .env_remove("NO_COLOR")
-        .stdin(Stdio::null());
-    program
-}
-
-struct Ended {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
-fn ended(output: Output) -> Ended {
-    Ended {
-        code: output.status.code(),
-        out: String::from_utf8(output.stdout).unwrap(),
-        err: String::from_utf8(output.stderr).unwrap(),
-    }
-}
-
-fn run(db: &Path, arguments: &[&str]) -> Ended {
-    ended(program(db).args(arguments).output().unwrap())
-}
-
-/// Runs what has to succeed.
-#[track_caller]
-fn done(db: &Path, arguments: &[&str]) -> String {
-    let ended = run(db, arguments);
-    assert_eq!(ended.code, Some(0), "{arguments:?}: {}", ended.err);
-    ended.out
-}
-
-#[track_caller]
-fn document(db: &Path, arguments: &[&str]) -> Value {
-    let ended = run(db, &[arguments, &["--json"]].concat());
-    serde_json::from_str(&ended.out)
-        .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {}{}", ended.out, ended.err))
-}
-
-/// All commands that only look, on the limit `calls`.
-const LOOKS: [&[&str]; 9] = [
-    &["status"],
-    &["status", "c*", "--max", "1"],
-    &["usage", "calls"],
-    &["limits", "list"],
-    &["limits", "show", "calls"],
-    &["charges", "calls", "--since", "1m"],
-    &["permits", "--all"],
-    &["peek", "calls=2"],
-    &["explain", "calls=2"],
-];
+use support::shell::{document, done, program, run};
 
 #[test]
 fn limits_are_set_shown_changed_and_removed() {
@@ -122,9 +61,16 @@ tenant:*:tokens  100000 tokens/d          pattern
     assert_eq!(kept.code, Some(64));
     assert!(
         kept.err
-            .contains("`calls: 10/s, 300/min, pad 50ms`, not as `calls: 20/s`"),
+            .contains("`calls: 10/s, 300/min, pad 50ms`, not as `calls: 20/s, pad 50ms`"),
         "{}",
         kept.err
+    );
+    assert_eq!(
+        done(
+            &db,
+            &["limits", "set", "calls", "10/s, 300/min", "--no-replace"]
+        ),
+        "calls: 10/s, 300/min, pad 50ms (unchanged)\n"
     );
     assert_eq!(
         done(&db, &["limits", "set", "calls", "20/s"]),
@@ -140,6 +86,15 @@ tenant:*:tokens  100000 tokens/d          pattern
     assert_eq!(changes[0]["program"], "quotalite");
     let of_pattern = document(&db, &["limits", "show", "tenant:7:tokens"]);
     assert_eq!(of_pattern["definition"], "100000 tokens/d");
+    assert_eq!(of_pattern["made_by"], "tenant:*:tokens");
+    assert_eq!(of_pattern["changes"][0]["action"], "created");
+    assert_eq!(
+        document(&db, &["limits", "show", "calls"])["made_by"],
+        Value::Null
+    );
+    let shown = done(&db, &["limits", "show", "tenant:7:tokens"]);
+    let first = "tenant:7:tokens: 100000 tokens/d, by the pattern tenant:*:tokens\n";
+    assert!(shown.starts_with(first), "{shown}");
 
     // Nobody is asked who is not at a terminal.
     assert_eq!(run(&db, &["limits", "remove", "gpu"]).code, Some(64));
@@ -214,6 +169,64 @@ fn a_change_keeps_what_it_does_not_name() {
 }
 
 #[test]
+fn a_unit_is_changed_and_taken_away() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    for (arguments, definition) in [
+        (&["9 tokens/s"][..], "9 tokens/s"),
+        (&["8/s"], "8 tokens/s"),
+        (&["7 words/s"], "7 words/s"),
+        (&["6/s", "--unit", "letters"], "6 letters/s"),
+        (&["5/s", "--unit", ""], "5/s"),
+        (&["4 words/s, 9 words/min", "--no-replace"], ""),
+        (&["3 words/s, 5 letters/min"], ""),
+        (&["2 words/s", "--unit", "letters"], ""),
+    ] {
+        let ended = run(&db, &[&["limits", "set", "text"], arguments].concat());
+        let is_done = ended.code == Some(0);
+        assert_eq!(
+            is_done,
+            !definition.is_empty(),
+            "{arguments:?}: {}",
+            ended.err
+        );
+        if is_done {
+            let stored = document(&db, &["limits", "show", "text"]);
+            assert_eq!(stored["definition"], definition, "{arguments:?}");
+        }
+    }
+}
+
+#[test]
+fn charges_are_asked_for_since_a_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    done(&db, &["limits", "set", "calls", "10/h"]);
+    done(&db, &["wait", "calls=3"]);
+    for (since, total) in [
+        ("1h", 3),
+        ("2026-07-01T12:00:00Z", 3),
+        ("2026-07-01 12:00", 3),
+        ("9999-07-01T12:00:00Z", 0),
+    ] {
+        let charges = document(&db, &["charges", "calls", "--since", since]);
+        assert_eq!(charges["total"], total, "{since}");
+    }
+    let charges = done(
+        &db,
+        &["charges", "calls", "--since", "9999-07-01T12:00:00Z"],
+    );
+    assert_eq!(charges, "no charges\n");
+    done(&db, &["limits", "set", "gpu", "--slots", "3"]);
+    done(
+        &db,
+        &["limits", "set", "search", "--burst", "3", "--refill", "1/s"],
+    );
+    assert!(done(&db, &["charges", "gpu"]).contains("`quotalite permits`"));
+    assert!(done(&db, &["charges", "search"]).starts_with("a bucket knows how full it is"));
+}
+
+#[test]
 fn a_file_of_limits_is_applied_whole_or_not_at_all() {
     let directory = tempfile::tempdir().unwrap();
     let db = directory.path().join("limits.db");
@@ -258,6 +271,11 @@ fn a_permit_goes_from_wait_to_settle_through_its_id() {
     assert_eq!(run(&db, &["peek", "gpu", "tokens=900"]).code, Some(0));
     let again = run(&db, &["settle", id]);
     assert_eq!((again.code, again.out.as_str()), (Some(1), ""));
+    assert!(
+        again.err.contains("settled or cancelled before"),
+        "{}",
+        again.err
+    );
     assert_eq!(
         document(&db, &["permits"])["permits"]
             .as_array()
@@ -280,7 +298,13 @@ fn a_permit_goes_from_wait_to_settle_through_its_id() {
     assert_eq!(document(&db, &["usage", "tokens"])["parts"][0]["used"], 105);
     done(&db, &["cancel", "job"]);
     assert_eq!(document(&db, &["charges", "tokens"])["total"], 100);
-    assert_eq!(run(&db, &["cancel", "nobody"]).code, Some(1));
+    let nobody = run(&db, &["cancel", "nobody"]);
+    assert_eq!(nobody.code, Some(1));
+    assert!(
+        nobody.err.contains("no permit `nobody` is known"),
+        "{}",
+        nobody.err
+    );
 }
 
 #[test]
@@ -448,54 +472,6 @@ fn who_has_spent_what_is_told_where_the_file_knows_it() {
 }
 
 #[test]
-fn what_stands_in_a_file_steers_no_terminal() {
-    let directory = tempfile::tempdir().unwrap();
-    let db = directory.path().join("limits.db");
-    done(&db, &["limits", "set", "calls", "10/h"]);
-    done(&db, &["wait", "calls=10", "--id", "job", "--detach", "1h"]);
-    done(&db, &["limits", "set", "tenant:*", "10/h"]);
-    done(&db, &["wait", "tenant:7"]);
-    // Programs were written down as they were called, and somebody else may have written the rest.
-    let evil = "\u{1b}]0;title\u{7}\u{9b}2J\u{202e}\u{7f}\rx";
-    let write = |sql: &str| {
-        let file = rusqlite::Connection::open(&db).unwrap();
-        file.execute(sql, [evil]).unwrap();
-    };
-    write("UPDATE limit_change SET program = ?1 || char(10)");
-    write("UPDATE permit SET id = id || ?1");
-    let colours = Regex::new("\u{1b}\\[[0-9;]*m").unwrap();
-    let check = |arguments: &[&str]| {
-        for more in [&[][..], &["--json"], &["--color", "always"]] {
-            let ended = run(&db, &[arguments, more].concat());
-            let printed = ended.out + &ended.err;
-            let printed = colours.replace_all(&printed, "");
-            let steers = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
-            assert!(!printed.contains(steers), "{arguments:?}: {printed:?}");
-        }
-    };
-    let id = format!("job{evil}");
-    let looks: [&[&str]; 6] = [
-        &["status"],
-        &["limits", "show", "calls"],
-        &["charges", "calls"],
-        &["permits"],
-        &["explain", "calls"],
-        &["usage", &format!("nobody{evil}")],
-    ];
-    for arguments in looks {
-        check(arguments);
-    }
-    let shown = document(&db, &["limits", "show", "calls"]);
-    assert_eq!(shown["changes"][0]["program"], format!("{evil}\n"));
-    assert!(done(&db, &["limits", "show", "calls"]).contains("?]0;title??2J???x?"));
-    assert_eq!(document(&db, &["permits"])["permits"][0]["id"], id);
-    write("UPDATE pattern_key SET key = key || ?1");
-    looks.into_iter().for_each(check);
-    write("UPDATE limit_definition SET key = key || ?1");
-    looks.into_iter().for_each(check);
-}
-
-#[test]
 fn pauses_are_seen_and_lifted() {
     let directory = tempfile::tempdir().unwrap();
     let db = directory.path().join("limits.db");
@@ -519,361 +495,6 @@ fn pauses_are_seen_and_lifted() {
     assert_eq!(done(&db, &["resume", "calls"]), "calls: resumed\n");
     assert_eq!(done(&db, &["resume", "calls"]), "calls: was not paused\n");
     assert_eq!(run(&db, &["pause", "calls"]).code, Some(64));
-}
-
-#[test]
-fn misuse_is_told_and_changes_nothing() {
-    let directory = tempfile::tempdir().unwrap();
-    let db = directory.path().join("limits.db");
-    done(&db, &["limits", "set", "calls", "10/s"]);
-    let before = done(&db, &["limits", "list"]);
-    for (arguments, part) in [
-        (&["usage", "nobody"][..], "limit `nobody` is not defined"),
-        (&["charges", "nobody"], "not defined"),
-        (&["permits", "nobody"], "not defined"),
-        (&["wait", "calls=0"], "the amount of `calls` is zero"),
-        (&["wait", "calls", "calls"], "`calls`"),
-        (&["wait", "calls=11"], "never admits 11"),
-        (&["wait"], "required"),
-        (&["peek", "=3"], "it names no limit"),
-        (&["wait", "calls", "--within", "soon"], "soon"),
-        (&["wait", "calls", "--within", "30"], "of what?"),
-        (&["limits", "set", "calls"], "required"),
-        (&["limits", "set", "calls", "ten a second"], "wrong at byte"),
-        (
-            &["limits", "set", "calls", "--slots", "3"],
-            "remove it first",
-        ),
-        (
-            &["limits", "set", "a", "1/s", "--slots", "3"],
-            "cannot be used with",
-        ),
-        (&["limits", "set", "b", "--burst", "3"], "--refill"),
-        (
-            &[
-                "limits",
-                "set",
-                "b",
-                "--burst",
-                "3",
-                "--refill",
-                "1/s, 2/min",
-            ],
-            "at one rate",
-        ),
-        (&["limits", "remove", "nobody", "--yes"], "not defined"),
-        (&["pause", "nobody", "1s"], "not defined"),
-        (&["sing"], "unrecognized subcommand"),
-    ] {
-        let ended = run(&db, arguments);
-        assert_eq!(ended.code, Some(64), "{arguments:?}: {}", ended.err);
-        assert!(ended.err.contains(part), "{arguments:?}: {}", ended.err);
-        assert_eq!(ended.out, "", "{arguments:?}");
-    }
-    assert_eq!(done(&db, &["limits", "list"]), before);
-    let mut nameless = program(&db);
-    let nameless = ended(
-        nameless
-            .env_remove("QUOTALITE_DB")
-            .arg("status")
-            .output()
-            .unwrap(),
-    );
-    assert_eq!(nameless.code, Some(64));
-    assert!(nameless.err.contains("QUOTALITE_DB"), "{}", nameless.err);
-}
-
-#[test]
-fn looking_makes_no_file_and_migrates_none() {
-    let directory = tempfile::tempdir().unwrap();
-    let db = directory.path().join("limits.db");
-    let names = || fs::read_dir(directory.path()).unwrap().count();
-    let writes: [&[&str]; 5] = [
-        &["wait", "calls"],
-        &["pause", "calls", "1s"],
-        &["resume", "calls"],
-        &["settle", "id"],
-        &["limits", "remove", "calls", "--yes"],
-    ];
-    for arguments in LOOKS.iter().chain(&writes) {
-        let ended = run(&db, arguments);
-        assert_eq!(ended.code, Some(125), "{arguments:?}: {}", ended.err);
-        assert!(ended.err.contains("No such file"), "{}", ended.err);
-        assert_eq!(names(), 0, "{arguments:?}");
-    }
-    drop(Limiter::open(&db).unwrap());
-    let set = |sql: &str| {
-        let connection = rusqlite::Connection::open(&db).unwrap();
-        connection.execute_batch(sql).unwrap();
-    };
-    let version = || -> i64 {
-        let connection = rusqlite::Connection::open(&db).unwrap();
-        connection
-            .pragma_query_value(None, "user_version", |row| row.get(0))
-            .unwrap()
-    };
-    for (schema, part) in [(3, "brought up to date"), (99, "schema version 99")] {
-        set(&format!("PRAGMA user_version = {schema}"));
-        for arguments in LOOKS {
-            let ended = run(&db, arguments);
-            assert_eq!(ended.code, Some(125), "{arguments:?}: {}", ended.err);
-            assert!(ended.err.contains(part), "{arguments:?}: {}", ended.err);
-        }
-        assert_eq!(version(), schema);
-    }
-}
-
-#[test]
-fn a_damaged_or_locked_away_file_is_an_error_with_a_way_on() {
-    let directory = tempfile::tempdir().unwrap();
-    let db = directory.path().join("limits.db");
-    fs::write(&db, [7; 8_192]).unwrap();
-    for arguments in LOOKS {
-        let ended = run(&db, arguments);
-        assert_eq!(ended.code, Some(125), "{arguments:?}: {}", ended.err);
-        assert!(ended.err.contains("doctor"), "{arguments:?}: {}", ended.err);
-    }
-    assert_eq!(fs::read(&db).unwrap(), [7; 8_192]);
-    fs::remove_file(&db).unwrap();
-    done(&db, &["limits", "set", "calls", "10/s"]);
-    // Root may read everything; somebody else may not.
-    if nix::unistd::geteuid().is_root() {
-        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let path = directory.path().join("program");
-        fs::copy(env!("CARGO_BIN_EXE_quotalite"), &path).unwrap();
-        for arguments in LOOKS {
-            let mut other = Command::new(&path);
-            other
-                .uid(65_534)
-                .gid(65_534)
-                .env("QUOTALITE_DB", &db)
-                .args(arguments);
-            let ended = ended(other.output().unwrap());
-            assert_eq!(ended.code, Some(125), "{arguments:?}: {}", ended.err);
-            assert!(ended.err.contains("limits.db"), "{}", ended.err);
-        }
-    } else {
-        fs::set_permissions(&db, fs::Permissions::from_mode(0o000)).unwrap();
-        assert_eq!(run(&db, &["status"]).code, Some(125));
-    }
-}
-
-#[test]
-fn a_full_disk_is_an_error_and_the_file_as_before() {
-    let directory = tempfile::tempdir().unwrap();
-    let db = directory.path().join("limits.db");
-    done(&db, &["limits", "set", "calls", "10/s"]);
-    let mut traced = Command::new("strace");
-    traced
-        .args([
-            "-f",
-            "-qq",
-            "-o",
-            "/dev/null",
-            "-e",
-            "inject=pwrite64:error=ENOSPC",
-            "--",
-        ])
-        .arg(env!("CARGO_BIN_EXE_quotalite"))
-        .args(["wait", "calls"])
-        .env("QUOTALITE_DB", &db);
-    let Ok(full) = traced.output() else {
-        return eprintln!("there is no strace: not tested");
-    };
-    let full = ended(full);
-    assert_eq!(full.code, Some(125), "{}", full.err);
-    assert!(full.err.contains("limits.db"), "{}", full.err);
-    assert_eq!(document(&db, &["charges", "calls"])["total"], 0);
-    // What is printed can fail, too.
-    let nowhere = fs::File::options().write(true).open("/dev/full").unwrap();
-    let unprinted = ended(program(&db).arg("status").stdout(nowhere).output().unwrap());
-    assert_eq!(unprinted.code, Some(125));
-    assert!(unprinted.err.contains("printing"), "{}", unprinted.err);
-}
-
-#[test]
-fn a_reader_that_has_seen_enough_ends_it_without_a_word() {
-    let directory = tempfile::tempdir().unwrap();
-    let db = directory.path().join("limits.db");
-    done(&db, &["limits", "set", "calls", "10/s"]);
-    let mut watches = program(&db)
-        .args(["status", "--watch", "--every", "10ms"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut some = [0; 10];
-    let mut out = watches.stdout.take().unwrap();
-    out.read_exact(&mut some).unwrap();
-    drop(out);
-    let ended = ended(watches.wait_with_output().unwrap());
-    assert_eq!((ended.code, ended.err.as_str()), (Some(0), ""));
-}
-
-#[test]
-fn looking_needs_no_lock_and_keeps_nobody_from_one() {
-    let directory = tempfile::tempdir().unwrap();
-    let db = directory.path().join("limits.db");
-    done(&db, &["limits", "set", "calls", "1000000/s"]);
-    let limiter = Limiter::builder(&db)
-        .busy_deadline(Duration::from_secs(2))
-        .open()
-        .unwrap();
-
-    // Somebody has the write lock, and keeps it.
-    let writer = rusqlite::Connection::open(&db).unwrap();
-    writer.execute_batch("BEGIN IMMEDIATE").unwrap();
-    for arguments in LOOKS {
-        done(&db, arguments);
-    }
-    writer.execute_batch("ROLLBACK").unwrap();
-    drop(writer);
-
-    // And one that is stopped in the middle of looking again and again keeps nobody.
-    let mut watches = program(&db)
-        .args(["status", "--watch", "--every", "10ms", "--json"])
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let pid = Pid::from_raw(i32::try_from(watches.id()).unwrap());
-    for _ in 0..20 {
-        kill(pid, Signal::SIGSTOP).unwrap();
-        for _ in 0..50 {
-            limiter.acquire("calls").unwrap();
-        }
-        kill(pid, Signal::SIGCONT).unwrap();
-        thread::sleep(Duration::from_millis(2));
-    }
-    watches.kill().unwrap();
-    watches.wait().unwrap();
-}
-
-#[test]
-fn every_look_is_true_beside_workers_at_full_speed() {
-    let directory = tempfile::tempdir().unwrap();
-    let db = directory.path().join("limits.db");
-    done(&db, &["limits", "set", "calls", "200/s"]);
-    done(&db, &["limits", "set", "slots", "--slots", "3"]);
-    done(&db, &["limits", "set", "tenant:*", "50/s"]);
-    let is_over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        for worker in 0..2 {
-            let (db, is_over) = (&db, &is_over);
-            scope.spawn(move || {
-                let limiter = Limiter::open(db).unwrap();
-                let mut round = 0;
-                while !is_over.load(Ordering::Relaxed) {
-                    round += 1;
-                    let tenant = format!("tenant:{}", (round + worker) % 5);
-                    let _slot = limiter.acquire("slots").unwrap();
-                    let _decision = limiter.try_acquire(tenant.as_str()).unwrap();
-                    let _decision = limiter.try_acquire("calls").unwrap();
-                }
-            });
-        }
-        for _ in 0..5 {
-            for arguments in LOOKS {
-                let ended = run(&db, &[arguments, &["--json"]].concat());
-                assert!(
-                    matches!(ended.code, Some(0 | 75)),
-                    "{arguments:?}: {}",
-                    ended.err
-                );
-                let _parsed: Value = serde_json::from_str(&ended.out).unwrap();
-            }
-            let status = document(&db, &["status"]);
-            for limit in status["limits"].as_array().unwrap() {
-                for part in limit["parts"].as_array().unwrap() {
-                    let number = |name: &str| part[name].as_u64().unwrap();
-                    assert!(number("used") <= number("capacity"), "{limit}");
-                    assert!(
-                        number("available") <= number("capacity") - number("used"),
-                        "{limit}"
-                    );
-                }
-            }
-        }
-        is_over.store(true, Ordering::Relaxed);
-    });
-}
-
-#[test]
-fn what_is_waited_for_settled_and_resumed_beside_workers_counts_once() {
-    let directory = tempfile::tempdir().unwrap();
-    let db = directory.path().join("limits.db");
-    // So much that nobody waits for it, even while it starts slowly after a pause.
-    done(&db, &["limits", "set", "tokens", "1000000000/h"]);
-    done(&db, &["limits", "set", "slots", "--slots", "2"]);
-    let spent = AtomicU64::new(0);
-    let is_over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                let limiter = Limiter::open(&db).unwrap();
-                let request = Request::new().take("slots", 1).take("tokens", 3);
-                while !is_over.load(Ordering::Relaxed) {
-                    let permit = limiter.acquire(&request).unwrap();
-                    permit.settle([("tokens", 1)]).unwrap();
-                    spent.fetch_add(1, Ordering::Relaxed);
-                }
-            });
-        }
-        for round in 0..8 {
-            let id = format!("job-{round}");
-            let waits = ["wait", "tokens=50", "slots", "--id", &id, "--detach", "10m"];
-            assert_eq!(done(&db, &waits).trim(), id);
-            let settled = document(&db, &["settle", &id, "tokens=20"]);
-            assert_eq!(settled["outcome"], "settled");
-            assert_eq!(run(&db, &["settle", &id]).code, Some(1));
-            // Nobody would be admitted within the time that a test has.
-            done(&db, &["pause", "tokens", "15m"]);
-            assert_eq!(done(&db, &["resume", "tokens"]), "tokens: resumed\n");
-            let before = spent.load(Ordering::Relaxed);
-            let deadline = Instant::now() + Duration::from_mins(1);
-            while spent.load(Ordering::Relaxed) < before + 4 {
-                assert!(Instant::now() < deadline, "nobody goes on after {id}");
-                thread::sleep(Duration::from_millis(1));
-            }
-        }
-        is_over.store(true, Ordering::Relaxed);
-    });
-    let usage = document(&db, &["usage", "tokens"]);
-    let spent = spent.load(Ordering::Relaxed) + 8 * 20;
-    assert_eq!(usage["parts"][0]["used"], spent, "{usage}");
-    assert_eq!(document(&db, &["usage", "slots"])["parts"][0]["used"], 0);
-}
-
-#[test]
-fn it_fits_a_terminal_of_40_columns_and_has_colour_only_there() {
-    let directory = tempfile::tempdir().unwrap();
-    let db = directory.path().join("limits.db");
-    let key = "global:llm:a-provider:a-model-with-a-long-name:rpm";
-    done(&db, &["limits", "set", key, "10/s, 300/min"]);
-    done(&db, &["wait", &format!("{key}=5")]);
-    let on_terminal = |columns: u32, variables: &[(&str, &str)]| {
-        let quotalite = env!("CARGO_BIN_EXE_quotalite");
-        let line = format!("stty rows 24 cols {columns}; '{quotalite}' status");
-        let mut script = Command::new("script");
-        script
-            .args(["-qec", &line, "/dev/null"])
-            .env("QUOTALITE_DB", &db);
-        script.env("TERM", "xterm-256color").env_remove("NO_COLOR");
-        script.envs(variables.iter().copied()).stdin(Stdio::null());
-        let ended = ended(script.output().ok()?);
-        assert_eq!(ended.code, Some(0), "{}", ended.out);
-        Some(ended.out)
-    };
-    let Some(plain) = on_terminal(40, &[("NO_COLOR", "1")]) else {
-        return eprintln!("there is no script(1): not tested");
-    };
-    assert!(!plain.contains('\x1b'), "{plain:?}");
-    assert!(plain.contains("global:llm:"), "{plain}");
-    for line in plain.lines() {
-        assert!(line.trim_end().chars().count() <= 40, "{line:?}");
-    }
-    assert!(on_terminal(100, &[]).unwrap().contains("\x1b["));
-    assert!(!done(&db, &["status"]).contains('\x1b'), "not into a pipe");
-    assert!(done(&db, &["status", "--color", "always"]).contains("\x1b["));
 }
 
 #[test]
@@ -911,111 +532,4 @@ fn the_program_documents_itself() {
         1,
         "its file is gone again"
     );
-}
-
-/// Another user who may only read would leave files of his own, and the owner could not write any more.
-#[test]
-fn a_look_by_somebody_who_may_not_write_leaves_nothing_behind() {
-    if !nix::unistd::geteuid().is_root() {
-        return eprintln!("only root can be two users: not tested");
-    }
-    let directory = tempfile::tempdir().unwrap();
-    let shared = directory.path().join("shared");
-    fs::create_dir(&shared).unwrap();
-    for (path, mode) in [(directory.path(), 0o755), (&shared, 0o777)] {
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-    }
-    let program = directory.path().join("program");
-    fs::copy(env!("CARGO_BIN_EXE_quotalite"), &program).unwrap();
-    let db = shared.join("limits.db");
-    let as_user = |user: u32, arguments: &[&str]| {
-        let mut command = Command::new(&program);
-        command.uid(user).gid(user).env("QUOTALITE_DB", &db);
-        ended(command.args(arguments).output().unwrap())
-    };
-    let (owner, other) = (65_533, 65_534);
-    assert_eq!(
-        as_user(owner, &["limits", "set", "calls", "10/s"]).code,
-        Some(0)
-    );
-    fs::set_permissions(&db, fs::Permissions::from_mode(0o644)).unwrap();
-    for arguments in LOOKS {
-        let looked = as_user(other, arguments);
-        assert_eq!(looked.code, Some(125), "{arguments:?}: {}", looked.out);
-        assert!(looked.err.contains("may write"), "{}", looked.err);
-    }
-    assert_eq!(fs::read_dir(&shared).unwrap().count(), 2);
-    let waited = as_user(owner, &["wait", "calls"]);
-    assert_eq!(waited.code, Some(0), "{}", waited.err);
-}
-
-#[test]
-fn a_journal_of_another_program_is_not_rolled_back_by_a_look() {
-    let directory = tempfile::tempdir().unwrap();
-    let db = directory.path().join("other.db");
-    let journal = directory.path().join("other.db-journal");
-    let other = rusqlite::Connection::open(&db).unwrap();
-    other
-        .execute_batch("CREATE TABLE t (x); PRAGMA cache_size = 1")
-        .unwrap();
-    drop(other);
-    fs::write(&journal, [7; 1_024]).unwrap();
-    let before = fs::read(&db).unwrap();
-    for arguments in LOOKS.iter().chain(&[&["doctor"][..]]) {
-        assert_ne!(run(&db, arguments).code, Some(0), "{arguments:?}");
-    }
-    assert_eq!(fs::read(&db).unwrap(), before);
-    assert_eq!(fs::read(&journal).unwrap(), [7; 1_024]);
-}
-
-#[test]
-fn an_answer_that_nobody_reads_is_the_same_answer() {
-    let directory = tempfile::tempdir().unwrap();
-    let db = directory.path().join("limits.db");
-    done(&db, &["limits", "set", "calls", "1/h"]);
-    let code = |arguments: &[&str]| {
-        let (reader, writer) = std::io::pipe().unwrap();
-        drop(reader);
-        let mut command = program(&db);
-        command
-            .args(arguments)
-            .stdout(writer)
-            .status()
-            .unwrap()
-            .code()
-    };
-    assert_eq!(code(&["peek", "calls"]), Some(0));
-    done(&db, &["wait", "calls"]);
-    for arguments in [
-        &["peek", "calls"][..],
-        &["peek", "calls", "--json"],
-        &["explain", "calls"],
-    ] {
-        assert_eq!(code(arguments), Some(75), "{arguments:?}");
-    }
-    assert_eq!(code(&["status", "--watch", "--every", "10ms"]), Some(0));
-}
-
-#[test]
-fn what_is_rate_limited_pauses_the_others_also_where_nobody_waits() {
-    let directory = tempfile::tempdir().unwrap();
-    let db = directory.path().join("limits.db");
-    done(&db, &["limits", "set", "calls", "10/s"]);
-    let fails = [
-        "run",
-        "--limit",
-        "calls",
-        "--within",
-        "0",
-        "--retry-match",
-        "429",
-        "--",
-    ];
-    let ended = run(
-        &db,
-        &[&fails[..], &["sh", "-c", "echo HTTP 429; exit 9"]].concat(),
-    );
-    assert_eq!(ended.code, Some(9), "{}", ended.err);
-    assert_eq!(run(&db, &["peek", "calls"]).code, Some(75));
-    assert!(done(&db, &["status"]).contains("paused"));
 }

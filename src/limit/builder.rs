@@ -130,6 +130,12 @@ impl LimitBuilder {
         self
     }
 
+    /// Takes away the unit.
+    pub fn without_unit(mut self) -> Self {
+        self.unit = None;
+        self
+    }
+
     /// Makes it a concurrency limit, of which this many may be held at once: [`Limit::slots`] for patterns, and for
     /// definitions that change.
     pub fn slots(mut self, count: u64) -> Self {

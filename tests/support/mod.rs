@@ -12,6 +12,8 @@ pub mod mount;
 pub mod processes;
 #[cfg(all(feature = "cli", target_os = "linux"))]
 pub mod running;
+#[cfg(feature = "cli")]
+pub mod shell;
 #[cfg(target_os = "linux")]
 pub mod stays;
 #[cfg(target_os = "linux")]

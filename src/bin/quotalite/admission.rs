@@ -24,8 +24,8 @@ pub(crate) struct WaitArgs {
     /// Give up at once if it would take longer; 0 is now or not
     #[arg(long, value_name = "TIME", value_parser = ask::duration)]
     within: Option<Duration>,
-    /// Keep the permit for so long, or until somebody settles it, and print its id
-    #[arg(long, value_name = "TIME", value_parser = ask::duration)]
+    /// Keep the permit for so long, whatever the timeout of its slots is, or until somebody settles it, and print its id
+    #[arg(long, value_name = "TIME", value_parser = ask::some_time)]
     detach: Option<Duration>,
     /// Name the permit: asked for again under the same id, it is not charged again
     #[arg(long)]
@@ -46,7 +46,7 @@ pub(crate) struct PeekArgs {
 struct Admitted {
     waited_s: f64,
     id: Option<String>,
-    fence: Option<u64>,
+    fence: Option<String>,
     /// Whether it had been admitted before, under the same id.
     resumed: bool,
 }
@@ -85,7 +85,7 @@ pub(crate) fn wait(shell: &Shell, args: &WaitArgs) -> Result<Code, Failure> {
     let admitted = Admitted {
         waited_s: permit.waited().as_secs_f64(),
         id,
-        fence: permit.fence(),
+        fence: permit.fence().map(|fence| fence.to_string()),
         resumed: permit.is_resumed(),
     };
     shell.print(&admitted, |out| match (&admitted.id, args.detach) {

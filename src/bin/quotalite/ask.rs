@@ -1,9 +1,9 @@
 //! What people write: limits and amounts, times.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use jiff::{SignedDuration, Span, SpanRelativeTo};
-use quotalite::Request;
+use quotalite::{Look, Request, Timestamp};
 
 /// An amount of a limit: `KEY`, or `KEY=AMOUNT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,13 +29,21 @@ pub(crate) fn take(text: &str) -> Result<Take, String> {
         }
         _ => (text, 1),
     };
-    if key.is_empty() {
-        return Err("it names no limit".to_owned());
-    }
     Ok(Take {
-        key: key.to_owned(),
+        key: self::key(key)?,
         amount,
     })
+}
+
+/// The key of one limit. No key that somebody means has a `*` in it: it would be one of those that a pattern matches.
+pub(crate) fn key(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("it names no limit".to_owned());
+    }
+    if text.contains('*') {
+        return Err("it is a pattern: name one of its keys".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 /// The request for all of these.
@@ -58,6 +66,53 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         .to_duration(SpanRelativeTo::days_are_24_hours())
         .map_err(|error| error.to_string())?;
     Duration::try_from(signed).map_err(|_| "it is negative".to_owned())
+}
+
+/// A time that is longer than nothing.
+pub(crate) fn some_time(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("it has to be longer than nothing".to_owned()),
+        time => Ok(time),
+    }
+}
+
+/// From when on something is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Since {
+    Ago(Duration),
+    Wall(SystemTime),
+}
+
+/// So long ago, or a time: `2h`, `2026-07-01T12:00:00Z`.
+pub(crate) fn since(text: &str) -> Result<Since, String> {
+    if let Ok(ago) = duration(text) {
+        return Ok(Since::Ago(ago));
+    }
+    let zoned = || {
+        let local: jiff::civil::DateTime = text.parse().ok()?;
+        let zoned = local.to_zoned(jiff::tz::TimeZone::system()).ok()?;
+        Some(zoned.timestamp())
+    };
+    let instant = text.parse::<jiff::Timestamp>().ok().or_else(zoned);
+    instant
+        .map(|instant| Since::Wall(instant.into()))
+        .ok_or_else(|| {
+            "neither a length of time nor a time: `2h`, `2026-07-01T12:00:00Z`".to_owned()
+        })
+}
+
+impl Since {
+    /// The last instant that is before it.
+    pub(crate) fn after(self, look: &Look<'_>) -> Timestamp {
+        let from = match self {
+            Self::Ago(ago) => {
+                let ago_ns = i64::try_from(ago.as_nanos()).unwrap_or(i64::MAX);
+                look.now().as_nanos().saturating_sub(ago_ns)
+            }
+            Self::Wall(wall) => look.instant(wall).as_nanos(),
+        };
+        Timestamp::from_nanos(from.saturating_sub(1))
+    }
 }
 
 #[cfg(test)]
@@ -94,6 +149,8 @@ mod tests {
             "a=-3",
             "a=1k",
             "a=1 000",
+            "a:*",
+            "a:*=1",
             "a=99999999999999999999",
         ] {
             assert!(take(text).is_err(), "{text}");

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::{Duration, SystemTime};
 
 use clap::Args;
-use quotalite::{ChargeKind, Error, Look, PermitRow, Settled, Timestamp};
+use quotalite::{ChargeKind, Error, Limit, Look, PermitRow, Settled, Timestamp};
 use serde::Serialize;
 
 use crate::ask::{self, Take};
@@ -18,16 +17,18 @@ use crate::show::{self, BOLD, Cell, Column, DIM, GOOD, Table, WARN};
 #[derive(Args, Debug)]
 pub(crate) struct ChargesArgs {
     /// The limit
+    #[arg(value_parser = ask::key)]
     key: String,
-    /// Only of so long ago or less
-    #[arg(long, value_name = "TIME", value_parser = ask::duration)]
-    since: Option<Duration>,
+    /// Only what was charged since then: so long ago, as `2h`, or a time as `2026-07-01T12:00:00Z`
+    #[arg(long, value_name = "TIME", value_parser = ask::since)]
+    since: Option<ask::Since>,
 }
 
 /// Permits that hold slots or have an id
 #[derive(Args, Debug)]
 pub(crate) struct PermitsArgs {
     /// Only those of this limit
+    #[arg(value_parser = ask::key)]
     key: Option<String>,
     /// Those that have ended within the last hour, too
     #[arg(long)]
@@ -56,6 +57,9 @@ struct ChargeList {
     key: String,
     total: u64,
     charges: Vec<Charge>,
+    /// Why there can be none.
+    #[serde(skip)]
+    has_no_ledger: Option<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -118,7 +122,7 @@ impl fmt::Display for Spenders {
 pub(crate) fn charges(shell: &Shell, args: &ChargesArgs) -> Result<Code, Failure> {
     let charges = shell.inspector()?.look(|look| {
         let after = match args.since {
-            Some(since) => before(look, since),
+            Some(since) => since.after(look),
             None => Timestamp::from_nanos(i64::MIN),
         };
         let rows = look.charges(&args.key, after)?;
@@ -140,9 +144,14 @@ pub(crate) fn charges(shell: &Shell, args: &ChargesArgs) -> Result<Code, Failure
                 .iter()
                 .fold(0, |total, row| total.saturating_add(row.amount)),
             charges: charges.collect(),
+            has_no_ledger: has_no_ledger(&look.limit(&args.key)?),
         })
     })?;
     shell.print(&charges, |out| {
+        if charges.charges.is_empty() {
+            let why = charges.has_no_ledger.unwrap_or("no charges");
+            return writeln!(out, "{DIM}{why}{DIM:#}");
+        }
         let mut table = Table::new([
             Column::left("WHEN", 0),
             Column::right("AMOUNT", 0),
@@ -173,10 +182,16 @@ pub(crate) fn charges(shell: &Shell, args: &ChargesArgs) -> Result<Code, Failure
     Ok(Code::Done)
 }
 
-/// The instant so long ago.
-pub(crate) fn before(look: &Look<'_>, since: Duration) -> Timestamp {
-    let wall = look.wall(look.now());
-    look.instant(wall.checked_sub(since).unwrap_or(SystemTime::UNIX_EPOCH))
+fn has_no_ledger(limit: &Limit) -> Option<&'static str> {
+    if limit.slot_count().is_some() {
+        Some("slots are held and not charged: `quotalite permits` shows by whom")
+    } else if limit.bucket().is_some() {
+        Some("a bucket knows how full it is, and not who has taken what")
+    } else if limit.rates().is_empty() {
+        Some("nothing is charged to a breaker")
+    } else {
+        None
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -188,7 +203,8 @@ struct Permits {
 #[derive(Debug, Serialize)]
 pub(crate) struct Permit {
     pub(crate) id: Option<String>,
-    pub(crate) fence: u64,
+    /// Some programs keep no number as large as this, and round it.
+    pub(crate) fence: String,
     pub(crate) state: &'static str,
     pub(crate) pid: Option<u32>,
     pub(crate) since: String,
@@ -209,7 +225,7 @@ impl Permit {
         let now = look.now();
         Self {
             id: row.id,
-            fence: row.fence,
+            fence: row.fence.to_string(),
             state: row.state.as_str(),
             pid: row.pid,
             since: show::instant(look, row.at),
@@ -279,7 +295,7 @@ pub(crate) fn permits(shell: &Shell, args: &PermitsArgs) -> Result<Code, Failure
                     .map(show::seconds)
                     .unwrap_or_default()
                     .into(),
-                permit.fence.to_string().into(),
+                permit.fence.as_str().into(),
                 list(&permit.takes).into(),
             ]);
         }
@@ -348,8 +364,9 @@ fn end(shell: &Shell, id: &str, how: &'static str, settled: &Settled) -> Result<
         return Err(Failure::of(
             Code::Found,
             match settled {
+                Settled::Before => format!("permit `{id}` was settled or cancelled before"),
                 Settled::Expired => format!("permit `{id}` has timed out"),
-                _ => format!("no open permit `{id}`: it has ended, or never was"),
+                _ => format!("no permit `{id}` is known"),
             },
         )
         .hint("`quotalite permits --all` shows those of the last hour"));

@@ -63,13 +63,13 @@ pub(crate) struct SetArgs {
     /// Merge what is charged within so long: a long window of a hot limit stays small
     #[arg(long, value_name = "TIME", value_parser = crate::ask::duration)]
     resolution: Option<Duration>,
-    /// What the amounts are: "tokens"
+    /// What the amounts are: "tokens", or "" for nothing in particular; the rates can say it, too
     #[arg(long)]
     unit: Option<String>,
     /// What becomes of what was used beyond the estimate, where it does not fit
     #[arg(long, value_name = "HOW")]
     overage: Option<Beyond>,
-    /// Fail if it is defined differently, instead of changing it
+    /// Fail if something of this is defined differently, instead of changing it
     #[arg(long)]
     no_replace: bool,
 }
@@ -214,6 +214,8 @@ fn list(shell: &Shell) -> Result<Code, Failure> {
 struct Shown {
     #[serde(flatten)]
     limit: Defined,
+    /// The pattern that makes it, if one does. The changes are those of the pattern then.
+    made_by: Option<String>,
     changes: Vec<Changed>,
 }
 
@@ -242,7 +244,8 @@ pub(crate) fn action_of(change: &LimitChange) -> &'static str {
 fn show(shell: &Shell, args: &ShowArgs) -> Result<Code, Failure> {
     let shown = shell.inspector()?.look(|look| {
         let limit = look.limit(&args.key)?;
-        let changes = look.changes(limit.key())?;
+        let pattern = look.pattern_of(&args.key)?;
+        let changes = look.changes(pattern.as_ref().unwrap_or(&limit).key())?;
         let changes = changes.iter().map(|change| Changed {
             at: show::instant(look, change.at()),
             action: action_of(change),
@@ -253,6 +256,7 @@ fn show(shell: &Shell, args: &ShowArgs) -> Result<Code, Failure> {
         });
         Ok(Shown {
             limit: Defined::of(&limit),
+            made_by: pattern.map(|pattern| pattern.key().to_owned()),
             changes: changes.collect(),
         })
     })?;
@@ -260,7 +264,11 @@ fn show(shell: &Shell, args: &ShowArgs) -> Result<Code, Failure> {
         let Defined {
             key, definition, ..
         } = &shown.limit;
-        writeln!(out, "{BOLD}{key}{BOLD:#}: {definition}")?;
+        write!(out, "{BOLD}{key}{BOLD:#}: {definition}")?;
+        if let Some(pattern) = &shown.made_by {
+            write!(out, ", by the pattern {pattern}")?;
+        }
+        writeln!(out)?;
         let mut table = Table::new([
             Column::left("WHEN", 0),
             Column::left("WHAT", 0),
@@ -327,7 +335,7 @@ fn set(shell: &Shell, args: &SetArgs) -> Result<Code, Failure> {
     let new = args.terms(None)?.build().map_err(Failure::misused)?;
     let limiter = shell.new_limiter()?;
     let outcome = if args.no_replace {
-        Outcome::of(&new, &limiter.define(new.clone())?)
+        args.define_only(&limiter, new)?
     } else {
         args.change_or_define(&limiter, &new)?
     };
@@ -336,6 +344,21 @@ fn set(shell: &Shell, args: &SetArgs) -> Result<Code, Failure> {
 }
 
 impl SetArgs {
+    /// Defines the limit, or fails if anything that is said here is defined differently. So does a change that somebody else makes
+    /// just then.
+    fn define_only(&self, limiter: &Limiter, new: Limit) -> Result<Outcome, Failure> {
+        let same = match limiter.limit(&self.key) {
+            Ok(stored) if stored.key() == self.key => self
+                .terms(Some(&stored))?
+                .build()
+                .map_err(Failure::misused)?,
+            Ok(_) | Err(Error::UnknownLimit { .. }) => new,
+            Err(error) => return Err(error.into()),
+        };
+        let definition = limiter.define(same.clone())?;
+        Ok(Outcome::of(&same, &definition))
+    }
+
     /// Others may define the limit and remove it meanwhile.
     fn change_or_define(&self, limiter: &Limiter, new: &Limit) -> Result<Outcome, Failure> {
         // What cannot be built from here could not be built anew.
@@ -375,6 +398,9 @@ impl SetArgs {
         if self.rates.is_some() {
             builder = builder.without_rates();
         }
+        if self.unit.is_some() || self.rates_say_the_unit() {
+            builder = builder.without_unit();
+        }
         builder = self.terms.add_to(builder, self.rates.as_deref())?;
         if let Some(slots) = self.slots {
             builder = builder.slots(slots);
@@ -388,13 +414,19 @@ impl SetArgs {
         if let Some(timeout) = self.timeout {
             builder = builder.timeout(timeout);
         }
-        if let Some(unit) = &self.unit {
+        if let Some(unit) = self.unit.as_deref().filter(|unit| !unit.is_empty()) {
             builder = builder.unit(unit);
         }
         if let Some(overage) = self.overage {
             builder = builder.overage(overage.into());
         }
         Ok(builder)
+    }
+
+    fn rates_say_the_unit(&self) -> bool {
+        let rates = self.rates.as_deref().unwrap_or_default();
+        let limit = Limit::new("unit").rates(rates).build();
+        limit.is_ok_and(|limit| limit.unit().is_some())
     }
 
     fn is_of_its_kind(&self, stored: &Limit) -> bool {

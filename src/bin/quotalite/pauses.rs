@@ -18,6 +18,7 @@ use crate::show::{self, BAD, BOLD, DIM, GOOD, WARN};
 #[command(group = ArgGroup::new("how_long").required(true))]
 pub(crate) struct PauseArgs {
     /// The limit
+    #[arg(value_parser = ask::key)]
     key: String,
     /// For how long
     #[arg(group = "how_long", value_name = "TIME", value_parser = ask::duration)]
@@ -31,6 +32,7 @@ pub(crate) struct PauseArgs {
 #[derive(Args, Debug)]
 pub(crate) struct ResumeArgs {
     /// The limit
+    #[arg(value_parser = ask::key)]
     key: String,
 }
 

@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use self::plot::Series;
 use self::rerun::{Charge, Fate, Rerun, rerun};
+use crate::ask;
 use crate::limits::TermsArgs;
 use crate::shell::{Code, Failure, Shell};
 use crate::show::{self, BOLD, Cell, Column, DIM, Table, WARN, counted};
@@ -37,8 +38,8 @@ pub(crate) struct ReplayArgs {
     #[command(flatten)]
     terms: TermsArgs,
     /// Only what was charged since then: so long ago, as `2h`, or a time as `2026-07-01T12:00:00Z`
-    #[arg(long, value_name = "TIME", value_parser = since)]
-    since: Option<Since>,
+    #[arg(long, value_name = "TIME", value_parser = ask::since)]
+    since: Option<ask::Since>,
     /// Draw it into this file, too
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
@@ -61,44 +62,6 @@ asked for, or charges were merged.
 
 A million charges take some seconds. They take minutes where the line only grows and amounts differ widely, for small ones \
 are then looked for a gap in all of it; `--since` makes it shorter.";
-
-/// From when on charges are asked for again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Since {
-    Ago(Duration),
-    Wall(SystemTime),
-}
-
-fn since(text: &str) -> Result<Since, String> {
-    if let Ok(ago) = crate::ask::duration(text) {
-        return Ok(Since::Ago(ago));
-    }
-    let zoned = || {
-        let local: jiff::civil::DateTime = text.parse().ok()?;
-        let zoned = local.to_zoned(jiff::tz::TimeZone::system()).ok()?;
-        Some(zoned.timestamp())
-    };
-    let instant = text.parse::<jiff::Timestamp>().ok().or_else(zoned);
-    instant
-        .map(|instant| Since::Wall(instant.into()))
-        .ok_or_else(|| {
-            "neither a length of time nor a time: `2h`, `2026-07-01T12:00:00Z`".to_owned()
-        })
-}
-
-impl Since {
-    /// The last instant that is before it.
-    fn after(self, look: &Look<'_>) -> Timestamp {
-        let from = match self {
-            Self::Ago(ago) => {
-                let ago_ns = i64::try_from(ago.as_nanos()).unwrap_or(i64::MAX);
-                look.now().as_nanos().saturating_sub(ago_ns)
-            }
-            Self::Wall(wall) => look.instant(wall).as_nanos(),
-        };
-        Timestamp::from_nanos(from.saturating_sub(1))
-    }
-}
 
 pub(crate) fn replay(shell: &Shell, args: &ReplayArgs) -> Result<Code, Failure> {
     let builder = args

@@ -260,6 +260,14 @@ impl Job<'_> {
             RetryEvent::RateLimited { .. } => {
                 self.shell.remark(format_args!("quotalite: {event}"));
             }
+            // The exit code is that of the last try.
+            RetryEvent::GaveUp {
+                tries: 1..,
+                kind: RetryErrorKind::Deadline,
+                ..
+            } => {
+                self.shell.warn(format_args!("quotalite: {event}"));
+            }
             RetryEvent::Retrying { .. } => {
                 self.shell.remark(format_args!("quotalite: {event}"));
                 self.signals.stop(&self.limiter);

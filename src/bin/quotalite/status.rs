@@ -35,6 +35,7 @@ pub(crate) struct StatusArgs {
 #[derive(Args, Debug)]
 pub(crate) struct UsageArgs {
     /// The limit
+    #[arg(value_parser = crate::ask::key)]
     key: String,
 }
 
@@ -184,8 +185,8 @@ const COLUMNS: [Column; 7] = [
     Column::key("KEY"),
     Column::left("LIMIT", 3).cut_to(14),
     Column::left("", 5),
-    Column::right("USED", 0),
-    Column::right("AVAILABLE", 2),
+    Column::right("USED", 2),
+    Column::right("AVAILABLE", 0),
     Column::left("MORE IN", 4),
     Column::left("", 1).cut_to(10),
 ];

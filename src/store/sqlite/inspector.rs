@@ -219,6 +219,18 @@ impl Look<'_> {
         self.transaction.limit_of(key)
     }
 
+    /// The pattern that makes the limit of this key; nothing if the key has a definition of its own, or is not known.
+    ///
+    /// # Errors
+    /// As [`limits`](Self::limits).
+    pub fn pattern_of(&mut self, key: &str) -> Result<Option<Limit>, Error> {
+        if self.transaction.defined(key)?.is_some() {
+            return Ok(None);
+        }
+        let pattern = self.transaction.most_specific(key)?;
+        Ok(pattern.map(|known| known.limit.clone()))
+    }
+
     /// The last changes of a definition, the last one first.
     ///
     /// # Errors

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use quotalite::{BookingRow, ChargeKind, Error, Look, PermitRow, Timestamp, WaiterRow};
 
+use crate::ask::Since;
 use crate::explain::state;
-use crate::ledger::{Spenders, before, list, taken};
+use crate::ledger::{Spenders, list, taken};
 use crate::limits::action_of;
 use crate::show;
 use crate::status::{InLine, Standing};
@@ -129,7 +130,7 @@ fn booked_of(look: &Look<'_>, booked: Vec<BookingRow>) -> Section {
 
 /// The last charges, and the processes that are known to have been charged.
 fn charges(look: &mut Look<'_>, key: &str, pids: &mut BTreeSet<u32>) -> Result<Section, Error> {
-    let after = before(look, RECENT);
+    let after = Since::Ago(RECENT).after(look);
     let spenders = Spenders::read(look, key, after)?;
     let mut charges = look.charges(key, after)?;
     charges.retain(|row| row.kind == ChargeKind::Charged);

@@ -24,13 +24,13 @@ enum Column {
     Notes,
 }
 
-/// In their order. What a limit is called, what is used of it, and why it lets nobody in never goes.
+/// In their order. What a limit is called, what is available of it, and why it lets nobody in never goes.
 const COLUMNS: [(Column, show::Column); 8] = [
     (Column::Key, show::Column::key("KEY")),
     (Column::Limit, show::Column::left("LIMIT", 2).cut_to(14)),
     (Column::Bar, show::Column::left("", 4)),
-    (Column::Used, show::Column::right("USED", 0)),
-    (Column::Available, show::Column::right("AVAILABLE", 1)),
+    (Column::Used, show::Column::right("USED", 1)),
+    (Column::Available, show::Column::right("AVAILABLE", 0)),
     (Column::MoreIn, show::Column::left("MORE IN", 3)),
     (Column::History, show::Column::left("LATELY", 5)),
     (Column::Notes, show::Column::left("", 0).cut_to(10)),

@@ -33,7 +33,7 @@ pub(super) struct Event {
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    fence: Option<u64>,
+    fence: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     takes: Vec<Taken>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -233,7 +233,7 @@ fn permits(former: &Snapshot, present: &Snapshot) -> Vec<Event> {
     let told = |event: &'static str, permit: &Permit| Event {
         id: permit.id.clone(),
         pid: permit.pid,
-        fence: Some(permit.fence),
+        fence: Some(permit.fence.to_string()),
         takes: taken(permit.takes.clone()),
         ..Event::of(event, None)
     };

@@ -8,7 +8,7 @@ use quotalite::{
 };
 
 use super::patterns::share_a_key;
-use crate::ledger::before;
+use crate::ask::Since;
 
 /// A transaction reads the clock before it commits. So what is charged at an instant may be seen a little later, and if bookings
 /// have come to theirs since, behind what was seen before. This is much longer than commits take; of those that take longer,
@@ -181,7 +181,7 @@ impl OfLimit {
             (Some(former), Some(before)) => before.next_after(former.now, OVERLAP + resolution),
             // It is new, with all that was ever charged to it; or there were too many, and it is watched from here on.
             (Some(former), None) if !former.has_too_many => None,
-            _ => Some(self::before(look, OVERLAP + resolution)),
+            _ => Some(Since::Ago(OVERLAP + resolution).after(look)),
         };
         let mut charged = BTreeMap::new();
         for row in look.charges(key, after.unwrap_or(Timestamp::from_nanos(i64::MIN)))? {
