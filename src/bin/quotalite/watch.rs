@@ -11,7 +11,7 @@ use clap::Args;
 use quotalite::{Error, Inspector};
 
 use self::difference::{Event, difference};
-use self::snapshot::{Ended, MOST, Snapshot};
+use self::snapshot::{MOST, Snapshot};
 use crate::shell::{Code, Failure, Shell, reader_leaves_within};
 use crate::show::{self, BOLD, DIM, WARN};
 
@@ -79,9 +79,8 @@ fn look(
     pattern: &str,
     former: Option<&Snapshot>,
 ) -> Result<(Snapshot, Vec<Event>), Error> {
-    let ended = Ended::read(inspector)?;
     inspector.look(|look| {
-        let snapshot = Snapshot::read(look, pattern, &ended, former)?;
+        let snapshot = Snapshot::read(look, pattern, former)?;
         let wall = |at| (show::instant(look, at), show::time(look.wall(at)));
         let events = former.map(|former| difference(former, &snapshot, &wall));
         Ok((snapshot, events.unwrap_or_default()))

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use quotalite::{
-    BreakerState, ChargeKind, Error, Inspector, Look, PermitRow, PermitState, Timestamp,
+    BreakerState, ChargeKind, Error, Look, OwnerRow, PermitRow, PermitState, Timestamp,
 };
 
 use super::patterns::share_a_key;
@@ -38,7 +38,9 @@ pub(super) struct Snapshot {
     pub(super) permits: BTreeMap<PermitName, Permit>,
     pub(super) bookings: Counted<Booking>,
     pub(super) waiting: Counted<Waiter>,
-    /// Processes that have ended and still hold, have booked or wait for something.
+    /// Processes that are in the file and have ended. Most have given back by then all that they had when the file was read.
+    pub(super) ended: BTreeSet<u32>,
+    /// Those that had ended when the file was looked at before, and still hold, have booked or wait for something.
     pub(super) dead: BTreeSet<u32>,
 }
 
@@ -78,7 +80,6 @@ impl Snapshot {
     pub(super) fn read(
         look: &mut Look<'_>,
         pattern: &str,
-        ended: &Ended,
         former: Option<&Self>,
     ) -> Result<Self, Error> {
         let mut keys = look.keys(pattern, MOST + 1)?;
@@ -124,6 +125,9 @@ impl Snapshot {
             .filter_map(|permit| permit.pid)
             .chain(bookings.keys().map(|(.., pid)| *pid))
             .chain(waiting.keys().filter_map(|(_, pid, _)| *pid));
+        let ended = ended(look.owners()?);
+        // Whoever was dead before anybody looked has not died just now.
+        let had_ended = former.map_or(&ended, |former| &former.ended);
         let definitions = look.limits()?;
         let definitions = definitions
             .iter()
@@ -134,7 +138,8 @@ impl Snapshot {
             definitions: definitions
                 .map(|limit| (limit.key().to_owned(), limit.as_given().to_string()))
                 .collect(),
-            dead: people.filter(|pid| ended.0.contains(pid)).collect(),
+            dead: people.filter(|pid| had_ended.contains(pid)).collect(),
+            ended,
             permits,
             bookings,
             waiting,
@@ -151,24 +156,16 @@ fn counted<T: Ord>(of: impl Iterator<Item = T>) -> Counted<T> {
     counted
 }
 
-/// Processes that were in the file and had ended. Most have given back all that they had: only what a *later* look still finds
-/// in their hands was in them when they ended.
-#[derive(Debug)]
-pub(super) struct Ended(BTreeSet<u32>);
-
-impl Ended {
-    pub(super) fn read(inspector: &Inspector) -> Result<Self, Error> {
-        let owners = inspector.look(|look| look.owners())?;
-        let (ended, others): (Vec<_>, Vec<_>) = owners
-            .into_iter()
-            .partition(|row| row.is_alive == Some(false));
-        let mut ended: BTreeSet<u32> = ended.into_iter().map(|row| row.pid).collect();
-        // A process is there as often as it has opened the file, and lives if one of these does.
-        for other in others {
-            ended.remove(&other.pid);
-        }
-        Ok(Self(ended))
+/// A process is there as often as it has opened the file, and lives if one of these does.
+fn ended(owners: Vec<OwnerRow>) -> BTreeSet<u32> {
+    let (ended, others): (Vec<_>, Vec<_>) = owners
+        .into_iter()
+        .partition(|row| row.is_alive == Some(false));
+    let mut ended: BTreeSet<u32> = ended.into_iter().map(|row| row.pid).collect();
+    for other in others {
+        ended.remove(&other.pid);
     }
+    ended
 }
 
 impl OfLimit {

@@ -18,6 +18,7 @@ fn empty() -> Snapshot {
         permits: BTreeMap::new(),
         bookings: BTreeMap::new(),
         waiting: BTreeMap::new(),
+        ended: BTreeSet::new(),
         dead: BTreeSet::new(),
     }
 }
