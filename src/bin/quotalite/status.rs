@@ -188,7 +188,7 @@ const COLUMNS: [Column; 7] = [
     Column::right("USED", 2),
     Column::right("AVAILABLE", 0),
     Column::left("MORE IN", 4),
-    Column::left("", 1).cut_to(10),
+    Column::left("", 1).cut_to(14),
 ];
 
 /// How long a bar is.

@@ -33,7 +33,7 @@ const COLUMNS: [(Column, show::Column); 8] = [
     (Column::Available, show::Column::right("AVAILABLE", 0)),
     (Column::MoreIn, show::Column::left("MORE IN", 3)),
     (Column::History, show::Column::left("LATELY", 5)),
-    (Column::Notes, show::Column::left("", 0).cut_to(10)),
+    (Column::Notes, show::Column::left("", 0).cut_to(14)),
 ];
 
 /// How long bars are, and how much is shown of the past.
