@@ -75,11 +75,15 @@ impl Terminal {
         }
     }
 
-    /// The terminal goes away, as when a connection breaks.
-    fn hang_up(self) -> Child {
+    /// The terminal goes away, as when a connection breaks: after so long, in which nobody looks any more and somebody types.
+    fn hang_up_after(mut self, typing: Duration) -> Child {
         self.has_hung_up.store(true, Ordering::Relaxed);
         // It draws again and again, so that there is something to read.
         self.reader.join().unwrap();
+        let until = Instant::now() + typing;
+        while Instant::now() < until {
+            self.keyboard.write_all(b"jk").unwrap();
+        }
         self.program
     }
 
@@ -406,11 +410,39 @@ fn it_ends_when_its_terminal_hangs_up() {
                 thread::sleep(Duration::from_millis(10));
             }
         });
-        let status = top.hang_up().wait().unwrap();
+        let status = top.hang_up_after(Duration::ZERO).wait().unwrap();
         is_over.store(true, Ordering::Relaxed);
         status
     });
     assert_eq!(status.code(), Some(125), "{status}");
+}
+
+/// Whatever it does just then: somebody types, so that it mostly reads.
+#[test]
+fn no_moment_to_hang_up_is_a_bad_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    let limiter = Limiter::open(&db).unwrap();
+    limiter.define(Limit::new("calls").per_hour(9)).unwrap();
+    for round in 0..200 {
+        let terminal = Terminal::start(&mut top(&db), 8, 40);
+        terminal.wait_for("calls");
+        let typing = Duration::from_micros(fastrand::u64(0..3_000));
+        let mut program = terminal.hang_up_after(typing);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let status = loop {
+            if let Some(status) = program.try_wait().unwrap() {
+                break status;
+            }
+            if Instant::now() > deadline {
+                program.kill().unwrap();
+                panic!("round {round}: it goes on without a terminal");
+            }
+            thread::sleep(Duration::from_millis(1));
+        };
+        let has_ended = status.code() == Some(125) || status.signal() == Some(1);
+        assert!(has_ended, "round {round}: {status}");
+    }
 }
 
 #[test]

@@ -68,6 +68,7 @@ pub(crate) fn top(shell: &Shell, args: &TopArgs) -> Result<Code, Failure> {
     };
     let mut state = State::new(inspector.file().display().to_string());
     restore_at_the_end().map_err(|error| Failure::failed(format_args!("signals: {error}")))?;
+    thread::spawn(end_with_the_terminal);
     let mut terminal = ratatui::try_init().map_err(on_the_terminal)?;
     let result = show(&mut terminal, &inspector, args, &mut state, palette);
     let restored = ratatui::try_restore().map_err(on_the_terminal);
@@ -106,6 +107,26 @@ fn restore_at_the_end() -> nix::Result<()> {
         }
     });
     Ok(())
+}
+
+/// Ends this process if it does not do so by itself when its terminal hangs up. There is no signal where the terminal is not that of
+/// its session; and should crossterm come to read just then, it reads that end again and again.
+fn end_with_the_terminal() {
+    let keyboard = io::stdin();
+    // That it hangs up is told unasked.
+    let mut polled = [PollFd::new(keyboard.as_fd(), PollFlags::empty())];
+    while matches!(poll(&mut polled, PollTimeout::NONE), Err(Errno::EINTR)) {}
+    if has_gone(&polled[0]) {
+        thread::sleep(RESTORING);
+        end_by(Signal::SIGHUP);
+    }
+}
+
+fn has_gone(terminal: &PollFd<'_>) -> bool {
+    let gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
+    terminal
+        .revents()
+        .is_some_and(|events| events.intersects(gone))
 }
 
 fn show(
@@ -153,24 +174,16 @@ fn show(
     }
 }
 
-/// Waits for something to read, and notices if the terminal has hung up: asked for events then, crossterm would read its end
-/// again and again.
+/// Waits for something to read, and notices if the terminal has hung up.
 fn wait_for_keys(longest: Duration) -> io::Result<()> {
     let keyboard = io::stdin();
     let mut polled = [PollFd::new(keyboard.as_fd(), PollFlags::POLLIN)];
     let timeout = PollTimeout::try_from(longest).unwrap_or(PollTimeout::ZERO);
     match poll(&mut polled, timeout) {
-        // A signal: the terminal may have another size.
-        Ok(0) | Err(Errno::EINTR) => return Ok(()),
-        Ok(_) => {}
-        Err(errno) => return Err(errno.into()),
-    }
-    let has_gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
-    match polled[0].revents() {
-        Some(events) if events.intersects(has_gone) => {
-            Err(io::Error::from(io::ErrorKind::UnexpectedEof))
-        }
-        _ => Ok(()),
+        Ok(_) if has_gone(&polled[0]) => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+        // A signal may have come: the terminal has another size then.
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
     }
 }
 
