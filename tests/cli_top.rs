@@ -417,6 +417,26 @@ fn it_ends_when_its_terminal_hangs_up() {
     assert_eq!(status.code(), Some(125), "{status}");
 }
 
+#[test]
+fn no_key_is_lost_when_the_size_changes() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    let limiter = Limiter::open(&db).unwrap();
+    limiter.define(Limit::new("calls").per_hour(9)).unwrap();
+    let mut top = Terminal::start(&mut top(&db), 24, 80);
+    top.wait_for("calls");
+    for round in 0..300 {
+        top.press("?");
+        top.resize(24, 100);
+        top.wait("help", |text| text.contains("look into the limit"));
+        top.press("x");
+        top.resize(24, 60 + round % 20);
+        top.wait("no help", |text| !text.contains("look into the limit"));
+    }
+    top.press("q");
+    assert!(top.ends().success());
+}
+
 /// Whatever it does just then: somebody types, so that it mostly reads.
 #[test]
 fn no_moment_to_hang_up_is_a_bad_one() {

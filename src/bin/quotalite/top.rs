@@ -12,12 +12,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use crossterm::event::{self, Event, KeyEventKind};
+use crossterm::{cursor, execute};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use quotalite::{Error, Inspector};
-use ratatui::crossterm::event::{self, Event, KeyEventKind};
-use ratatui::crossterm::{cursor, execute};
 
 use self::detail::Detail;
 use self::state::{Seen, State, Then};
@@ -68,7 +68,6 @@ pub(crate) fn top(shell: &Shell, args: &TopArgs) -> Result<Code, Failure> {
     };
     let mut state = State::new(inspector.file().display().to_string());
     restore_at_the_end().map_err(|error| Failure::failed(format_args!("signals: {error}")))?;
-    thread::spawn(end_with_the_terminal);
     let mut terminal = ratatui::try_init().map_err(on_the_terminal)?;
     let result = show(&mut terminal, &inspector, args, &mut state, palette);
     let restored = ratatui::try_restore().map_err(on_the_terminal);
@@ -109,26 +108,6 @@ fn restore_at_the_end() -> nix::Result<()> {
     Ok(())
 }
 
-/// Ends this process if it does not do so by itself when its terminal hangs up. There is no signal where the terminal is not that of
-/// its session; and should crossterm come to read just then, it reads that end again and again.
-fn end_with_the_terminal() {
-    let keyboard = io::stdin();
-    // That it hangs up is told unasked.
-    let mut polled = [PollFd::new(keyboard.as_fd(), PollFlags::empty())];
-    while matches!(poll(&mut polled, PollTimeout::NONE), Err(Errno::EINTR)) {}
-    if has_gone(&polled[0]) {
-        thread::sleep(RESTORING);
-        end_by(Signal::SIGHUP);
-    }
-}
-
-fn has_gone(terminal: &PollFd<'_>) -> bool {
-    let gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
-    terminal
-        .revents()
-        .is_some_and(|events| events.intersects(gone))
-}
-
 fn show(
     terminal: &mut ratatui::DefaultTerminal,
     inspector: &Inspector,
@@ -154,8 +133,13 @@ fn show(
             is_drawn = true;
         }
         let left = looks_at.saturating_duration_since(Instant::now());
-        wait_for_keys(left.min(SHORTEST)).map_err(on_the_terminal)?;
-        if !event::poll(Duration::ZERO).map_err(on_the_terminal)? {
+        if has_hung_up().map_err(on_the_terminal)? {
+            let gone = io::Error::from(io::ErrorKind::UnexpectedEof);
+            return Err(on_the_terminal(gone));
+        }
+        // Without any time, it would not even look.
+        let left = left.clamp(Duration::from_millis(1), SHORTEST);
+        if !event::poll(left).map_err(on_the_terminal)? {
             continue;
         }
         // A key, or another size.
@@ -174,17 +158,18 @@ fn show(
     }
 }
 
-/// Waits for something to read, and notices if the terminal has hung up.
-fn wait_for_keys(longest: Duration) -> io::Result<()> {
+/// Asked for events of a terminal that has hung up, crossterm would read its end again and again until the time is over.
+fn has_hung_up() -> io::Result<bool> {
     let keyboard = io::stdin();
-    let mut polled = [PollFd::new(keyboard.as_fd(), PollFlags::POLLIN)];
-    let timeout = PollTimeout::try_from(longest).unwrap_or(PollTimeout::ZERO);
-    match poll(&mut polled, timeout) {
-        Ok(_) if has_gone(&polled[0]) => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
-        // A signal may have come: the terminal has another size then.
-        Ok(_) | Err(Errno::EINTR) => Ok(()),
-        Err(errno) => Err(errno.into()),
+    let mut polled = [PollFd::new(keyboard.as_fd(), PollFlags::empty())];
+    match poll(&mut polled, PollTimeout::ZERO) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(errno) => return Err(errno.into()),
     }
+    let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
+    Ok(polled[0]
+        .revents()
+        .is_some_and(|events| events.intersects(gone)))
 }
 
 /// One look at the file, as it is at one moment.

@@ -292,10 +292,10 @@ fn gauges(state: &State, limit: &Standing, columns: usize, palette: Palette) -> 
 
 #[cfg(test)]
 mod tests {
+    use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
     use quotalite::{Backoff, Inspector, Limit, Limiter, MINUTE};
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
-    use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
     use super::*;
     use crate::status::Status;
