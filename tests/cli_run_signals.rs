@@ -19,7 +19,7 @@ use support::processes::{Process, await_signal, eventually, signal_by, size, sta
 use support::running::{
     QUOTALITE, UNTIL_TOLD, charges, code, in_line, limiter_with, most_inside, quotalite, run,
 };
-use support::{Scratch, scratch};
+use support::{Scratch, open_raw, scratch};
 
 /// Starts a command that goes on until it is told to end.
 fn start_until_told(scratch: &Scratch, arguments: &[&str]) -> Process {
@@ -244,7 +244,7 @@ fn an_interrupt_while_waiting_gives_the_place_back() {
     }
 }
 
-/// Nobody else has to look for that.
+/// Nobody else has to look for that. Some send a signal to a process and to its group.
 #[test]
 fn whoever_is_asked_to_end_gives_back_what_it_has_booked() {
     for signal in [
@@ -256,20 +256,41 @@ fn whoever_is_asked_to_end_gives_back_what_it_has_booked() {
     ] {
         let scratch = scratch();
         let limiter = limiter_with(&scratch, Limit::new("a").per_hour(1));
+        limiter.define(Limit::slots("one", 1)).unwrap();
         limiter.acquire("a").unwrap();
-        let mut wait = quotalite(&scratch, "wait");
-        wait.arg("a");
-        let run = run(&scratch, ["--limit", "a", "--", "touch", "ran"]);
-        for (count, command) in [run, wait].into_iter().enumerate() {
-            let first = start(command);
-            eventually("it has booked", || in_line(&scratch) == 1);
-            first.send(signal);
-            assert_eq!(first.wait().signal(), Some(signal as i32), "{count}");
-            assert_eq!(in_line(&scratch), 0);
-            assert_eq!(charges(&scratch, "a").len(), 1);
+        let _held = limiter.acquire("one").unwrap();
+        for key in ["a", "one"] {
+            let mut wait = quotalite(&scratch, "wait");
+            wait.arg(key);
+            let run = run(&scratch, ["--limit", key, "--", "touch", "ran"]);
+            for command in [run, wait] {
+                let process = start(command);
+                eventually("it waits", || in_line(&scratch) == 1);
+                process.send(signal);
+                process.send(signal);
+                assert_eq!(process.wait().signal(), Some(signal as i32), "{key}");
+                assert_eq!(in_line(&scratch), 0, "{key}");
+                assert_eq!(charges(&scratch, "a").len(), 1, "{key}");
+            }
         }
         assert!(!scratch.path().join("ran").exists());
     }
+}
+
+#[test]
+fn whoever_is_asked_again_ends_at_once() {
+    let scratch = scratch();
+    let limiter = limiter_with(&scratch, Limit::new("a").per_hour(1));
+    limiter.acquire("a").unwrap();
+    let process = start(run(&scratch, ["--limit", "a", "--", "true"]));
+    eventually("it has booked", || in_line(&scratch) == 1);
+    let locked = open_raw(&scratch.file());
+    locked.execute_batch("BEGIN IMMEDIATE").unwrap();
+    process.send(Signal::SIGTERM);
+    std::thread::sleep(Duration::from_secs(1));
+    process.send(Signal::SIGINT);
+    assert_eq!(process.wait().signal(), Some(2));
+    assert_eq!(in_line(&scratch), 1, "nothing could be given back");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill};
 use nix::unistd::Pid;
@@ -18,6 +19,9 @@ const REQUESTS_TO_END: [Signal; 4] = [
     Signal::SIGTERM,
     Signal::SIGHUP,
 ];
+
+/// Some send a signal to a process and to its group, which is the same request: `timeout`, for one.
+const AT_ONCE: Duration = Duration::from_millis(300);
 
 /// These mean what the command makes of them, and end a process that makes nothing of them.
 const NOTICES: [Signal; 3] = [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGALRM];
@@ -43,8 +47,8 @@ struct Shared {
 enum Stage {
     /// Nothing is at stake.
     Idle,
-    /// It has to give back what it has booked before it ends.
-    InLine(Limiter),
+    /// It has to give back what it has booked before it ends. Since when it does, if a signal came.
+    InLine(Limiter, Option<Instant>),
     Running(Pid),
     /// It has told how it ended, and that is what this process ends with.
     Ended,
@@ -96,13 +100,13 @@ impl Signals {
             // It came for a command that is not to be run again.
             end_by(signal);
         }
-        shared.stage = Stage::InLine(limiter.clone());
+        shared.stage = Stage::InLine(limiter.clone(), None);
     }
 
     /// Ends this process by the signal that came while it was in line, if one did: after this. Else the next one ends it.
     pub(crate) fn end_if_asked(&self, give_back: impl FnOnce()) {
         let mut shared = lock(&self.shared);
-        if let Stage::InLine(_) = shared.stage {
+        if let Stage::InLine(..) = shared.stage {
             if let Some(signal) = shared.came {
                 give_back();
                 end_by(signal);
@@ -159,7 +163,7 @@ pub(crate) fn asks_to_end(signal: i32) -> bool {
 impl Shared {
     fn hear(&mut self, signal: Signal, sender: Sender) {
         let asks_to_end = REQUESTS_TO_END.contains(&signal);
-        match &self.stage {
+        match &mut self.stage {
             Stage::Running(pid) => {
                 if asks_to_end {
                     self.came = Some(signal);
@@ -177,13 +181,15 @@ impl Shared {
             {
                 self.came = Some(signal);
             }
-            Stage::InLine(limiter) if self.came.is_none() => {
+            Stage::InLine(limiter, since @ None) => {
                 self.came = Some(signal);
+                *since = Some(Instant::now());
                 limiter.stop_waiting();
             }
+            Stage::InLine(_, Some(since)) if since.elapsed() < AT_ONCE => {}
             // Whoever asks again does not want to wait for a locked file; and once the command has ended, what is left may be output
             // that nobody reads.
-            Stage::Idle | Stage::InLine(_) | Stage::Ended => end_by(signal),
+            Stage::Idle | Stage::InLine(..) | Stage::Ended => end_by(signal),
         }
     }
 }
