@@ -13,6 +13,8 @@ pub struct Held {
     pub claim: usize,
     pub opening: usize,
     pub at_ns: i64,
+    /// Where it was when its holder last looked: it may have been moved since.
+    pub known_at_ns: i64,
     pub takes: Takes,
     /// Whether it is a permit that was settled, cancelled or detached by this holder.
     pub is_closed: bool,
@@ -62,6 +64,7 @@ impl Player<'_> {
             claim,
             opening,
             at_ns: 0,
+            known_at_ns: 0,
             takes: takes.clone(),
             is_closed: false,
             told: None,
@@ -73,6 +76,7 @@ impl Player<'_> {
         match verdict {
             Verdict::Admitted { at_ns, entry } => Some(Held {
                 at_ns: *at_ns,
+                known_at_ns: *at_ns,
                 entry: *entry,
                 ..held
             }),
@@ -83,6 +87,7 @@ impl Player<'_> {
                 ..
             } => Some(Held {
                 at_ns: *at_ns,
+                known_at_ns: *at_ns,
                 entry: Some(*entry),
                 is_closed: *whose == Whose::Nobodys,
                 told: self.model.entries[*entry].ended(self.model.now_ns).map(
@@ -124,12 +129,13 @@ impl Player<'_> {
         }
     }
 
-    fn accept(&mut self, booking: Held, holds: bool) -> Check {
+    fn accept(&mut self, mut booking: Held, holds: bool) -> Check {
         let (must_be, opening) = (booking.at_ns, booking.opening);
         let entry = booking.entry.map(|entry| &self.model.entries[entry]);
         // Where it was moved to is forgotten then.
         let has_ended = entry.is_some_and(|entry| !entry.is_open(self.model.now_ns));
         let at_ns = self.subject.accept(booking.claim, holds);
+        booking.known_at_ns = at_ns;
         if holds {
             self.permits.push(booking);
         } else {
@@ -238,7 +244,7 @@ impl Player<'_> {
     pub(super) fn let_go_of(&mut self, permit: &Held) {
         match permit.entry {
             _ if permit.is_closed => {}
-            None => self.model.accept(permit.charged),
+            None => self.model.accept(permit.charged, permit.known_at_ns),
             Some(entry) => {
                 // Somebody else who has it may have detached it.
                 if permit.is_mine && !self.model.entries[entry].is_detached {

@@ -22,8 +22,8 @@ pub struct Charge {
     pub amount: u64,
     /// The opening of a limiter that booked it ahead of its instant.
     pub booked_by: Option<usize>,
-    /// Whether it will be used, once its instant comes.
-    pub accepted: bool,
+    /// The instant from which whoever has booked it strikes it out as used, if it will be. It may have been moved since.
+    pub used_from_ns: Option<i64>,
     /// The request that it belongs to.
     pub claim: usize,
     /// What was added to it when it was settled. It is part of the amount.
@@ -126,7 +126,7 @@ impl Line {
             due_ns: at_ns,
             amount,
             booked_by,
-            accepted: false,
+            used_from_ns: None,
             claim,
             growth: None,
             is_merged: self.limit.resolution().is_some(),

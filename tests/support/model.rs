@@ -262,15 +262,25 @@ impl Model {
     fn forget_what_was_used(&mut self, opening: usize) {
         let now_ns = self.now_ns;
         for charge in self.lines.values_mut().flat_map(|line| &mut line.charges) {
-            if charge.booked_by == Some(opening) && charge.accepted && charge.due_ns <= now_ns {
+            if charge.booked_by != Some(opening)
+                || charge.used_from_ns.is_none_or(|from_ns| from_ns > now_ns)
+            {
+                continue;
+            }
+            if charge.due_ns <= now_ns {
                 charge.booked_by = None;
+            } else {
+                charge.used_from_ns = Some(charge.due_ns);
             }
         }
     }
 
-    pub fn accept(&mut self, claim: usize) {
+    /// Says that what was booked will be used: at this instant, as far as its owner knows.
+    pub fn accept(&mut self, claim: usize, at_ns: i64) {
         for charge in self.lines.values_mut().flat_map(|line| &mut line.charges) {
-            charge.accepted |= charge.claim == claim;
+            if charge.claim == claim {
+                charge.used_from_ns = Some(at_ns);
+            }
         }
     }
 

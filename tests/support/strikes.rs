@@ -392,7 +392,7 @@ impl Model {
                 let line = self.lines.get_mut(&key).expect("it was charged");
                 line.charge(at_ns, former.amount, former.booked_by, claim);
                 let charge = line.charges.last_mut().expect("it was charged");
-                charge.accepted = former.accepted;
+                charge.used_from_ns = former.used_from_ns;
             }
             let mut entries = self.entries.iter_mut();
             if let Some(entry) = entries.find(|entry| entry.claim == claim) {

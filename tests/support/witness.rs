@@ -26,7 +26,7 @@ impl Witness {
             due_ns: self.now_ns,
             amount,
             booked_by: None,
-            accepted: false,
+            used_from_ns: None,
             claim,
             growth: None,
             is_merged: false,
