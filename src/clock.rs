@@ -108,7 +108,8 @@ pub trait Clock: fmt::Debug + Send + Sync + 'static {
     /// Returns when `elapsed` has reached `deadline`, at once if it has already.
     fn sleep_until(&self, deadline: Duration);
 
-    /// Whether `elapsed` keeps pace with real time, so that a sleep of so long brings it so much further.
+    /// Whether `elapsed` keeps pace with real time, so that a sleep of so long brings it so much further. Then limiters sleep in
+    /// ways in which they can be woken early, and not by `sleep_until`.
     fn is_real(&self) -> bool {
         true
     }

@@ -70,7 +70,8 @@ pub enum Error {
         /// The file.
         file: PathBuf,
     },
-    /// Waiting was [stopped](crate::Limiter::stop_waiting). What was booked is given back, and nothing is charged.
+    /// Waiting was [stopped](crate::Limiter::stop_waiting). What was booked is given back, as by dropping a
+    /// [`Booking`](crate::Booking).
     #[error("waiting for limit `{key}` was stopped, in {}", .file.display())]
     Stopped {
         /// The key of the first limit that was asked for.

@@ -486,10 +486,11 @@ impl Limiter {
         self.store.usage(key)
     }
 
-    /// Ends all waits on this limiter and its clones, for good: for programs that are asked to end. Whoever waits in line, or
-    /// sleeps until a booked instant or its next [retry](crate::RetryPolicy), gives back its place and what it has booked, and
-    /// gets [`Error::Stopped`]; so does whoever would begin to wait. What needs no waiting goes on: who is admitted at once is
-    /// admitted, and permits are settled as ever. Other processes do not notice, nor do other limiters of this one.
+    /// Ends all waits in line on this limiter and its clones, for good: for programs that are asked to end. Whoever waits in line, or
+    /// sleeps until a booked instant or its next [retry](crate::RetryPolicy), gives back its place and what it has booked, as by
+    /// dropping a [`Booking`], and gets [`Error::Stopped`]; so does whoever would begin to wait. What needs no waiting goes on: who is
+    /// admitted at once is admitted, and permits are settled as ever. Waiting for the file's lock goes on, too, up to the
+    /// busy deadline. Other processes do not notice, nor do other limiters of this one. It is not for signal handlers.
     ///
     /// A process that ends without this leaves what it has booked behind: others give it back if they need it before its
     /// instant, and if nobody does, it counts as used.
@@ -509,9 +510,9 @@ impl Limiter {
     /// # Ok::<(), Error>(())
     /// ```
     ///
-    /// It returns when those who sleep have been told; they need the file's lock to give anything back, and may be waiting for it.
-    /// Who waits for slots can take up to a second to hear it. On a clock that is not the machine's, sleepers hear it when
-    /// their time has come.
+    /// It returns when those who sleep until an instant have been told; they need the file's lock to give anything back, and may be
+    /// waiting for it. Who waits for slots can take up to a second to hear it. On a clock that does not
+    /// [keep pace with real time](Clock::is_real), who sleeps until an instant hears it when that has come.
     pub fn stop_waiting(&self) {
         self.store.stop_waiting();
     }

@@ -169,6 +169,23 @@ fn a_change_keeps_what_it_does_not_name() {
 }
 
 #[test]
+fn a_key_of_a_pattern_is_defined_without_the_terms_of_that() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    done(&db, &["limits", "set", "tenant:*", "5/h", "--pad", "50ms"]);
+    for key in ["tenant:1", "tenant:2"] {
+        let arguments = ["limits", "set", key, "6/h", "--no-replace"];
+        assert_eq!(
+            done(&db, &arguments[..4]),
+            format!("{key}: 6/h (created)\n")
+        );
+        assert_eq!(done(&db, &arguments), format!("{key}: 6/h (unchanged)\n"));
+    }
+    let only = done(&db, &["limits", "set", "tenant:3", "6/h", "--no-replace"]);
+    assert_eq!(only, "tenant:3: 6/h (created)\n");
+}
+
+#[test]
 fn a_unit_is_changed_and_taken_away() {
     let directory = tempfile::tempdir().unwrap();
     let db = directory.path().join("limits.db");

@@ -15,7 +15,9 @@ use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use quotalite::{HOUR, Limit};
-use support::processes::{Process, await_signal, eventually, signal_by, size, start};
+use support::processes::{
+    Process, await_signal, eventually, in_a_pid_namespace, signal_by, size, start,
+};
 use support::running::{
     QUOTALITE, UNTIL_TOLD, charges, code, in_line, limiter_with, most_inside, quotalite, run,
 };
@@ -291,6 +293,60 @@ fn whoever_is_asked_again_ends_at_once() {
     process.send(Signal::SIGINT);
     assert_eq!(process.wait().signal(), Some(2));
     assert_eq!(in_line(&scratch), 1, "nothing could be given back");
+}
+
+#[test]
+fn a_signal_ends_also_whoever_would_have_been_refused() {
+    for name in ["run", "wait"] {
+        let scratch = scratch();
+        let limiter = limiter_with(&scratch, Limit::new("a").per_hour(2));
+        limiter.acquire("a").unwrap();
+        let locked = open_raw(&scratch.file());
+        locked.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let mut command = quotalite(&scratch, name);
+        if name == "run" {
+            command.args(["--limit", "a", "--within", "0", "--", "touch", "ran"]);
+        } else {
+            command.args(["a", "--within", "0"]);
+        }
+        let process = start(command);
+        // It waits for the lock by now, or is about to.
+        std::thread::sleep(Duration::from_millis(300));
+        process.send(Signal::SIGTERM);
+        std::thread::sleep(Duration::from_millis(100));
+        locked.execute_batch("COMMIT").unwrap();
+        assert_eq!(process.wait().signal(), Some(15), "{name}");
+        let charged: u64 = charges(&scratch, "a").iter().map(|row| row.amount).sum();
+        assert_eq!(charged, 1, "{name}: it was charged and told nobody");
+        assert!(!scratch.path().join("ran").exists());
+    }
+}
+
+/// Which dies of no signal.
+#[test]
+fn the_first_process_of_a_container_ends_too() {
+    let Some(unshare) = in_a_pid_namespace() else {
+        return;
+    };
+    let scratch = scratch();
+    let limiter = limiter_with(&scratch, Limit::new("a").per_hour(1));
+    limiter.acquire("a").unwrap();
+    let waits = quotalite(&scratch, "wait");
+    let mut command = Command::new(unshare[0]);
+    command
+        .args(&unshare[1..])
+        .arg(waits.get_program())
+        .args(waits.get_args())
+        .arg("a")
+        .env("QUOTALITE_DB", scratch.file());
+    let process = start(command);
+    eventually("it has booked", || in_line(&scratch) == 1);
+    let outside = process.id();
+    let children = std::fs::read_to_string(format!("/proc/{outside}/task/{outside}/children"));
+    let first = children.unwrap().trim().parse().unwrap();
+    kill(Pid::from_raw(first), Signal::SIGTERM).unwrap();
+    assert_eq!(process.wait().code(), Some(143));
+    assert_eq!(in_line(&scratch), 0);
 }
 
 #[test]

@@ -133,6 +133,29 @@ fn on_a_clock_that_stands_still_it_is_heard_when_the_time_has_come() {
     assert!(limiter.try_acquire("mail").unwrap().is_granted());
 }
 
+/// What it sleeps on is that of a file that nobody finds any more.
+#[test]
+fn who_has_booked_in_a_file_that_was_removed_hears_it_too() {
+    let scratch = scratch();
+    let limiter = Limiter::open(scratch.file()).unwrap();
+    limiter.define(Limit::new("mail").per_hour(1)).unwrap();
+    drop(limiter.acquire("mail").unwrap());
+    let waiter = waits(&limiter, &Request::new().take("mail", 1));
+    until("it has booked", || booked(&limiter, "mail") == 1);
+    for suffix in ["", "-wal", "-shm", "-lock"] {
+        std::fs::remove_file(format!("{}{suffix}", scratch.file().display())).unwrap();
+    }
+    assert!(limiter.try_acquire("mail").is_err());
+    limiter.stop_waiting();
+    // Those who sleep have been told when it returns.
+    let told = Instant::now();
+    while !waiter.is_finished() {
+        assert!(told.elapsed() < Duration::from_secs(5), "it sleeps on");
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert!(waiter.join().unwrap().is_err());
+}
+
 /// Whoever is about to go to sleep when it is said must not miss it.
 #[test]
 fn nobody_misses_it() {

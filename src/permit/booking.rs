@@ -118,7 +118,8 @@ impl Booking {
     /// ```
     ///
     /// # Errors
-    /// As [`wait`](Self::wait). The booking stays as it was; drop it to give it back.
+    /// [`Error::TooLate`] if it was moved beyond what its caller allowed, and whatever can happen to the file when it is looked at.
+    /// The booking stays as it was; drop it to give it back.
     pub fn check(&mut self) -> Result<Option<Duration>, Error> {
         let claim = self.permit.lock().claim.clone();
         if self.has_come(&claim)? {

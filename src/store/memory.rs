@@ -308,7 +308,7 @@ impl Store for MemoryStore {
     }
 
     fn stop_waiting(&self) {
-        self.stop.say();
+        self.stop.say(|_| ());
         // Who has looked before that has this, or is asleep.
         let _state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         self.freed.notify_all();

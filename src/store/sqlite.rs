@@ -325,12 +325,8 @@ impl Store for SqliteStore {
     }
 
     fn stop_waiting(&self) {
-        self.stop.say();
-        self.stop.rouse(|| {
-            if let Some(session) = self.open_session() {
-                session.rouse_all_who_booked();
-            }
-        });
+        // Those of other processes are woken, too, and sleep on.
+        self.stop.say(wakes::rouse_who_booked);
     }
 
     fn is_stopped(&self) -> bool {

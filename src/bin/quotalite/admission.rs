@@ -62,26 +62,35 @@ pub(crate) fn wait(shell: &Shell, args: &WaitArgs) -> Result<Code, Failure> {
         request = request.id(id);
     }
     let admitted = match args.within {
-        None => limiter.acquire(&request),
-        Some(Duration::ZERO) => match limiter.try_acquire(&request)? {
-            Decision::Granted(permit) => Ok(permit),
-            Decision::Denied(denial) => return Err(refused(&denial)),
+        None => limiter.acquire(&request).map_err(Failure::from),
+        Some(Duration::ZERO) => match limiter.try_acquire(&request) {
+            Ok(Decision::Granted(permit)) => Ok(permit),
+            Ok(Decision::Denied(denial)) => Err(refused(&denial)),
+            Err(error) => Err(error.into()),
         },
-        Some(longest) => limiter.acquire_within(&request, longest),
+        Some(longest) => limiter
+            .acquire_within(&request, longest)
+            .map_err(Failure::from),
     };
+    let admitted = admitted.and_then(|permit| {
+        let id = match args.detach {
+            Some(timeout) => Some(permit.detach(timeout)?.to_string()),
+            None => args.id.clone(),
+        };
+        Ok((permit, id))
+    });
+    // Nobody has been told of it yet.
     signals.end_if_asked(|| {
-        if let Ok(permit) = &admitted
+        if let Ok((permit, _)) = &admitted
             && !permit.is_resumed()
+            && let Err(error) = permit.cancel()
         {
-            // The slots come back in any case.
-            drop(permit.cancel());
+            shell.warn(format_args!(
+                "quotalite: what it was charged stays: {error}"
+            ));
         }
     });
-    let permit = admitted?;
-    let id = match args.detach {
-        Some(timeout) => Some(permit.detach(timeout)?.to_string()),
-        None => args.id.clone(),
-    };
+    let (permit, id) = admitted?;
     let admitted = Admitted {
         waited_s: permit.waited().as_secs_f64(),
         id,

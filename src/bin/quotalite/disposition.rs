@@ -27,8 +27,8 @@ pub(crate) fn hear_of_children() {
     let _ = unsafe { signal(Signal::SIGCHLD, SigHandler::SigDfl) };
 }
 
-/// Ends this process as a signal does by default. It returns if that does not end a process.
-pub(crate) fn end_by(signal_to_die_of: Signal) {
+/// Ends this process as a signal does by default.
+pub(crate) fn end_by(signal_to_die_of: Signal) -> ! {
     leave_no_core();
     // SAFETY: no handler is set, so none can do harm.
     let _ = unsafe { signal(signal_to_die_of, SigHandler::SigDfl) };
@@ -36,6 +36,8 @@ pub(crate) fn end_by(signal_to_die_of: Signal) {
         // What is raised for a thread that does not block it has been dealt with when this returns.
         let _ = raise(signal_to_die_of);
     }
+    // The first process of a container does not die of signals.
+    std::process::exit(128_i32.saturating_add(signal_to_die_of as i32))
 }
 
 /// What is wrong is wrong with the command, whose core must not be replaced by that of this process.

@@ -335,7 +335,7 @@ fn set(shell: &Shell, args: &SetArgs) -> Result<Code, Failure> {
     let new = args.terms(None)?.build().map_err(Failure::misused)?;
     let limiter = shell.new_limiter()?;
     let outcome = if args.no_replace {
-        args.define_only(&limiter, new)?
+        args.define_only(shell, &limiter, new)?
     } else {
         args.change_or_define(&limiter, &new)?
     };
@@ -346,14 +346,29 @@ fn set(shell: &Shell, args: &SetArgs) -> Result<Code, Failure> {
 impl SetArgs {
     /// Defines the limit, or fails if anything that is said here is defined differently. So does a change that somebody else makes
     /// just then.
-    fn define_only(&self, limiter: &Limiter, new: Limit) -> Result<Outcome, Failure> {
-        let same = match limiter.limit(&self.key) {
-            Ok(stored) if stored.key() == self.key => self
+    fn define_only(
+        &self,
+        shell: &Shell,
+        limiter: &Limiter,
+        new: Limit,
+    ) -> Result<Outcome, Failure> {
+        let stored = shell.inspector()?.look(|look| {
+            // What a pattern makes of a key is no definition of its own.
+            if look.pattern_of(&self.key)?.is_some() {
+                return Ok(None);
+            }
+            match look.limit(&self.key) {
+                Ok(stored) => Ok(Some(stored)),
+                Err(Error::UnknownLimit { .. }) => Ok(None),
+                Err(error) => Err(error),
+            }
+        })?;
+        let same = match stored {
+            Some(stored) => self
                 .terms(Some(&stored))?
                 .build()
                 .map_err(Failure::misused)?,
-            Ok(_) | Err(Error::UnknownLimit { .. }) => new,
-            Err(error) => return Err(error.into()),
+            None => new,
         };
         let definition = limiter.define(same.clone())?;
         Ok(Outcome::of(&same, &definition))

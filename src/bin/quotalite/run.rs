@@ -37,7 +37,7 @@ use crate::signals::Signals;
 ///
 /// ^C and ^\ at a terminal reach the command by themselves, and `run` ends when it has. What is sent to `run` by a process is
 /// passed on to the command: SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 and SIGALRM. As long as it waits in line, any of
-/// these ends `run`, which gives back its place before; another one a moment later ends it at once. Who is killed with SIGKILL there leaves its
+/// these ends `run`, which gives back its place before, for which it waits for the file's lock up to 5 s; another one a moment later ends it at once. Who is killed with SIGKILL there leaves its
 /// place to whoever needs it next, but it stays charged if its turn comes before anybody looks.
 ///
 /// With --retry, a command that ends with a code of --retry-on is run again after 1 s, 2 s, 4 s and so on, up to a minute, or

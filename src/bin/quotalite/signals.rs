@@ -108,6 +108,8 @@ impl Signals {
         let mut shared = lock(&self.shared);
         if let Stage::InLine(..) = shared.stage {
             if let Some(signal) = shared.came {
+                // Another one ends it meanwhile.
+                drop(shared);
                 give_back();
                 end_by(signal);
             }

@@ -28,7 +28,7 @@ use super::sweep::{SWEEP_EVERY, Turn};
 use super::transaction::Access;
 use super::wakes::Wakes;
 #[cfg(target_os = "linux")]
-use super::wakes::{rouse_all_on, sleep_on, wake_all_on};
+use super::wakes::{sleep_on, wake_all_on};
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::process::Mark;
@@ -334,7 +334,7 @@ impl Session {
         let Some((word, seen)) = self.moves.to_sleep_on(claim.moves) else {
             return stop.sleep_until(clock, claim.wake_at);
         };
-        let _sleeper = stop.sleeps_elsewhere();
+        let _sleeper = stop.sleeps_on(&self.moves);
         loop {
             let left = claim.wake_at.saturating_sub(clock.elapsed());
             let is_over =
@@ -355,14 +355,6 @@ impl Session {
         #[cfg(target_os = "linux")]
         if let Some((word, _)) = self.moves.to_sleep_on(self.moves.seen()) {
             wake_all_on(word);
-        }
-    }
-
-    /// Wakes them without anything to look at. Those of other processes, too, who then sleep on.
-    pub(super) fn rouse_all_who_booked(&self) {
-        #[cfg(target_os = "linux")]
-        if let Some((word, _)) = self.moves.to_sleep_on(self.moves.seen()) {
-            rouse_all_on(word);
         }
     }
 

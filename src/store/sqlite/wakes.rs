@@ -6,8 +6,10 @@
 
 use std::time::Duration;
 
+use crate::store::moves::Moves;
+
 #[cfg(target_os = "linux")]
-pub(super) use linux::{Wakes, rouse_all_on, sleep_on, wake_all_on};
+pub(super) use linux::{Wakes, sleep_on, wake_all_on};
 #[cfg(not(target_os = "linux"))]
 pub(super) use portable::Wakes;
 
@@ -21,6 +23,16 @@ const LOOKS_AGAIN: Duration = Duration::from_millis(60);
 
 /// How long somebody sleeps whom nobody can wake, about.
 pub(super) const SHORTEST_POLL: Duration = Duration::from_millis(4);
+
+/// Wakes those who have booked, with nothing to look at.
+pub(super) fn rouse_who_booked(moves: &Moves) {
+    #[cfg(target_os = "linux")]
+    if let Some((word, _)) = moves.to_sleep_on(moves.seen()) {
+        linux::rouse_all_on(word);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = moves;
+}
 
 impl Wakes {
     /// How long to sleep before trying again.

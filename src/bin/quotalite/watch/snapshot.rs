@@ -138,7 +138,10 @@ impl Snapshot {
             definitions: definitions
                 .map(|limit| (limit.key().to_owned(), limit.as_given().to_string()))
                 .collect(),
-            dead: people.filter(|pid| had_ended.contains(pid)).collect(),
+            // The number of one that has ended may be another's by now.
+            dead: people
+                .filter(|pid| had_ended.contains(pid) && ended.contains(pid))
+                .collect(),
             ended,
             permits,
             bookings,
