@@ -12,7 +12,7 @@ use quotalite::{Decision, Error, HOUR, Limit, Limiter, Permit, Request, SECOND};
 use support::audit::audit;
 use support::processes::{
     Diary, Process, await_signal, eventually, number, path, play, read_diaries, signal_by, size,
-    spawn,
+    spawn, whole_lines,
 };
 use support::stays::{Book, Stay, monotonic_ns, most_at_once, read_stays};
 use support::{Scratch, scratch};
@@ -129,7 +129,7 @@ impl<'s> Crowd<'s> {
     fn await_turns(&self, turns: usize) {
         eventually("each has had its turns", || {
             self.running.iter().all(|worker| {
-                let book = std::fs::read_to_string(&worker.book).unwrap_or_default();
+                let book = whole_lines(&worker.book);
                 book.lines().filter(|line| line.starts_with("in")).count() >= turns
             })
         });

@@ -186,8 +186,7 @@ pub struct Acknowledged {
     pub amount: i64,
 }
 
-/// Where a process writes what it was told, one line per charge. Each permit is one `write`, so that a
-/// killed process leaves no half of one.
+/// Where a process writes what it was told, one line per charge. Each permit is one `write`.
 #[derive(Debug)]
 pub struct Diary(File);
 
@@ -207,13 +206,19 @@ impl Diary {
     }
 }
 
+/// What a process wrote line by line, which may be writing yet, or may have been killed before it wrote anything. Its
+/// last line counts when it has its end: a `write` that goes over a page's end is seen by halves.
+pub fn whole_lines(path: &Path) -> String {
+    let mut text = std::fs::read_to_string(path).unwrap_or_default();
+    text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
+    text
+}
+
 /// What the processes of a test wrote into their diaries.
 pub fn read_diaries<'p>(paths: impl IntoIterator<Item = &'p PathBuf>) -> Vec<Acknowledged> {
     let mut acknowledged = Vec::new();
     for path in paths {
-        // A process that was killed early has written nothing.
-        let text = std::fs::read_to_string(path).unwrap_or_default();
-        for line in text.lines() {
+        for line in whole_lines(path).lines() {
             let fields: Vec<&str> = line.split(' ').collect();
             acknowledged.push(Acknowledged {
                 at_ns: fields[0].parse().unwrap(),

@@ -7,6 +7,8 @@ use std::path::Path;
 
 use nix::time::{ClockId, clock_gettime};
 
+use super::processes::whole_lines;
+
 /// What the clock shows that all processes read alike.
 pub fn monotonic_ns() -> i64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap();
@@ -32,7 +34,6 @@ impl Book {
         self.write(&format!("out {}\n", monotonic_ns()));
     }
 
-    /// One `write`, so that a killed process leaves no half of a line.
     fn write(&mut self, line: &str) {
         self.0.write_all(line.as_bytes()).unwrap();
     }
@@ -48,8 +49,7 @@ pub struct Stay {
 
 /// What a process wrote. Whoever was inside when it was killed stayed until the kill at least.
 pub fn read_stays(path: &Path, killed_ns: Option<i64>) -> Vec<Stay> {
-    // A process that was killed early has written nothing.
-    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let text = whole_lines(path);
     let mut stays: Vec<Stay> = Vec::new();
     let mut is_inside = false;
     for line in text.lines() {
