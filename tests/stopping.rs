@@ -43,6 +43,17 @@ fn in_line(limiter: &Limiter, key: &str) -> u64 {
     limiter.usage(key).unwrap().waiting()
 }
 
+/// What a thread ends with that is asleep. All sleep for ten seconds at once, and must not sleep them out.
+#[track_caller]
+fn ends_soon<T>(sleeper: JoinHandle<T>) -> T {
+    let told = Instant::now();
+    while !sleeper.is_finished() {
+        assert!(told.elapsed() < Duration::from_secs(5), "it sleeps on");
+        thread::sleep(Duration::from_millis(1));
+    }
+    sleeper.join().unwrap()
+}
+
 fn assert_stopped(answer: Answer, key: &str) {
     match answer {
         Err(Error::Stopped { key: named, .. }) => assert_eq!(named, key),
@@ -65,13 +76,13 @@ fn what_was_booked_comes_back_at_once() {
         });
         limiter.stop_waiting();
         for waiter in line {
-            assert_stopped(waiter.join().unwrap(), "mail");
+            assert_stopped(ends_soon(waiter), "mail");
         }
         assert_eq!(booked(limiter, "mail"), of_others);
         if let (Some(elsewhere), Some(other)) = (elsewhere, other) {
             assert!(!elsewhere.is_finished());
             other.stop_waiting();
-            assert_stopped(elsewhere.join().unwrap(), "mail");
+            assert_stopped(ends_soon(elsewhere), "mail");
             assert_eq!(booked(limiter, "mail"), 0);
         }
     });
@@ -88,7 +99,7 @@ fn who_waits_for_slots_leaves_the_line() {
         until("four wait", || in_line(limiter, "gpu") == 4);
         limiter.stop_waiting();
         for waiter in line {
-            assert_stopped(waiter.join().unwrap(), "gpu");
+            assert_stopped(ends_soon(waiter), "gpu");
         }
         assert_eq!(in_line(limiter, "gpu"), 0);
         drop(held);
@@ -147,13 +158,7 @@ fn who_has_booked_in_a_file_that_was_removed_hears_it_too() {
     }
     assert!(limiter.try_acquire("mail").is_err());
     limiter.stop_waiting();
-    // Those who sleep have been told when it returns.
-    let told = Instant::now();
-    while !waiter.is_finished() {
-        assert!(told.elapsed() < Duration::from_secs(5), "it sleeps on");
-        thread::sleep(Duration::from_millis(1));
-    }
-    assert!(waiter.join().unwrap().is_err());
+    assert!(ends_soon(waiter).is_err());
 }
 
 /// Whoever is about to go to sleep when it is said must not miss it.
@@ -184,28 +189,31 @@ fn nobody_misses_it() {
 #[cfg(feature = "retry")]
 #[test]
 fn who_waits_for_its_next_try_gives_up() {
+    use std::sync::mpsc;
+
     use quotalite::{Answer, RetryErrorKind, RetryPolicy, retry};
 
     in_both_real(|limiter, _| {
         limiter.define(Limit::new("mail").per_hour(9)).unwrap();
-        let called = Barrier::new(2);
-        thread::scope(|scope| {
-            let worker = scope.spawn(|| {
-                let call = || {
-                    called.wait();
-                    Err::<(), _>("no answer")
-                };
-                retry(RetryPolicy::exponential(HOUR, 3))
-                    .classify_errors(|_: &&str| Answer::Transient)
-                    .run(limiter, "mail", call)
-                    .unwrap_err()
-            });
-            called.wait();
-            limiter.stop_waiting();
-            let error = worker.join().unwrap();
-            assert_eq!(error.kind(), RetryErrorKind::Limiter);
-            assert!(matches!(error.limiter_error(), Some(Error::Stopped { .. })));
-            assert_eq!(error.into_last(), Some("no answer"));
+        let (called, calls) = mpsc::channel();
+        let own = limiter.clone();
+        let worker = thread::spawn(move || {
+            let call = || {
+                called.send(()).unwrap();
+                Err::<(), _>("no answer")
+            };
+            retry(RetryPolicy::exponential(HOUR, 3))
+                .classify_errors(|_: &&str| Answer::Transient)
+                .run(&own, "mail", call)
+                .unwrap_err()
         });
+        calls.recv().unwrap();
+        // It goes to sleep, which nobody can see.
+        thread::sleep(Duration::from_millis(100));
+        limiter.stop_waiting();
+        let error = ends_soon(worker);
+        assert_eq!(error.kind(), RetryErrorKind::Limiter);
+        assert!(matches!(error.limiter_error(), Some(Error::Stopped { .. })));
+        assert_eq!(error.into_last(), Some("no answer"));
     });
 }

@@ -1,5 +1,7 @@
 //! Signals that come while somebody waits in line, and while a command runs.
 
+mod inbox;
+
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -10,6 +12,7 @@ use nix::unistd::Pid;
 use quotalite::Limiter;
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 
+use self::inbox::{Inbox, Sender};
 use crate::disposition::{end_by, hear_of_children, is_ignored};
 
 /// By these a process is asked to end.
@@ -38,6 +41,7 @@ pub(crate) struct Signals {
 
 #[derive(Debug)]
 struct Shared {
+    inbox: Arc<Inbox>,
     stage: Stage,
     /// What came in this stage: what ends this process while it waits, and a request to end while the command runs.
     came: Option<Signal>,
@@ -54,14 +58,6 @@ enum Stage {
     Ended,
 }
 
-/// Who has sent a signal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sender {
-    Process,
-    /// The kernel, on behalf of a terminal above all: the command was sent it, too, as all that are in front.
-    Kernel,
-}
-
 impl Signals {
     /// Has to be called before there is any other thread: those that are started later block what this one blocks.
     pub(crate) fn heed() -> io::Result<Self> {
@@ -73,14 +69,17 @@ impl Signals {
             .iter()
             .filter(|signal| !blocked_before.contains(*signal) && !is_ignored(*signal))
             .collect();
+        let inbox = Arc::new(Inbox::new(ours)?);
         let shared = Arc::new(Mutex::new(Shared {
+            inbox: Arc::clone(&inbox),
             stage: Stage::Idle,
             came: None,
         }));
         let heard = Arc::clone(&shared);
         let hear = move || {
-            while let Ok((signal, sender)) = await_signal(&ours) {
-                lock(&heard).hear(signal, sender);
+            loop {
+                inbox.wait();
+                lock(&heard).hear_all();
             }
         };
         thread::Builder::new()
@@ -96,16 +95,14 @@ impl Signals {
     /// [`end_if_asked`](Self::end_if_asked).
     pub(crate) fn stop(&self, limiter: &Limiter) {
         let mut shared = lock(&self.shared);
-        if let (Stage::Running(_) | Stage::Ended, Some(signal)) = (&shared.stage, shared.came) {
-            // It came for a command that is not to be run again.
-            end_by(signal);
-        }
+        shared.hear_all();
         shared.stage = Stage::InLine(limiter.clone(), None);
     }
 
     /// Ends this process by the signal that came while it was in line, if one did: after this. Else the next one ends it.
     pub(crate) fn end_if_asked(&self, give_back: impl FnOnce()) {
         let mut shared = lock(&self.shared);
+        shared.hear_all();
         if let Stage::InLine(..) = shared.stage {
             if let Some(signal) = shared.came {
                 // Another one ends it meanwhile.
@@ -124,11 +121,16 @@ impl Signals {
         start: impl FnOnce(&SigSet) -> Result<Pid, E>,
     ) -> Result<Option<Pid>, E> {
         let mut shared = lock(&self.shared);
+        shared.hear_all();
         if shared.came.is_some() {
             return Ok(None);
         }
         let pid = start(&self.blocked_before)?;
         shared.stage = Stage::Running(pid);
+        // What was typed since then may have come before there was a command.
+        while let Some((signal, _)) = shared.inbox.next() {
+            shared.hear(signal, Sender::Process);
+        }
         Ok(Some(pid))
     }
 
@@ -138,7 +140,11 @@ impl Signals {
         let id = WaitId::Pid(id.ok_or(io::ErrorKind::InvalidInput)?);
         // It keeps its number until it is reaped, so that no other process gets a signal for it.
         let status = waitid(id.clone(), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
-        lock(&self.shared).stage = Stage::Ended;
+        // What was typed for both has come by now.
+        let mut shared = lock(&self.shared);
+        shared.hear_all();
+        shared.stage = Stage::Ended;
+        drop(shared);
         match status {
             Ok(status) => {
                 waitid(id, WaitIdOptions::EXITED)?;
@@ -163,6 +169,12 @@ pub(crate) fn asks_to_end(signal: i32) -> bool {
 }
 
 impl Shared {
+    fn hear_all(&mut self) {
+        while let Some((signal, sender)) = self.inbox.next() {
+            self.hear(signal, sender);
+        }
+    }
+
     fn hear(&mut self, signal: Signal, sender: Sender) {
         let asks_to_end = REQUESTS_TO_END.contains(&signal);
         match &mut self.stage {
@@ -177,12 +189,6 @@ impl Shared {
                 }
             }
             Stage::Ended if !asks_to_end => {}
-            // What was typed can have been for the command, and come late.
-            Stage::Ended
-                if self.came.is_none() && matches!(signal, Signal::SIGINT | Signal::SIGQUIT) =>
-            {
-                self.came = Some(signal);
-            }
             Stage::InLine(limiter, since @ None) => {
                 self.came = Some(signal);
                 *since = Some(Instant::now());
@@ -194,41 +200,6 @@ impl Shared {
             Stage::Idle | Stage::InLine(..) | Stage::Ended => end_by(signal),
         }
     }
-}
-
-#[cfg(target_os = "linux")]
-fn await_signal(signals: &SigSet) -> nix::Result<(Signal, Sender)> {
-    use nix::errno::Errno;
-    use nix::sys::signalfd::{SfdFlags, SignalFd};
-
-    /// As in `<asm-generic/siginfo.h>`: everything that a process sends has no more than this.
-    const SI_USER: i32 = 0;
-    let fd = SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC)?;
-    loop {
-        match fd.read_signal() {
-            Ok(Some(info)) => {
-                let number = i32::try_from(info.ssi_signo).map_err(|_| Errno::EINVAL)?;
-                let sender = match info.ssi_code {
-                    ..=SI_USER => Sender::Process,
-                    _ => Sender::Kernel,
-                };
-                return Ok((Signal::try_from(number)?, sender));
-            }
-            Ok(None) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-}
-
-/// Who has sent it, nothing portable tells: what can be typed is taken to have been.
-#[cfg(not(target_os = "linux"))]
-fn await_signal(signals: &SigSet) -> nix::Result<(Signal, Sender)> {
-    let signal = signals.wait()?;
-    let sender = match signal {
-        Signal::SIGINT | Signal::SIGQUIT => Sender::Kernel,
-        _ => Sender::Process,
-    };
-    Ok((signal, sender))
 }
 
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
