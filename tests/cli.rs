@@ -212,6 +212,18 @@ fn a_unit_is_changed_and_taken_away() {
             assert_eq!(stored["definition"], definition, "{arguments:?}");
         }
     }
+    for (refill, definition) in [
+        ("9 tokens/s", "burst 5 tokens, refill 9/s"),
+        ("8/s", "burst 5 tokens, refill 8/s"),
+        ("7 words/s", "burst 5 words, refill 7/s"),
+    ] {
+        let bucket = [
+            "limits", "set", "bucket", "--burst", "5", "--refill", refill,
+        ];
+        done(&db, &bucket);
+        let stored = document(&db, &["limits", "show", "bucket"]);
+        assert_eq!(stored["definition"], definition);
+    }
 }
 
 #[test]

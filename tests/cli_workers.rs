@@ -13,6 +13,15 @@ use quotalite::{Limiter, Request, rusqlite};
 use serde_json::Value;
 use support::shell::{LOOKS, document, done, program, run};
 
+/// Tells workers that it is over, also where an assertion fails: the test would wait for them for ever.
+struct EndsWorkers<'a>(&'a AtomicBool);
+
+impl Drop for EndsWorkers<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn looking_needs_no_lock_and_keeps_nobody_from_one() {
     let directory = tempfile::tempdir().unwrap();
@@ -60,6 +69,7 @@ fn every_look_is_true_beside_workers_at_full_speed() {
     done(&db, &["limits", "set", "tenant:*", "50/s"]);
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _ends = EndsWorkers(&is_over);
         for worker in 0..2 {
             let (db, is_over) = (&db, &is_over);
             scope.spawn(move || {
@@ -96,7 +106,6 @@ fn every_look_is_true_beside_workers_at_full_speed() {
                 }
             }
         }
-        is_over.store(true, Ordering::Relaxed);
     });
 }
 
@@ -110,6 +119,7 @@ fn what_is_waited_for_settled_and_resumed_beside_workers_counts_once() {
     let spent = AtomicU64::new(0);
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _ends = EndsWorkers(&is_over);
         for _ in 0..2 {
             scope.spawn(|| {
                 let limiter = Limiter::open(&db).unwrap();
@@ -138,7 +148,6 @@ fn what_is_waited_for_settled_and_resumed_beside_workers_counts_once() {
                 thread::sleep(Duration::from_millis(1));
             }
         }
-        is_over.store(true, Ordering::Relaxed);
     });
     let usage = document(&db, &["usage", "tokens"]);
     let spent = spent.load(Ordering::Relaxed) + 8 * 20;

@@ -121,8 +121,11 @@ impl TermsArgs {
             builder = builder.rates(rates);
         }
         if let (Some(burst), Some(refill)) = (self.burst, &self.refill) {
-            let (amount, per) = refill_of(refill)?;
+            let (amount, per, unit) = refill_of(refill)?;
             builder = builder.burst(burst).refill(amount, per);
+            if let Some(unit) = unit {
+                builder = builder.unit(unit);
+            }
         }
         if let Some(pad) = self.pad {
             builder = builder.pad(pad);
@@ -413,7 +416,7 @@ impl SetArgs {
         if self.rates.is_some() {
             builder = builder.without_rates();
         }
-        if self.unit.is_some() || self.rates_say_the_unit() {
+        if self.unit.is_some() || self.speed_says_the_unit() {
             builder = builder.without_unit();
         }
         builder = self.terms.add_to(builder, self.rates.as_deref())?;
@@ -438,9 +441,9 @@ impl SetArgs {
         Ok(builder)
     }
 
-    fn rates_say_the_unit(&self) -> bool {
-        let rates = self.rates.as_deref().unwrap_or_default();
-        let limit = Limit::new("unit").rates(rates).build();
+    fn speed_says_the_unit(&self) -> bool {
+        let speed = self.rates.as_deref().or(self.terms.refill.as_deref());
+        let limit = Limit::new("unit").rates(speed.unwrap_or_default()).build();
         limit.is_ok_and(|limit| limit.unit().is_some())
     }
 
@@ -455,15 +458,18 @@ impl SetArgs {
     }
 }
 
-/// How fast a bucket refills, which is written as a rate is.
-fn refill_of(text: &str) -> Result<(u64, Duration), Failure> {
+/// How fast a bucket refills, which is written as a rate is, and of what.
+fn refill_of(text: &str) -> Result<(u64, Duration, Option<String>), Failure> {
     let limit = Limit::new("refill")
         .rates(text)
         .build()
         .map_err(Failure::misused)?;
     match limit.rates() {
         [rate] => match rate.window().rolling() {
-            Some(window) => Ok((rate.capacity(), window)),
+            Some(window) => {
+                let unit = limit.unit().map(str::to_owned);
+                Ok((rate.capacity(), window, unit))
+            }
             None => Err(Failure::misused(
                 "a bucket refills evenly, not by a calendar",
             )),
