@@ -381,6 +381,29 @@ fn reset_asks_and_forgets_what_was_charged() {
 }
 
 #[test]
+fn a_reset_of_all_that_fails_says_how_far_it_came() {
+    let scratch = scratch();
+    let file = scratch.file();
+    let limiter = Limiter::open(&file).unwrap();
+    for key in ["a", "b", "c"] {
+        limiter.define(Limit::new(key).per_hour(9)).unwrap();
+        limiter.acquire(key).unwrap();
+    }
+    let fault = "CREATE TRIGGER fault BEFORE INSERT ON limit_change WHEN new.key = 'b'
+                 BEGIN SELECT raise(ABORT, 'a fault'); END";
+    open_raw(&file).execute_batch(fault).unwrap();
+    let output = run(&file, &["reset", "--all", "--yes"]);
+    assert_eq!(output.status.code(), Some(125));
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        told.contains("reset before that: 1 limit; the others are as they were"),
+        "{told}"
+    );
+    let used = ["a", "b", "c"].map(|key| limiter.usage(key).unwrap().rates()[0].used());
+    assert_eq!(used, [0, 1, 1]);
+}
+
+#[test]
 fn a_limit_is_set_whether_or_not_others_define_and_remove_it() {
     let scratch = scratch();
     let file = scratch.file();
