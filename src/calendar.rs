@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 pub(crate) use self::block::{OpenBlock, OpenBlocks};
 use self::bucket::Tank;
-pub(crate) use self::bucket::{Full, Poured, corrected, farthest, poured_now, poured_until};
+pub(crate) use self::bucket::{Full, Level, Poured, corrected, farthest, poured_now, poured_until};
 use self::slow_start::SlowStart;
 use self::window::{Span, Window};
 use crate::clock::Timestamp;
@@ -78,8 +78,8 @@ pub(crate) trait Ledgers {
     /// The blocks of a limit that are open.
     fn open_blocks(&mut self, limit: LimitId) -> Result<OpenBlocks, Self::Error>;
 
-    /// When a bucket is full again, by what was poured out of it and is no longer in its ledger. Nothing if it is full.
-    fn full_at(&mut self, limit: LimitId) -> Result<Option<Full>, Self::Error>;
+    /// How full a bucket is by what was poured out of it. Nothing if nothing was.
+    fn level(&mut self, limit: LimitId) -> Result<Option<Level>, Self::Error>;
 
     /// The last pause of a limit, which may be over.
     fn pause(&mut self, limit: LimitId) -> Result<Option<Pause>, Self::Error>;

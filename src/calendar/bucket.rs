@@ -48,10 +48,19 @@ fn whole(bucket: Bucket, fine: Fine) -> Option<Timestamp> {
     i64::try_from(at_ns).ok().map(Timestamp::from_nanos)
 }
 
+/// How full a bucket is by what was poured out of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Level {
+    pub(crate) full: Full,
+    /// What stands in the ledger for instants up to this is part of it. Where there is none, nothing is.
+    pub(crate) through: Option<Timestamp>,
+}
+
 /// What was poured out of a bucket: when it is full again, and how empty it was in between.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Poured {
     pub(crate) full: Full,
+    pub(crate) through: Option<Timestamp>,
     lows: SmallVec<[Low; 4]>,
 }
 
@@ -75,7 +84,15 @@ impl Poured {
     fn full(at: Timestamp) -> Self {
         Self {
             full: Full { at, part: 0 },
+            through: None,
             lows: SmallVec::new(),
+        }
+    }
+
+    pub(crate) const fn level(&self) -> Level {
+        Level {
+            full: self.full,
+            through: self.through,
         }
     }
 
@@ -132,7 +149,10 @@ impl Poured {
     pub(crate) fn rescaled(mut self, former: Bucket, bucket: Bucket, now: Timestamp) -> Self {
         let missing = self.missing(former, now);
         if missing == 0 {
-            return Self::full(self.full.at.min(now));
+            return Self {
+                through: self.through,
+                ..Self::full(self.full.at.min(now))
+            };
         }
         // Rounded up, so that nothing is given away, and what could come back down.
         let (missing, _) = in_terms_of(former, bucket, missing);
@@ -165,6 +185,7 @@ impl Poured {
         let lows = lows.chunks_exact(24).filter_map(low);
         Self {
             full,
+            through: None,
             lows: lows.take(MOST_LOWS).collect(),
         }
     }
@@ -229,7 +250,7 @@ pub(crate) fn poured_until<L: Ledgers>(
     mut poured: Option<Poured>,
     now: Timestamp,
 ) -> Result<Option<Poured>, L::Error> {
-    let mut booked = Booked::of(limit);
+    let mut booked = Booked::of(limit, poured.as_ref().and_then(|poured| poured.through));
     while let Some((at, amount)) = booked.next(ledgers)? {
         if at > now {
             break;
@@ -241,18 +262,16 @@ pub(crate) fn poured_until<L: Ledgers>(
     Ok(poured)
 }
 
-/// What stands in the ledger, instant by instant.
+/// What stands in the ledger after an instant, instant by instant.
 struct Booked {
     limit: LimitId,
     after: Timestamp,
 }
 
 impl Booked {
-    const fn of(limit: LimitId) -> Self {
-        Self {
-            limit,
-            after: Timestamp::from_nanos(i64::MIN),
-        }
+    fn of(limit: LimitId, after: Option<Timestamp>) -> Self {
+        let after = after.unwrap_or(Timestamp::from_nanos(i64::MIN));
+        Self { limit, after }
     }
 
     fn next<L: Ledgers>(&mut self, ledgers: &mut L) -> Result<Option<(Timestamp, i64)>, L::Error> {
@@ -275,9 +294,9 @@ pub(super) struct Tank {
 impl Tank {
     /// When it is full again with what is booked up to `at`, what comes after that, and first of all of it.
     fn at<L: Ledgers>(&self, ledgers: &mut L, at: Timestamp) -> Result<(Fine, Later), L::Error> {
-        let full = ledgers.full_at(self.limit)?;
-        let mut full = full.map_or(Fine::MIN / 4, |full| full.fine(self.bucket));
-        let mut booked = Booked::of(self.limit);
+        let level = ledgers.level(self.limit)?;
+        let mut full = level.map_or(Fine::MIN / 4, |level| level.full.fine(self.bucket));
+        let mut booked = Booked::of(self.limit, level.and_then(|level| level.through));
         loop {
             let next = booked.next(ledgers)?;
             match next {

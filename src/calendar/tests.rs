@@ -129,7 +129,7 @@ impl Ledgers for Booked {
         Ok(self.open.clone())
     }
 
-    fn full_at(&mut self, _: LimitId) -> Result<Option<Full>, Infallible> {
+    fn level(&mut self, _: LimitId) -> Result<Option<Level>, Infallible> {
         Ok(None)
     }
 

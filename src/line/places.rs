@@ -5,7 +5,7 @@ use smallvec::SmallVec;
 
 use super::{Waiter, is_of_slots, rates_admit, who_can_go};
 use crate::breaker::Broken;
-use crate::calendar::{Charge, Full, Ledgers, LimitId, Line, OpenBlocks, Total};
+use crate::calendar::{Charge, Ledgers, Level, LimitId, Line, OpenBlocks, Total};
 use crate::clock::Timestamp;
 use crate::decision::{Books, Verdict, decide};
 use crate::pause::Pause;
@@ -145,8 +145,8 @@ impl<B: Ledgers> Ledgers for Places<'_, B> {
         self.books.open_blocks(limit)
     }
 
-    fn full_at(&mut self, limit: LimitId) -> Result<Option<Full>, B::Error> {
-        self.books.full_at(limit)
+    fn level(&mut self, limit: LimitId) -> Result<Option<Level>, B::Error> {
+        self.books.level(limit)
     }
 
     fn pause(&mut self, limit: LimitId) -> Result<Option<Pause>, B::Error> {

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::places::Places;
 use super::*;
 use crate::breaker::Broken;
-use crate::calendar::{Charge, Full, Ledgers, OpenBlocks, Total};
+use crate::calendar::{Charge, Ledgers, Level, OpenBlocks, Total};
 use crate::limit::{Limit, SECOND, Window, nanos};
 use crate::pause::Pause;
 
@@ -103,7 +103,7 @@ impl Ledgers for Tiny {
         Ok(OpenBlocks::default())
     }
 
-    fn full_at(&mut self, _limit: LimitId) -> Result<Option<Full>, Infallible> {
+    fn level(&mut self, _limit: LimitId) -> Result<Option<Level>, Infallible> {
         Ok(None)
     }
 

@@ -64,8 +64,12 @@ impl Ledgers for Book {
         Ok(OpenBlocks::default())
     }
 
-    fn full_at(&mut self, _: LimitId) -> Result<Option<Full>, Infallible> {
-        Ok(self.full)
+    fn level(&mut self, _: LimitId) -> Result<Option<Level>, Infallible> {
+        let level = |full| Level {
+            full,
+            through: None,
+        };
+        Ok(self.full.map(level))
     }
 
     fn pause(&mut self, _: LimitId) -> Result<Option<Pause>, Infallible> {

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::calendar::{
-    self, Earliest, Full, Line, OpenBlock, OpenBlocks, Total, earliest, room_until,
+    self, Earliest, Level, Line, OpenBlock, OpenBlocks, Total, earliest, room_until,
 };
 use crate::limit::MIN_WINDOW;
 use crate::pause::Pause;
@@ -83,7 +83,7 @@ impl Ledgers for Scene {
         Ok(open.collect())
     }
 
-    fn full_at(&mut self, _: LimitId) -> Result<Option<Full>, Infallible> {
+    fn level(&mut self, _: LimitId) -> Result<Option<Level>, Infallible> {
         Ok(None)
     }
 

@@ -6,7 +6,7 @@ use std::convert::Infallible;
 use crate::adaptive::Adapted;
 use crate::breaker::{Broken, Counts};
 use crate::calendar::{
-    Charge, Full, Kept, Ledgers, LimitId, Line, OpenBlock, OpenBlocks, Poured, Total, corrected,
+    Charge, Kept, Ledgers, Level, LimitId, Line, OpenBlock, OpenBlocks, Poured, Total, corrected,
     expired_until, poured_now, poured_until,
 };
 use crate::clock::Timestamp;
@@ -365,8 +365,8 @@ impl Ledgers for Accounts {
         Ok(open.collect())
     }
 
-    fn full_at(&mut self, limit: LimitId) -> Result<Option<Full>, Infallible> {
-        Ok(self.buckets.get(&limit).map(|poured| poured.full))
+    fn level(&mut self, limit: LimitId) -> Result<Option<Level>, Infallible> {
+        Ok(self.buckets.get(&limit).map(Poured::level))
     }
 
     fn pause(&mut self, limit: LimitId) -> Result<Option<Pause>, Infallible> {

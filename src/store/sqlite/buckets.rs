@@ -3,7 +3,7 @@
 use rusqlite::OptionalExtension;
 
 use super::transaction::Transaction;
-use crate::calendar::{Full, LimitId, Poured, poured_until};
+use crate::calendar::{Full, Ledgers, Level, LimitId, Poured, poured_until};
 use crate::clock::Timestamp;
 use crate::definition::Known;
 use crate::error::Error;
@@ -46,47 +46,78 @@ impl Transaction<'_> {
                 .optional()
             })
             .map_err(|error| self.sqlite(error))?;
-        let poured = match row {
-            None => None,
-            Some(row) => self.in_present_terms(limit, &row)?,
-        };
+        let poured = self.in_present_terms(limit, row)?;
         self.link.memo.remember_poured(limit, poured.clone());
         Ok(poured)
     }
 
-    pub(super) fn bucket_full_at(&mut self, limit: LimitId) -> Result<Option<Full>, Error> {
+    pub(super) fn bucket_level(&mut self, limit: LimitId) -> Result<Option<Level>, Error> {
         if let Some(poured) = self.link.memo.poured(limit) {
-            return Ok(poured.map(|poured| poured.full));
+            return Ok(poured.map(Poured::level));
         }
-        Ok(self.poured(limit)?.map(|poured| poured.full))
+        Ok(self.poured(limit)?.as_ref().map(Poured::level))
     }
 
-    /// What a row says, by the definition that is in force: through all those that were since it was written.
-    fn in_present_terms(&mut self, limit: LimitId, row: &Row) -> Result<Option<Poured>, Error> {
+    /// What a row says, by the definition that is in force: through all those that were since it was written. What was booked
+    /// for instants before the present one was poured out by those.
+    fn in_present_terms(
+        &mut self,
+        limit: LimitId,
+        row: Option<Row>,
+    ) -> Result<Option<Poured>, Error> {
         let Some(known) = self.known_by_id(limit)? else {
             return Ok(None);
         };
         let Some(bucket) = known.limit.bucket() else {
             return Ok(None);
         };
-        // Clamped, for the file may have been edited.
-        let full = Full {
-            at: Timestamp::from_nanos(row.full_ns),
-            part: row.full_part.clamp(0, row.refill.saturating_sub(1).max(0)),
-        };
-        let mut poured = Poured::read(full, &row.lows);
-        let mut former = bucket.refilling(row.refill, row.refill_ns);
-        if known.changed.as_nanos() >= row.written_ns {
-            for (since, refill, refill_ns) in self.refills_since(&known, row.written_ns)? {
-                let next = bucket.refilling(refill, refill_ns);
-                poured = poured.rescaled(former, next, since);
-                former = next;
+        let mut written_ns = i64::MIN;
+        let mut former = None;
+        let mut poured = None;
+        if let Some(row) = row {
+            // Clamped, for the file may have been edited.
+            let full = Full {
+                at: Timestamp::from_nanos(row.full_ns),
+                part: row.full_part.clamp(0, row.refill.saturating_sub(1).max(0)),
+            };
+            written_ns = row.written_ns;
+            former = Some(bucket.refilling(row.refill, row.refill_ns));
+            poured = Some(Poured::read(full, &row.lows));
+        }
+        let was_changed = known.changed.as_nanos() >= written_ns;
+        let is_missing = poured.is_some() && (was_changed || former != Some(bucket));
+        let first = Timestamp::from_nanos(i64::MIN);
+        let is_booked = was_changed
+            && self
+                .first_after(limit, first)?
+                .is_some_and(|charge| charge.at <= known.changed);
+        if !is_missing && !is_booked {
+            return Ok(poured);
+        }
+        let mut terms = Vec::new();
+        if was_changed {
+            terms = self.refills_since(&known, written_ns)?;
+        }
+        terms.push((
+            known.changed,
+            bucket.refill().cast_signed(),
+            bucket.per_ns(),
+        ));
+        for (since, refill, refill_ns) in terms {
+            let next = bucket.refilling(refill, refill_ns);
+            // Nothing can have been booked before the first of them.
+            let before = former.replace(next).unwrap_or(next);
+            if is_booked {
+                poured = poured_until(self, limit, before, poured, since)?;
+            }
+            if before != next {
+                poured = poured.map(|poured| poured.rescaled(before, next, since));
+            }
+            if let Some(poured) = &mut poured {
+                poured.through = is_booked.then_some(since);
             }
         }
-        if former != bucket {
-            poured = poured.rescaled(former, bucket, known.changed);
-        }
-        Ok(Some(poured))
+        Ok(poured)
     }
 }
 
@@ -182,9 +213,10 @@ impl Transaction<'_> {
     ) -> Result<(), Error> {
         let now = self.now();
         let stored = self.poured(limit)?;
-        let poured = poured_until(self, limit, bucket, stored.clone(), now)?;
+        let mut poured = poured_until(self, limit, bucket, stored.clone(), now)?;
         self.wrote();
-        if poured != stored {
+        let through = poured.as_mut().and_then(|poured| poured.through.take());
+        if through.is_some() || poured != stored {
             self.link
                 .connection
                 .prepare_cached(DELETE_POURED)
@@ -220,7 +252,10 @@ impl Transaction<'_> {
         };
         let now = self.now();
         let stored = self.poured(id)?;
-        if poured_until(self, id, bucket, stored.clone(), now)? != stored {
+        let is_in_ledger = stored
+            .as_ref()
+            .is_some_and(|poured| poured.through.is_some());
+        if is_in_ledger || poured_until(self, id, bucket, stored.clone(), now)? != stored {
             self.pour(id, bucket, |poured| poured)?;
         }
         Ok(true)

@@ -6,7 +6,7 @@ use rusqlite::{CachedStatement, Row as SqlRow};
 
 use super::transaction::Transaction;
 use crate::calendar::{
-    Charge, Full, Kept, Ledgers, LimitId, Line, OpenBlocks, Total, corrected, poured_now,
+    Charge, Kept, Ledgers, Level, LimitId, Line, OpenBlocks, Total, corrected, poured_now,
 };
 use crate::clock::Timestamp;
 use crate::error::Error;
@@ -61,8 +61,8 @@ impl Ledgers for Transaction<'_> {
         self.read_open_blocks(limit)
     }
 
-    fn full_at(&mut self, limit: LimitId) -> Result<Option<Full>, Error> {
-        self.bucket_full_at(limit)
+    fn level(&mut self, limit: LimitId) -> Result<Option<Level>, Error> {
+        self.bucket_level(limit)
     }
 
     fn pause(&mut self, limit: LimitId) -> Result<Option<Pause>, Error> {

@@ -167,7 +167,10 @@ impl Transaction<'_> {
                 self.sweep_ledger(id, &known.limit)?;
                 // By the definition that is in force: what stands there may be in the terms of another.
                 let now = self.now();
-                if self.bucket_full_at(id)?.is_some_and(|full| full.at >= now) {
+                if self
+                    .bucket_level(id)?
+                    .is_some_and(|level| level.full.at >= now)
+                {
                     return Ok(false);
                 }
             }
