@@ -1,11 +1,12 @@
 //! What histories, and the reading for them, have shown of permits with ids: each as short as it can be told.
 mod support;
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use quotalite::{
-    Error, HOUR, Limit, Limiter, MINUTE, ManualClock, Overage, Permit, Request, RequestError,
-    SECOND, Settled,
+    Error, HOUR, Limit, Limiter, MINUTE, ManualClock, OnConflict, Overage, Permit, Request,
+    RequestError, SECOND, Settled,
 };
 use support::{Scratch, open, open_raw};
 
@@ -346,6 +347,50 @@ fn what_is_missing_in_a_bucket_stays_missing_when_another_definition_takes_over(
         }
         assert_eq!(free(limiter, "u:2"), 5);
     });
+}
+
+#[test]
+fn what_comes_due_in_a_bucket_is_poured_by_the_terms_of_its_time() {
+    const MS: Duration = Duration::from_millis(1);
+    // A key of its own, and one of a pattern, which nobody looks at while that is changed.
+    for changes in [1, 2] {
+        let ends = ["u:1", "u:*"].map(|key| {
+            let end = Cell::new(None);
+            on_both(|limiter, clock| {
+                let define = |burst, refill, per| {
+                    let builder = match key.ends_with('*') {
+                        true => Limit::pattern(key),
+                        false => Limit::new(key),
+                    };
+                    let limit = builder.burst(burst).refill(refill, per);
+                    limiter.define_or(limit, OnConflict::Replace).unwrap();
+                };
+                define(2, 2, 3 * MS);
+                drop(get(limiter, &Request::new().take("u:1", 1)));
+                let start = limiter.now().unwrap();
+                // Due after 1.5 ms, when the one has run out.
+                let booking = limiter.book(&Request::new().take("u:1", 2)).unwrap();
+                assert_eq!(limiter.now().unwrap(), start);
+                clock.advance(MS * 27 / 16);
+                drop(booking.accept());
+                if changes == 2 {
+                    define(1, 1, 300 * MS);
+                }
+                define(1, 1, 3 * MS);
+                let usage = limiter.usage("u:1").unwrap();
+                let bucket = usage.bucket().unwrap();
+                let next = bucket
+                    .next_release()
+                    .unwrap()
+                    .saturating_duration_since(start);
+                // Of the two, 1/8 has run out.
+                assert_eq!((bucket.used(), next), (2, MS * 69 / 16), "{key}");
+                end.set(Some(next));
+            });
+            end.get().unwrap()
+        });
+        assert_eq!(ends[0], ends[1]);
+    }
 }
 
 #[test]
