@@ -348,6 +348,12 @@ pub(crate) fn room_at_start<L: Ledgers>(
     SlowStart::new(id, limit, rate, pause).room(ledgers, at)
 }
 
+/// When a limit has started again after a pause, if it does so slowly.
+pub(crate) fn end_of_start(limit: &Limit, pause: Pause) -> Option<Timestamp> {
+    let ends = slow_start::rates(limit, pause).map(|(rate, pause)| slow_start::end_of(rate, pause));
+    ends.max()
+}
+
 /// Reads off how a bucket stands at `now`, if the limit is one.
 pub(crate) fn level<L: Ledgers>(
     ledgers: &mut L,

@@ -131,6 +131,8 @@ pub struct WaiterRow {
 }
 
 /// A process that has booked, waits or holds something.
+///
+/// It lives as long as its lock is held: by itself, or by what it has left a [lifeline](crate::Limiter::lifeline) to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct OwnerRow {
@@ -140,4 +142,6 @@ pub struct OwnerRow {
     pub since: Timestamp,
     /// Whether it lives; nothing where that cannot be seen. What a dead one held comes back when somebody needs it.
     pub is_alive: Option<bool>,
+    /// Which file holds the lock that tells, and at which byte.
+    pub(crate) lock: (i64, i64),
 }

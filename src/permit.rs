@@ -249,7 +249,8 @@ impl Permit {
     /// Lets the permit go on for so long from now, where its slots have a
     /// [timeout](crate::LimitBuilder::timeout) or it is [detached](Self::detach). Returns the instant at which they come
     /// back. `None` if it has ended, if its slots have come back already, or if it does not end by itself: nothing is
-    /// changed then. Who renews as a heartbeat, and knows of a timeout, has lost its slots when it gets `None`.
+    /// changed then. Who renews as a heartbeat, and knows of a timeout, has lost its slots when it gets `None`. That somebody has
+    /// [reset](crate::Limiter::reset) or removed the limit by force, it does not tell.
     ///
     /// # Errors
     /// Whatever can happen to the file. The permit then stays as it was.

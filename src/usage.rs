@@ -16,6 +16,7 @@ pub struct Usage {
     rates: Vec<RateUsage>,
     bucket: Option<BucketUsage>,
     pause: Option<Pause>,
+    starts_until: Option<Timestamp>,
     breaker: Option<BreakerUsage>,
     free_slots: Option<u64>,
     held: u64,
@@ -76,6 +77,13 @@ impl Usage {
     #[must_use]
     pub const fn pause(&self) -> Option<Pause> {
         self.pause
+    }
+
+    /// Until when it admits less than its rates do, because it [starts slowly](crate::PausePolicy::slow_start_percent) after a
+    /// pause that has ended; nothing if it does not.
+    #[must_use]
+    pub const fn starts_slowly_until(&self) -> Option<Timestamp> {
+        self.starts_until
     }
 
     /// How the breaker stands, if this is one.
@@ -159,6 +167,10 @@ impl Usage {
         let mut is_over = limit.slot_count().is_some_and(|count| held > count);
         let last_pause = calendar::pause_of(ledgers, id, at)?;
         let pause = last_pause.filter(|pause| pause.holds(at));
+        let starts_until = last_pause
+            .filter(|pause| !pause.holds(at))
+            .and_then(|pause| calendar::end_of_start(limit, pause))
+            .filter(|until| *until > at);
         let mut rates = Vec::with_capacity(limit.rates().len());
         for rate in limit.rates() {
             let read = calendar::usage(ledgers, id, limit, rate, at)?;
@@ -196,6 +208,7 @@ impl Usage {
             rates,
             bucket,
             pause,
+            starts_until,
             breaker,
             free_slots,
             held,

@@ -522,6 +522,18 @@ fn pauses_are_seen_and_lifted() {
         "in the table, too"
     );
     assert_eq!(done(&db, &["resume", "calls"]), "calls: resumed\n");
+    let status = &document(&db, &["status"])["limits"][0];
+    assert_eq!(status["paused_for_s"], Value::Null);
+    done(&db, &["limits", "set", "slow", "10/h"]);
+    done(&db, &["pause", "slow", "1m"]);
+    done(&db, &["resume", "slow"]);
+    let slowly = done(&db, &["status", "slow"]);
+    assert!(slowly.contains("starts slowly"), "{slowly}");
+    let explained = done(&db, &["explain", "slow"]);
+    assert!(
+        explained.contains("starts slowly after a pause"),
+        "{explained}"
+    );
     assert_eq!(done(&db, &["resume", "calls"]), "calls: was not paused\n");
     assert_eq!(run(&db, &["pause", "calls"]).code, Some(64));
 }
@@ -561,4 +573,33 @@ fn the_program_documents_itself() {
         1,
         "its file is gone again"
     );
+}
+
+#[test]
+fn what_those_in_line_wait_for_is_not_available() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    let limiter = Limiter::open(&db).unwrap();
+    limiter.define(Limit::slots("gpu", 4)).unwrap();
+    limiter.define(Limit::new("calls").per_hour(9)).unwrap();
+    let held = limiter.acquire(("gpu", 2)).unwrap();
+    let available = |key: &str| document(&db, &["usage", key])["available"].clone();
+    assert_eq!([available("gpu"), available("calls")], [2, 9]);
+    std::thread::scope(|scope| {
+        let ask = quotalite::Request::new().take("gpu", 3).take("calls", 4);
+        let wanting = limiter.clone();
+        scope.spawn(move || wanting.acquire(&ask).map(drop));
+        let in_line = || document(&db, &["usage", "gpu"])["waiting"] == 1;
+        while !in_line() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        // What it is short of is kept for it; what it is not short of, others may use.
+        assert_eq!([available("gpu"), available("calls")], [0, 9]);
+        let parts = document(&db, &["usage", "gpu"])["parts"][0]["available"].clone();
+        assert_eq!(parts, 0);
+        assert_eq!(run(&db, &["peek", "gpu"]).code, Some(75));
+        assert_eq!(run(&db, &["peek", "calls=9"]).code, Some(0));
+        drop(held);
+    });
+    assert_eq!([available("gpu"), available("calls")], [4, 5]);
 }

@@ -358,9 +358,11 @@ fn what_comes_due_in_a_bucket_is_poured_by_the_terms_of_its_time() {
             let end = Cell::new(None);
             on_both(|limiter, clock| {
                 let define = |burst, refill, per| {
-                    let builder = match key.ends_with('*') {
-                        true => Limit::pattern(key),
-                        false => Limit::new(key),
+                    let is_pattern = key.ends_with('*');
+                    let builder = if is_pattern {
+                        Limit::pattern(key)
+                    } else {
+                        Limit::new(key)
                     };
                     let limit = builder.burst(burst).refill(refill, per);
                     limiter.define_or(limit, OnConflict::Replace).unwrap();

@@ -392,8 +392,16 @@ fn a_limit_starts_with_part_of_its_rate_and_evenly() {
         limiter
             .define(Limit::new("a").per_second(10).per_minute(300))
             .unwrap();
+        let slowly = || {
+            let usage = limiter.usage("a").unwrap();
+            let until = usage.starts_slowly_until();
+            until.map(|until| until.saturating_duration_since(usage.at()))
+        };
+        assert_eq!(slowly(), None);
         pause(limiter, "a", 20 * SECOND);
+        assert_eq!(slowly(), None, "nobody is admitted at all");
         clock.advance(20 * SECOND);
+        assert_eq!(slowly(), Some(MINUTE));
         // Half of 10 in the first second is 5, one each 200 ms.
         let mut in_first_second = 0;
         for _ in 0..5 {
@@ -411,6 +419,7 @@ fn a_limit_starts_with_part_of_its_rate_and_evenly() {
             clock.advance(100 * MS);
         }
         assert_eq!(in_first_minute, 150);
+        assert_eq!(slowly(), None);
         assert_eq!(granted(limiter, "a"), 10);
     });
 }

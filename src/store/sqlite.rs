@@ -25,6 +25,8 @@ mod estimates;
 mod file_control;
 mod generation;
 mod handover;
+#[cfg(all(feature = "inspect", target_os = "linux"))]
+mod heirs;
 #[cfg(feature = "inspect")]
 mod inspector;
 mod joined;

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::admission::Refusal;
 use crate::ask::{self, Take};
-use crate::ledger::{Permit, Spenders, Taken, list, taken};
+use crate::ledger::{Heirs, Permit, Spenders, Taken, list, live_on, taken};
 use crate::shell::{Code, Failure, Shell};
 use crate::show::{self, BAD, BOLD, DIM, GOOD, counted, number};
 
@@ -144,9 +144,11 @@ impl OfLimit {
             reasons.extend(obstacle(denial, &usage));
         }
         reasons.extend(state(&usage, look));
-        let permits = look.permits()?.into_iter();
-        let permits = permits
-            .filter(|row| row.state.is_open() && row.takes.iter().any(|(taken, _)| taken == key));
+        let mut permits = look.permits()?;
+        permits
+            .retain(|row| row.state.is_open() && row.takes.iter().any(|(taken, _)| taken == key));
+        let heirs = Heirs::read(look, permits.iter().filter_map(|row| row.pid))?;
+        let permits = permits.into_iter();
         let bookings = look.bookings()?.into_iter().filter(|row| row.key == *key);
         let waiting = look.waiting()?.into_iter();
         let waiting = waiting.filter(|row| row.takes.iter().any(|(wanted, _)| wanted == key));
@@ -157,7 +159,7 @@ impl OfLimit {
             definition: usage.limit().as_given().to_string(),
             refusal: refusal(&peek, look),
             reasons,
-            permits: permits.map(|row| Permit::new(row, look)).collect(),
+            permits: permits.map(|row| Permit::new(row, look, &heirs)).collect(),
             bookings: bookings
                 .map(|row| Booked {
                     at: show::instant(look, row.at),
@@ -266,10 +268,7 @@ fn obstacle(denial: &Denial, usage: &Usage) -> Option<String> {
             number(usage.held()),
             counted(count, "slot")
         ),
-        Obstacle::SlowStart => {
-            "it starts slowly after a pause: less than its rates for a while".to_owned()
-        }
-        Obstacle::Paused | Obstacle::Breaker => return None,
+        Obstacle::Paused | Obstacle::Breaker | Obstacle::SlowStart => return None,
         other => other.to_string(),
     })
 }
@@ -299,6 +298,12 @@ pub(crate) fn state(usage: &Usage, look: &Look<'_>) -> Vec<String> {
     }
     if let Some(breaker) = broken {
         state.push(broken_in_words(breaker, usage, time));
+    }
+    if let Some(until) = usage.starts_slowly_until() {
+        state.push(format!(
+            "it starts slowly after a pause: until {} it admits less than its rates do",
+            time(until)
+        ));
     }
     if usage.is_decreasing() {
         state.push("it was lowered: nothing is admitted until what is in use fits".to_owned());
@@ -403,6 +408,9 @@ impl OfLimit {
                 "  {state}{holder} for {}: {takes}{id}",
                 show::seconds(permit.since_s)
             )?;
+            if !permit.heirs.is_empty() {
+                writeln!(out, "    it {}", live_on(&permit.heirs))?;
+            }
         }
         for booked in self.bookings.iter().take(MOST) {
             let amount = number(booked.amount);

@@ -1,6 +1,6 @@
 //! What was charged and who holds it: `charges`, `permits`, `settle`, `cancel`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use clap::Args;
@@ -197,6 +197,55 @@ fn has_no_ledger(limit: &Limit) -> Option<&'static str> {
 #[derive(Debug, Serialize)]
 struct Permits {
     permits: Vec<Permit>,
+    #[serde(skip)]
+    heirs: String,
+}
+
+/// The processes that others live on in, by these: see [`Look::heirs`].
+#[derive(Debug, Default)]
+pub(crate) struct Heirs(BTreeMap<u32, Vec<u32>>);
+
+impl Heirs {
+    pub(crate) fn read(look: &Look<'_>, pids: impl Iterator<Item = u32>) -> Result<Self, Error> {
+        let pids: BTreeSet<u32> = pids.collect();
+        let mut heirs = BTreeMap::<u32, Vec<u32>>::new();
+        if !pids.is_empty() {
+            for owner in look.owners()? {
+                if pids.contains(&owner.pid) {
+                    heirs
+                        .entry(owner.pid)
+                        .or_default()
+                        .extend(look.heirs(&owner));
+                }
+            }
+        }
+        heirs.retain(|_, heirs| !heirs.is_empty());
+        Ok(Self(heirs))
+    }
+
+    pub(crate) fn of(&self, pid: u32) -> &[u32] {
+        self.0.get(&pid).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// A line for each.
+impl fmt::Display for Heirs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0
+            .iter()
+            .try_for_each(|(pid, heirs)| writeln!(f, "process {pid} {}", live_on(heirs)))
+    }
+}
+
+/// What there is to say of a process with heirs.
+pub(crate) fn live_on(heirs: &[u32]) -> String {
+    let named = heirs.iter().map(|pid| {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+        let name = name.map(|name| format!(" ({})", name.trim_end()));
+        format!("{pid}{}", name.unwrap_or_default())
+    });
+    let named: Vec<_> = named.collect();
+    format!("has ended, and lives on in {}", named.join(", "))
 }
 
 /// A permit, as it is printed.
@@ -207,6 +256,8 @@ pub(crate) struct Permit {
     pub(crate) fence: String,
     pub(crate) state: &'static str,
     pub(crate) pid: Option<u32>,
+    /// The processes that it lives on in.
+    pub(crate) heirs: Vec<u32>,
     pub(crate) since: String,
     pub(crate) since_s: f64,
     pub(crate) expires: Option<String>,
@@ -221,13 +272,17 @@ pub(crate) struct Taken {
 }
 
 impl Permit {
-    pub(crate) fn new(row: PermitRow, look: &Look<'_>) -> Self {
+    pub(crate) fn new(row: PermitRow, look: &Look<'_>, heirs: &Heirs) -> Self {
         let now = look.now();
         Self {
             id: row.id,
             fence: row.fence.to_string(),
             state: row.state.as_str(),
             pid: row.pid,
+            heirs: row
+                .pid
+                .map(|pid| heirs.of(pid).to_vec())
+                .unwrap_or_default(),
             since: show::instant(look, row.at),
             since_s: now.saturating_duration_since(row.at).as_secs_f64(),
             expires: row.expires.map(|at| show::instant(look, at)),
@@ -261,10 +316,13 @@ pub(crate) fn permits(shell: &Shell, args: &PermitsArgs) -> Result<Code, Failure
         if let Some(key) = &args.key {
             look.limit(key)?;
         }
-        let rows = look.permits()?.into_iter();
-        let rows = rows.filter(|row| (args.all || row.state.is_open()) && is_of(row));
+        let mut rows = look.permits()?;
+        rows.retain(|row| (args.all || row.state.is_open()) && is_of(row));
+        let heirs = Heirs::read(look, rows.iter().filter_map(|row| row.pid))?;
+        let permits = rows.into_iter().map(|row| Permit::new(row, look, &heirs));
         Ok(Permits {
-            permits: rows.map(|row| Permit::new(row, look)).collect(),
+            permits: permits.collect(),
+            heirs: heirs.to_string(),
         })
     })?;
     shell.print(&permits, |out| {
@@ -299,7 +357,8 @@ pub(crate) fn permits(shell: &Shell, args: &PermitsArgs) -> Result<Code, Failure
                 list(&permit.takes).into(),
             ]);
         }
-        table.write(out, show::width())
+        table.write(out, show::width())?;
+        write!(out, "{DIM}{}{DIM:#}", permits.heirs)
     })?;
     Ok(Code::Done)
 }

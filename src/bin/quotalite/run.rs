@@ -1,9 +1,11 @@
 //! Any command, run when limits admit it: `run`.
 
+mod heartbeat;
 mod output;
 mod program;
 
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::io::{self, IsTerminal};
 #[cfg(target_os = "linux")]
 use std::os::fd::OwnedFd;
@@ -17,6 +19,7 @@ use quotalite::{
 };
 use regex::bytes::Regex;
 
+use self::heartbeat::with_heartbeat;
 use self::program::{Ended, Program};
 use crate::ask::{self, Take};
 use crate::shell::{Code, Failure, Shell};
@@ -30,9 +33,9 @@ use crate::signals::Signals;
 /// on: its exit code, or the signal that has ended it, which ends `run`, too. If it cannot be executed (126) or is not found
 /// (127), nothing is charged.
 ///
-/// Slots are held until the command has ended, however it ends. Should `run` itself be killed with SIGKILL meanwhile, they
-/// come back when the command has ended (on Linux): the command inherits a descriptor of the lock file that says so, with a
-/// number from 100 on. Daemons that it leaves behind have it, too, but keep slots only if `run` was killed. What was charged
+/// Slots are held until the command has ended, however it ends: if they have a timeout, they are renewed while it runs. Should
+/// `run` itself be killed with SIGKILL meanwhile, they come back when the command has ended (on Linux), or when they time out, as
+/// they do while `run` is stopped: the command inherits a descriptor of the lock file that says so, with a number from 100 on. Daemons that it leaves behind have it, too, but keep slots only if `run` was killed. What was charged
 /// to rates stays charged.
 ///
 /// ^C and ^\ at a terminal reach the command by themselves, and `run` ends when it has. What is sent to `run` by a process is
@@ -292,17 +295,33 @@ impl Job<'_> {
         let pattern = self.args.retry_match.as_ref();
         // The child inherits what is open when it is started, and nobody else is to.
         let started = self.lifeline(permit).and_then(|lifeline| {
+            let timeout = self.timeout(permit)?;
             let started = self.program.start(&self.signals, pattern);
             drop(lifeline);
-            started
+            Ok((started?, timeout))
         });
         match started {
-            Ok(running) => running.wait(&self.signals),
+            Ok((running, timeout)) => {
+                let warn = |what: &dyn Display| self.shell.warn(format_args!("quotalite: {what}"));
+                with_heartbeat(permit, timeout, warn, || running.wait(&self.signals))
+            }
             Err(failure) => match permit.cancel() {
                 Ok(_) => Err(failure),
                 Err(error) => Err(failure.hint(format!("what it was charged stays: {error}"))),
             },
         }
+    }
+
+    /// After how long its slots come back if nobody renews them.
+    fn timeout(&self, permit: &Permit) -> Result<Option<Duration>, Failure> {
+        if permit.fence().is_none() {
+            return Ok(None);
+        }
+        let beside = self.args.slots_beside_rate();
+        let keys = self.args.limits.iter().map(|take| &take.key).chain(&beside);
+        let timeouts = keys.map(|key| Ok(self.limiter.limit(key)?.timeout()));
+        let timeouts = timeouts.collect::<Result<Vec<_>, Failure>>()?;
+        Ok(timeouts.into_iter().flatten().min())
     }
 
     /// Keeps slots until the command has ended, even if this process ends before. Rates need none: they stay charged.

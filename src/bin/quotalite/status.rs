@@ -93,6 +93,8 @@ pub(crate) struct Standing {
     pub(crate) available: Option<u64>,
     pub(crate) paused_until: Option<String>,
     pub(crate) paused_for_s: Option<f64>,
+    pub(crate) starts_slowly_until: Option<String>,
+    pub(crate) starts_slowly_for_s: Option<f64>,
     pub(crate) breaker: Option<Breaker>,
     pub(crate) permits: u64,
     pub(crate) waiting: u64,
@@ -197,6 +199,12 @@ const BAR: usize = 10;
 impl Standing {
     pub(crate) fn read(look: &mut Look<'_>, key: &str, in_line: &InLine) -> Result<Self, Error> {
         let usage = look.usage(key)?;
+        let available = available(look, &usage)?;
+        // Whatever a part has left, those in line come first.
+        let left = |part: u64| match usage.waiting() {
+            0 => part,
+            _ => part.min(available),
+        };
         let at = |at: Timestamp| show::instant(look, at);
         let seconds = |until: Timestamp| until.saturating_duration_since(usage.at()).as_secs_f64();
         let limit = usage.limit();
@@ -216,7 +224,7 @@ impl Standing {
                 next_release_in_s: next.map(seconds),
             };
         let rates = usage.rates().iter().map(|rate| {
-            let numbers = [rate.used(), rate.available(), rate.rate().capacity()];
+            let numbers = [rate.used(), left(rate.available()), rate.rate().capacity()];
             let mut name = rate.rate().to_string();
             if let Some(unit) = limit.unit() {
                 name = name.replacen('/', &format!(" {unit}/"), 1);
@@ -224,20 +232,23 @@ impl Standing {
             part(name, numbers, rate.next_release())
         });
         let bucket = usage.bucket().map(|bucket| {
-            let numbers = [bucket.used(), bucket.available(), bucket.bucket().burst()];
+            let available = left(bucket.available());
+            let numbers = [bucket.used(), available, bucket.bucket().burst()];
             part(bucket.bucket().to_string(), numbers, bucket.next_release())
         });
         let slots = limit.slot_count().map(|count| {
-            let numbers = [usage.held(), usage.available(), count];
+            let numbers = [usage.held(), available, count];
             part(counted(count, "slot"), numbers, None)
         });
         Ok(Self {
             key: key.to_owned(),
             definition: limit.as_given().to_string(),
             unit: limit.unit().map(str::to_owned),
-            available: has_number(&usage).then(|| usage.available()),
+            available: has_number(&usage).then_some(available),
             paused_until: pause.map(|pause| at(pause.until())),
             paused_for_s: pause.map(|pause| seconds(pause.until())),
+            starts_slowly_until: usage.starts_slowly_until().map(at),
+            starts_slowly_for_s: usage.starts_slowly_until().map(seconds),
             breaker,
             permits: usage.permits(),
             waiting: usage.waiting(),
@@ -286,6 +297,10 @@ impl Standing {
         if let Some(left) = pause {
             notes.push(format!("paused {left}"));
             style = BAD;
+        }
+        if let Some(left) = self.starts_slowly_for_s.map(show::seconds) {
+            notes.push(format!("starts slowly {left}"));
+            style = WARN;
         }
         if self.decreasing {
             notes.push("decreasing".to_owned());
@@ -350,6 +365,25 @@ impl Standing {
         }
         table.write(out, show::width())
     }
+}
+
+/// The largest amount that would be admitted now. Those who wait in line keep for themselves some of what is free, or all of it.
+pub(crate) fn available(look: &mut Look<'_>, usage: &Usage) -> Result<u64, Error> {
+    let free = usage.available();
+    if usage.waiting() == 0 || free == 0 {
+        return Ok(free);
+    }
+    let key = usage.limit().key();
+    let (mut admitted, mut refused) = (0, free.saturating_add(1));
+    while refused - admitted > 1 {
+        let amount = admitted + (refused - admitted) / 2;
+        if look.peek((key, amount))?.is_now() {
+            admitted = amount;
+        } else {
+            refused = amount;
+        }
+    }
+    Ok(admitted)
 }
 
 /// Whether what is available is a number: a breaker lets through whoever comes, or nobody.

@@ -525,10 +525,27 @@ impl Look<'_> {
                 pid: row.get(1)?,
                 since: Timestamp::from_nanos(row.get(4)?),
                 is_alive,
+                lock: (owner.lock_inode, owner.id),
             });
             Ok(true)
         })?;
         Ok(owners)
+    }
+
+    /// The processes that an owner lives on in, where it has ended itself, or has another id here: its lock is theirs. It
+    /// looks into all processes to find them, and finds none of another user, nor any where there is no `/proc` of Linux.
+    #[must_use]
+    pub fn heirs(&self, owner: &OwnerRow) -> Vec<u32> {
+        match owner {
+            OwnerRow {
+                is_alive: Some(false),
+                ..
+            } => Vec::new(),
+            #[cfg(target_os = "linux")]
+            OwnerRow { pid, lock, .. } => super::heirs::heirs(*pid, lock.0, lock.1),
+            #[cfg(not(target_os = "linux"))]
+            OwnerRow { .. } => Vec::new(),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use quotalite::{BookingRow, ChargeKind, Error, Look, PermitRow, Timestamp, Waite
 
 use crate::ask::Since;
 use crate::explain::state;
-use crate::ledger::{Spenders, list, taken};
+use crate::ledger::{Spenders, list, live_on, taken};
 use crate::limits::action_of;
 use crate::show;
 use crate::status::{InLine, Standing};
@@ -151,15 +151,17 @@ fn processes(look: &Look<'_>, pids: &BTreeSet<u32>) -> Result<Section, Error> {
     let mut owners = look.owners()?;
     owners.retain(|row| pids.contains(&row.pid));
     Ok(Section::new("PROCESSES", owners, |row| {
+        let heirs = look.heirs(&row);
         let state = match row.is_alive {
-            Some(true) => "alive",
-            Some(false) => "dead: what it held comes back when somebody needs it",
-            None => "",
+            _ if !heirs.is_empty() => live_on(&heirs),
+            Some(true) => "alive".to_owned(),
+            Some(false) => "dead: what it held comes back when somebody needs it".to_owned(),
+            None => String::new(),
         };
         vec![
             process(Some(row.pid)),
             format!("since {}", ago(look, row.since)),
-            state.to_owned(),
+            state,
         ]
     }))
 }
