@@ -307,7 +307,7 @@ kinds! {
     /// A process holds something by a lock that nobody can see.
     UnseenOwner: Warning, "unseen_owner",
         "the lock file was removed or replaced while the process lived; it is taken to be alive until the next boot, so what it holds does not come back",
-        "end that process if it still lives; `quotalite cancel ID`, or `quotalite reset KEY`, frees what it holds. Never remove the files beside the database";
+        "end that process if it still lives; `quotalite reset KEY` frees the slots that it holds, and `quotalite cancel ID` a permit that has an id. Never remove the files beside the database";
     /// The WAL is long.
     LongWal: Warning, "long_wal",
         "it takes room and makes reading slower; somebody has been reading for a long time, or was killed before it was copied",

@@ -24,7 +24,7 @@ pub(crate) use rate::nanos;
 pub use rate::{Rate, Window};
 pub use text::ParseRatesError;
 #[cfg(feature = "file")]
-pub(crate) use text::parse_time;
+pub(crate) use text::{Time, parse_time};
 
 use crate::breaker::BreakerPolicy;
 use crate::clock::Timestamp;
@@ -477,8 +477,7 @@ impl fmt::Display for AsGiven<'_> {
             ("keep", limit.keep_ns()),
         ];
         for (what, time_ns) in times.into_iter().filter(|(_, time_ns)| *time_ns > 0) {
-            write!(f, ", {what} ")?;
-            text::write_time(f, time_ns.unsigned_abs())?;
+            write!(f, ", {what} {}", Time(time_ns))?;
         }
         if limit.overage() != Overage::default() {
             write!(f, ", overage {}", limit.overage().as_str())?;

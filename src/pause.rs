@@ -6,7 +6,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use crate::clock::Timestamp;
-use crate::limit::{LimitError, MAX_WINDOW, MIN_WINDOW, MINUTE, nanos};
+use crate::limit::{LimitError, MAX_WINDOW, MIN_WINDOW, MINUTE, Time, nanos};
 
 /// How many strikes can be counted at most: [`PausePolicy::escalate`].
 pub const MAX_STRIKES: u32 = 64;
@@ -223,9 +223,13 @@ impl fmt::Display for PausePolicy {
             cap,
             slow_start_percent,
         } = self;
+        let time = |time: &Duration| Time(nanos(*time));
         write!(
             f,
-            "pauses of {first:?}, doubled from {strikes} in {within:?} on, at most {cap:?}, slow start {slow_start_percent} %"
+            "pauses of {}, doubled from {strikes} in {} on, at most {}, slow start {slow_start_percent} %",
+            time(first),
+            time(within),
+            time(cap)
         )
     }
 }

@@ -603,3 +603,76 @@ fn what_those_in_line_wait_for_is_not_available() {
     });
     assert_eq!([available("gpu"), available("calls")], [4, 5]);
 }
+
+#[test]
+fn what_is_said_of_a_definition_is_changed_and_the_rest_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    for (arguments, definition) in [
+        (&["calls", "10 things/s"] as &[&str], "10 things/s"),
+        (&["calls", "--history", "7d"], "10 things/s, keep 7d"),
+        (&["calls", "--history", "0"], "10 things/s"),
+        (&["calls", "--unit", ""], "10/s"),
+        (
+            &["calls", "--pause-cap", "2h", "--slow-start", "100"],
+            "10/s, pauses of 1min, doubled from 3 in 5min on, at most 2h, slow start 100 %",
+        ),
+        (
+            &["calls", "--pause-cap", "15m", "--slow-start", "50"],
+            "10/s",
+        ),
+        (&["gpu", "--slots", "2"], "2 slots"),
+        (&["gpu", "--timeout", "5m"], "2 slots, timeout 5min"),
+        (&["gpu", "--slots", "3"], "3 slots, timeout 5min"),
+        (&["gpu", "--timeout", "0"], "3 slots"),
+        (
+            &["search", "--burst", "5", "--refill", "2/s"],
+            "burst 5, refill 2/s",
+        ),
+        (&["search", "--burst", "7"], "burst 7, refill 2/s"),
+        (&["search", "--refill", "3/s"], "burst 7, refill 3/s"),
+        (
+            &["search", "--overage", "deny"],
+            "burst 7, refill 3/s, overage deny",
+        ),
+        (&["user:*", "5/s"], "5/s"),
+        (&["user:*", "--pad", "1s"], "5/s, pad 1s"),
+    ] {
+        let set = document(&db, &[&["limits", "set"], arguments].concat());
+        assert_eq!(set["definition"], definition, "{arguments:?}");
+        let again = [&["limits", "set"], arguments, &["--no-replace"]].concat();
+        assert_eq!(
+            document(&db, &again)["outcome"],
+            "unchanged",
+            "{arguments:?}"
+        );
+    }
+}
+
+#[test]
+fn a_pause_says_why_it_is_not_as_long_as_was_asked_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    done(
+        &db,
+        &["limits", "set", "calls", "10/s", "--pause-cap", "1h"],
+    );
+    assert_eq!(
+        done(&db, &["pause", "calls", "30m"]),
+        "calls: paused for 30m\n"
+    );
+    let shorter = run(&db, &["pause", "calls", "5m"]);
+    assert_eq!(shorter.out, "calls: paused for 30m\n");
+    assert!(
+        shorter.err.contains("paused for longer before"),
+        "{}",
+        shorter.err
+    );
+    let longer = run(&db, &["pause", "calls", "2h"]);
+    assert_eq!(longer.out, "calls: paused for 1h\n");
+    assert!(
+        longer.err.contains("limits set calls --pause-cap \"2h\""),
+        "{}",
+        longer.err
+    );
+}

@@ -5,6 +5,7 @@ mod support;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 
 use quotalite::{Limiter, rusqlite};
@@ -44,7 +45,16 @@ fn misuse_is_told_and_changes_nothing() {
         ),
         (&["wait", "calls", "--within", "soon"], "soon"),
         (&["wait", "calls", "--within", "30"], "of what?"),
-        (&["limits", "set", "calls"], "required"),
+        (&["limits", "set", "calls"], "nothing of it is said"),
+        (&["limits", "set", "5/s", "calls"], "the key comes first"),
+        (&["limits", "set", "b", "burst 3, refill 1/s"], "--burst"),
+        (&["limits", "set", "b", "2 slots"], "--slots"),
+        (&["limits", "set", "nobody", "--pad", "1s"], "needs rates"),
+        (&["limits", "set", "calls", "--timeout", "1s"], "of slots"),
+        (&["limits", "set", "calls", "--refill", "1/s"], "burst"),
+        (&["limits", "set", "calls", "--slow-start", "0"], "1..=100"),
+        (&["replay", "--limit", "calls"], "which other definition"),
+        (&["pause", "calls", "0s"], "longer than nothing"),
         (&["limits", "set", "calls", "ten a second"], "wrong at byte"),
         (
             &["limits", "set", "calls", "--slots", "3"],
@@ -228,6 +238,14 @@ fn a_look_by_somebody_who_may_not_write_leaves_nothing_behind() {
         assert_eq!(looked.code, Some(125), "{arguments:?}: {}", looked.out);
         assert!(looked.err.contains("may write"), "{}", looked.err);
     }
+    fs::set_permissions(&db, fs::Permissions::from_mode(0o600)).unwrap();
+    let looked = as_user(other, &["status"]);
+    assert!(looked.err.contains("may write"), "{}", looked.err);
+    assert!(
+        looked.err.contains("as the user that it belongs to"),
+        "{}",
+        looked.err
+    );
     assert_eq!(fs::read_dir(&shared).unwrap().count(), 2);
     let waited = as_user(owner, &["wait", "calls"]);
     assert_eq!(waited.code, Some(0), "{}", waited.err);
@@ -250,4 +268,31 @@ fn a_journal_of_another_program_is_not_rolled_back_by_a_look() {
     }
     assert_eq!(fs::read(&db).unwrap(), before);
     assert_eq!(fs::read(&journal).unwrap(), [7; 1_024]);
+}
+
+#[test]
+fn whoever_cannot_open_a_file_is_told_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let set: &[&str] = &["limits", "set", "calls", "10/s"];
+    for (name, arguments, part) in [
+        ("none/limits.db", set, "make that first"),
+        ("none/limits.db", &["status"], "make that first"),
+        (
+            "limits.db",
+            &["status"],
+            "`quotalite limits set KEY RATES` makes a file",
+        ),
+        ("empty.db", &["status"], "nothing was ever defined in it"),
+    ] {
+        fs::write(directory.path().join("empty.db"), "").unwrap();
+        let ended = run(&directory.path().join(name), arguments);
+        assert_eq!(ended.code, Some(125), "{name}: {}", ended.err);
+        assert!(ended.err.contains(part), "{name}: {}", ended.err);
+    }
+    // A variable that is empty stands for no file, and is in nobody's way.
+    let empty = run(Path::new(""), &["completions", "bash"]);
+    assert_eq!(empty.code, Some(0), "{}", empty.err);
+    let nameless = run(Path::new(""), &["status"]);
+    assert_eq!(nameless.code, Some(64));
+    assert!(nameless.err.contains("QUOTALITE_DB"), "{}", nameless.err);
 }

@@ -134,6 +134,10 @@ fn what_happens_is_told() {
     assert!(watch.next("paused", Some("calls"))["until"].is_string());
     limiter.resume("calls").unwrap();
     watch.next("resumed", Some("calls"));
+    for _ in 0..2 {
+        limiter.reset("calls").unwrap();
+        watch.next("reset", Some("calls"));
+    }
 
     limiter.define(Limit::slots("gpu", 1)).unwrap();
     let permit = limiter

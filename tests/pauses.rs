@@ -495,7 +495,7 @@ fn a_policy_is_part_of_the_definition() {
         .unwrap();
     assert_eq!(
         limit.to_string(),
-        "a: 10/s, pauses of 5s, doubled from 2 in 60s on, at most 900s, slow start 10 %"
+        "a: 10/s, pauses of 5s, doubled from 2 in 1min on, at most 15min, slow start 10 %"
     );
     limiter.define(&limit).unwrap();
     let other = open(&scratch, &clock);

@@ -286,6 +286,12 @@ impl LimitBuilder {
         self
     }
 
+    /// Takes the timeout away: slots come back when they are given back, or their process ends.
+    pub fn without_timeout(mut self) -> Self {
+        self.timeout = None;
+        self
+    }
+
     /// What is done about strikes, and how the limit starts again after a pause: see
     /// [`Limiter::pause`](crate::Limiter::pause).
     pub fn pauses(mut self, pauses: PausePolicy) -> Self {

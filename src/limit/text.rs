@@ -350,13 +350,18 @@ fn write_window(f: &mut fmt::Formatter<'_>, window_ns: u64) -> fmt::Result {
 }
 
 /// As in `7d` and `1min`: a whole number, and a unit that it comes out even in.
-pub(super) fn write_time(f: &mut fmt::Formatter<'_>, time_ns: u64) -> fmt::Result {
-    match NAMED_WINDOWS
-        .iter()
-        .find(|(_, ns)| time_ns.is_multiple_of(*ns))
-    {
-        Some((name, ns)) => write!(f, "{}{name}", time_ns / ns),
-        None => write!(f, "{time_ns}ns"),
+pub(crate) struct Time(pub(crate) i64);
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time_ns = self.0.unsigned_abs();
+        match NAMED_WINDOWS
+            .iter()
+            .find(|(_, ns)| time_ns.is_multiple_of(*ns))
+        {
+            Some((name, ns)) => write!(f, "{}{name}", time_ns / ns),
+            None => write!(f, "{time_ns}ns"),
+        }
     }
 }
 

@@ -1,16 +1,16 @@
 //! What is defined: `limits`.
 
+mod set;
+
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum};
-use quotalite::{
-    Action, Definition, Error, Limit, LimitBuilder, LimitChange, Limiter, LimitsFile, OnConflict,
-    Overage,
-};
+use clap::{Args, Subcommand};
+use quotalite::{Action, Definition, Limit, LimitChange, LimitsFile, OnConflict};
 use serde::Serialize;
 
+use self::set::{SetArgs, set};
+pub(crate) use self::set::{TermsArgs, is_none};
 use crate::shell::{Code, Failure, Shell};
 use crate::show::{self, BOLD, Cell, Column, DIM, Table};
 
@@ -19,7 +19,7 @@ use crate::show::{self, BOLD, Cell, Column, DIM, Table};
 pub(crate) enum LimitsCommand {
     List(ListArgs),
     Show(ShowArgs),
-    Set(SetArgs),
+    Set(Box<SetArgs>),
     Remove(RemoveArgs),
     Apply(ApplyArgs),
 }
@@ -33,105 +33,6 @@ pub(crate) struct ListArgs {}
 pub(crate) struct ShowArgs {
     /// A limit, a pattern, or a key that a pattern matches
     key: String,
-}
-
-/// Define a limit, or change it, for all processes from their next request on
-///
-/// What is not said stays as it is defined: its pad, its unit. The file is made if it is not there. A key with a `*` in it is a
-/// pattern: one limit for every key that matches.
-#[derive(Args, Debug)]
-#[command(group = clap::ArgGroup::new("terms").required(true))]
-pub(crate) struct SetArgs {
-    /// The limit, or a pattern
-    key: String,
-    /// Rates: "10/s, 300/min", "90000 tokens/min", "1500/calendar day in Asia/Tokyo"
-    #[arg(group = "terms")]
-    rates: Option<String>,
-    /// So many slots: how many permits may hold it at once
-    #[arg(long, value_name = "COUNT", group = "terms")]
-    slots: Option<u64>,
-    #[command(flatten)]
-    terms: TermsArgs,
-    /// Slots come back after this long, whoever holds them
-    #[arg(long, value_name = "TIME", value_parser = crate::ask::duration, requires = "slots")]
-    timeout: Option<Duration>,
-    /// Keep what is charged in the file for this long, to be looked at and replayed
-    ///
-    /// It changes nothing about who is admitted. At least what the windows still hold is always there.
-    #[arg(long, value_name = "TIME", value_parser = crate::ask::duration)]
-    history: Option<Duration>,
-    /// Merge what is charged within so long: a long window of a hot limit stays small
-    #[arg(long, value_name = "TIME", value_parser = crate::ask::duration)]
-    resolution: Option<Duration>,
-    /// What the amounts are: "tokens", or "" for nothing in particular; the rates can say it, too
-    #[arg(long)]
-    unit: Option<String>,
-    /// What becomes of what was used beyond the estimate, where it does not fit
-    #[arg(long, value_name = "HOW")]
-    overage: Option<Beyond>,
-    /// Fail if something of this is defined differently, instead of changing it
-    #[arg(long)]
-    no_replace: bool,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Beyond {
-    /// It is shown as debt
-    Debt,
-    /// It is charged, and who comes later waits it out
-    Charge,
-    /// It is forgotten
-    Deny,
-}
-
-impl From<Beyond> for Overage {
-    fn from(beyond: Beyond) -> Self {
-        match beyond {
-            Beyond::Debt => Self::Debt,
-            Beyond::Charge => Self::Charge,
-            Beyond::Deny => Self::Deny,
-        }
-    }
-}
-
-/// What a definition can say besides its rates, whether it is set or only tried.
-///
-/// One of the group `terms` is a bucket; who uses this adds the others.
-#[derive(Args, Debug)]
-pub(crate) struct TermsArgs {
-    /// A bucket that holds so much; needs --refill
-    #[arg(long, value_name = "AMOUNT", group = "terms", requires = "refill")]
-    burst: Option<u64>,
-    /// How fast the bucket refills: "10/s"
-    #[arg(long, value_name = "RATE", requires = "burst")]
-    refill: Option<String>,
-    /// Lengthen each window by this, for the jitter on the way to a provider
-    #[arg(long, value_name = "TIME", value_parser = crate::ask::duration)]
-    pad: Option<Duration>,
-}
-
-impl TermsArgs {
-    /// Adds these, and the rates if there are any, to the definition of a limit.
-    pub(crate) fn add_to(
-        &self,
-        mut builder: LimitBuilder,
-        rates: Option<&str>,
-    ) -> Result<LimitBuilder, Failure> {
-        if let Some(rates) = rates {
-            builder = builder.rates(rates);
-        }
-        if let (Some(burst), Some(refill)) = (self.burst, &self.refill) {
-            let (amount, per, unit) = refill_of(refill)?;
-            builder = builder.burst(burst).refill(amount, per);
-            if let Some(unit) = unit {
-                builder = builder.unit(unit);
-            }
-        }
-        if let Some(pad) = self.pad {
-            builder = builder.pad(pad);
-        }
-        Ok(builder)
-    }
 }
 
 /// Remove a definition, with all that was charged to it
@@ -331,150 +232,6 @@ impl Outcome {
             write!(out, ": it was {former}")?;
         }
         writeln!(out, "){DIM:#}")
-    }
-}
-
-fn set(shell: &Shell, args: &SetArgs) -> Result<Code, Failure> {
-    let new = args.terms(None)?.build().map_err(Failure::misused)?;
-    let limiter = shell.new_limiter()?;
-    let outcome = if args.no_replace {
-        args.define_only(shell, &limiter, new)?
-    } else {
-        args.change_or_define(&limiter, &new)?
-    };
-    shell.print(&outcome, |out| outcome.write(out))?;
-    Ok(Code::Done)
-}
-
-impl SetArgs {
-    /// Defines the limit, or fails if anything that is said here is defined differently. So does a change that somebody else makes
-    /// just then.
-    fn define_only(
-        &self,
-        shell: &Shell,
-        limiter: &Limiter,
-        new: Limit,
-    ) -> Result<Outcome, Failure> {
-        let stored = shell.inspector()?.look(|look| {
-            // What a pattern makes of a key is no definition of its own.
-            if look.pattern_of(&self.key)?.is_some() {
-                return Ok(None);
-            }
-            match look.limit(&self.key) {
-                Ok(stored) => Ok(Some(stored)),
-                Err(Error::UnknownLimit { .. }) => Ok(None),
-                Err(error) => Err(error),
-            }
-        })?;
-        let same = match stored {
-            Some(stored) => self
-                .terms(Some(&stored))?
-                .build()
-                .map_err(Failure::misused)?,
-            None => new,
-        };
-        let definition = limiter.define(same.clone())?;
-        Ok(Outcome::of(&same, &definition))
-    }
-
-    /// Others may define the limit and remove it meanwhile.
-    fn change_or_define(&self, limiter: &Limiter, new: &Limit) -> Result<Outcome, Failure> {
-        // What cannot be built from here could not be built anew.
-        let change = |stored: &Limit| {
-            self.terms(Some(stored))
-                .unwrap_or_else(|_| stored.to_builder())
-        };
-        loop {
-            match limiter.update(&self.key, change) {
-                Ok(former) => {
-                    let limit = change(&former).build().map_err(Failure::misused)?;
-                    let definition = if former == limit {
-                        Definition::Unchanged
-                    } else {
-                        Definition::Replaced(former)
-                    };
-                    return Ok(Outcome::of(&limit, &definition));
-                }
-                Err(Error::UnknownLimit { .. }) => {}
-                Err(error) => return Err(error.into()),
-            }
-            match limiter.define(new.clone()) {
-                Ok(definition) => return Ok(Outcome::of(new, &definition)),
-                Err(Error::Conflict { .. }) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    /// What is defined now, with what is said here in its place. What is not said stays, unless it is of another kind.
-    fn terms(&self, stored: Option<&Limit>) -> Result<LimitBuilder, Failure> {
-        let mut builder = match stored {
-            Some(stored) if self.is_of_its_kind(stored) => stored.to_builder(),
-            _ if self.key.contains('*') => Limit::pattern(&self.key),
-            _ => Limit::new(&self.key),
-        };
-        if self.rates.is_some() {
-            builder = builder.without_rates();
-        }
-        if self.unit.is_some() || self.speed_says_the_unit() {
-            builder = builder.without_unit();
-        }
-        builder = self.terms.add_to(builder, self.rates.as_deref())?;
-        if let Some(slots) = self.slots {
-            builder = builder.slots(slots);
-        }
-        if let Some(history) = self.history {
-            builder = builder.keep(history);
-        }
-        if let Some(resolution) = self.resolution {
-            builder = builder.resolution(resolution);
-        }
-        if let Some(timeout) = self.timeout {
-            builder = builder.timeout(timeout);
-        }
-        if let Some(unit) = self.unit.as_deref().filter(|unit| !unit.is_empty()) {
-            builder = builder.unit(unit);
-        }
-        if let Some(overage) = self.overage {
-            builder = builder.overage(overage.into());
-        }
-        Ok(builder)
-    }
-
-    fn speed_says_the_unit(&self) -> bool {
-        let speed = self.rates.as_deref().or(self.terms.refill.as_deref());
-        let limit = Limit::new("unit").rates(speed.unwrap_or_default()).build();
-        limit.is_ok_and(|limit| limit.unit().is_some())
-    }
-
-    fn is_of_its_kind(&self, stored: &Limit) -> bool {
-        if self.slots.is_some() {
-            stored.slot_count().is_some()
-        } else if self.terms.burst.is_some() {
-            stored.bucket().is_some()
-        } else {
-            !stored.rates().is_empty()
-        }
-    }
-}
-
-/// How fast a bucket refills, which is written as a rate is, and of what.
-fn refill_of(text: &str) -> Result<(u64, Duration, Option<String>), Failure> {
-    let limit = Limit::new("refill")
-        .rates(text)
-        .build()
-        .map_err(Failure::misused)?;
-    match limit.rates() {
-        [rate] => match rate.window().rolling() {
-            Some(window) => {
-                let unit = limit.unit().map(str::to_owned);
-                Ok((rate.capacity(), window, unit))
-            }
-            None => Err(Failure::misused(
-                "a bucket refills evenly, not by a calendar",
-            )),
-        },
-        _ => Err(Failure::misused("a bucket refills at one rate: \"10/s\"")),
     }
 }
 

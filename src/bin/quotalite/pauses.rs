@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::{ArgGroup, Args};
+use clap::Args;
 use quotalite::Backoff;
 use serde::Serialize;
 
@@ -15,16 +15,15 @@ use crate::show::{self, BAD, BOLD, DIM, GOOD, WARN};
 /// Who waits or has booked before the end is moved behind it. A pause is never shortened by a later, shorter one; `resume`
 /// lifts it. It is no longer than the limit's cap: 15 minutes, unless its definition says something else.
 #[derive(Args, Debug)]
-#[command(group = ArgGroup::new("how_long").required(true))]
 pub(crate) struct PauseArgs {
     /// The limit
     #[arg(value_parser = ask::key)]
     key: String,
     /// For how long
-    #[arg(group = "how_long", value_name = "TIME", value_parser = ask::duration)]
+    #[arg(value_name = "TIME", value_parser = ask::some_time, required_unless_present = "strike")]
     length: Option<Duration>,
     /// For as long as the limit says: longer and longer for strikes that follow each other
-    #[arg(long, group = "how_long")]
+    #[arg(long, conflicts_with = "length")]
     strike: bool,
 }
 
@@ -62,18 +61,23 @@ pub(crate) fn pause(shell: &Shell, args: &PauseArgs) -> Result<Code, Failure> {
             strikes: Some(pause.strikes()),
         })
     })?;
-    // A moment has gone by since.
     let left = show::from_seconds(paused.left_s.unwrap_or_default());
-    if args
-        .length
-        .is_some_and(|length| length > left + Duration::from_secs(1))
-    {
-        shell.warn(format_args!(
-            "{WARN}the limit's definition caps its pauses{WARN:#}"
-        ));
+    if let Some(length) = args.length {
+        // A moment has gone by since.
+        if length > left + Duration::from_secs(1) {
+            let (key, length) = (&args.key, show::duration(length));
+            shell.warn(format_args!(
+                "{WARN}the limit's definition caps its pauses{WARN:#}: `quotalite limits set {key} --pause-cap \"{length}\"` \
+                lets them be as long"
+            ));
+        } else if left > length {
+            shell.warn(format_args!(
+                "{WARN}it was paused for longer before{WARN:#}, and stays so: `quotalite resume` lifts it"
+            ));
+        }
     }
     shell.print(&paused, |out| {
-        let left = show::duration(left);
+        let left = show::duration(rounded(left));
         writeln!(
             out,
             "{BOLD}{}{BOLD:#}: {BAD}paused{BAD:#} for {left}",
@@ -81,6 +85,15 @@ pub(crate) fn pause(shell: &Shell, args: &PauseArgs) -> Result<Code, Failure> {
         )
     })?;
     Ok(Code::Done)
+}
+
+/// What has gone by since it was asked for is of no interest.
+fn rounded(left: Duration) -> Duration {
+    let tenths = (left.as_millis() + 50) / 100;
+    match u64::try_from(tenths) {
+        Ok(tenths) if tenths > 0 => Duration::from_millis(tenths * 100),
+        _ => left,
+    }
 }
 
 pub(crate) fn resume(shell: &Shell, args: &ResumeArgs) -> Result<Code, Failure> {

@@ -10,14 +10,14 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use clap::{ArgGroup, Args};
+use clap::Args;
 use quotalite::{ChargeKind, Error, Limit, Look, Timestamp, Window};
 use serde::Serialize;
 
 use self::plot::Series;
 use self::rerun::{Charge, Fate, Rerun, rerun};
 use crate::ask;
-use crate::limits::TermsArgs;
+use crate::limits::{TermsArgs, is_none};
 use crate::shell::{Code, Failure, Shell};
 use crate::show::{self, BOLD, Cell, Column, DIM, Table, WARN, counted};
 
@@ -27,13 +27,13 @@ use crate::show::{self, BOLD, Cell, Column, DIM, Table, WARN, counted};
 /// has the other definition: once as if nobody waited, so that what is refused charges nothing, and once as if everybody
 /// waited in line. The file is only read.
 #[derive(Args, Debug)]
-#[command(group = ArgGroup::new("terms").required(true), after_long_help = CAVEATS)]
+#[command(after_long_help = CAVEATS)]
 pub(crate) struct ReplayArgs {
     /// The limit, or a key that a pattern matches
     #[arg(long, value_name = "KEY")]
     limit: String,
     /// The other rates: "20/s, 300/min", as in `limits set`
-    #[arg(long = "as", value_name = "RATES", group = "terms")]
+    #[arg(long = "as", value_name = "RATES", conflicts_with_all = ["burst", "refill"])]
     rates: Option<String>,
     #[command(flatten)]
     terms: TermsArgs,
@@ -64,10 +64,15 @@ A million charges take some seconds. They take minutes where the line only grows
 are then looked for a gap in all of it; `--since` makes it shorter.";
 
 pub(crate) fn replay(shell: &Shell, args: &ReplayArgs) -> Result<Code, Failure> {
+    if args.rates.is_none() && !args.terms.is_bucket() {
+        return Err(Failure::misused("which other definition?")
+            .hint("`--as \"20/s, 300/min\"`, or `--burst 100 --refill 10/s`"));
+    }
     let builder = args
         .terms
-        .add_to(Limit::new(&args.limit), args.rates.as_deref())?;
-    let other = builder.build().map_err(Failure::misused)?;
+        .add_to(Limit::new(&args.limit), args.rates.as_deref());
+    let other = builder.build();
+    let other = other.map_err(|error| is_none(&error, args.rates.as_deref()))?;
     let recorded = shell.inspector()?.look(|look| Recorded::read(look, args))?;
     recorded.check()?;
     let answer = Answer::new(&recorded, &other)?;

@@ -8,7 +8,8 @@ use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use clap::{Args, ValueEnum};
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::{Args, ValueEnum, ValueHint};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
@@ -129,16 +130,14 @@ impl From<&Error> for Failure {
         let hint = match error {
             Error::UnknownLimit { .. } => Some("`quotalite limits list` shows what is defined"),
             Error::InUse { .. } => Some("`--force` removes it all the same"),
+            Error::OlderSchema { found: 0, .. } => {
+                Some("nothing was ever defined in it: `quotalite limits set KEY RATES` does that")
+            }
             Error::OlderSchema { .. } => {
                 Some("any command that writes does that; programs with the older version then fail")
             }
             Error::NewerSchema { .. } => Some("install the version that has written it"),
-            Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                Some("`quotalite limits set` makes a file; `--db` or QUOTALITE_DB says which")
-            }
-            Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-                Some("use it as the user that it belongs to")
-            }
+            Error::Io { file, source, .. } => hint_for(file, source),
             Error::Sqlite { .. } | Error::Damaged { .. } => {
                 Some("`quotalite doctor` looks at what may be wrong")
             }
@@ -149,6 +148,24 @@ impl From<&Error> for Failure {
             Some(hint) => failure.hint(hint),
             None => failure,
         }
+    }
+}
+
+/// What to do about a file that cannot be opened.
+fn hint_for(file: &Path, source: &io::Error) -> Option<&'static str> {
+    let has_directory = file.parent().is_none_or(Path::exists);
+    match source.kind() {
+        io::ErrorKind::NotFound if !has_directory => {
+            Some("its directory is not there: make that first, or name another with `--db`")
+        }
+        io::ErrorKind::NotFound if !file.exists() => Some(
+            "`quotalite limits set KEY RATES` makes a file where one can be made; `--db` or QUOTALITE_DB says which",
+        ),
+        io::ErrorKind::PermissionDenied if has_directory && !file.exists() => {
+            Some("this user may make no file in its directory")
+        }
+        io::ErrorKind::PermissionDenied => Some("use it as the user that it belongs to"),
+        _ => None,
     }
 }
 
@@ -175,7 +192,7 @@ impl From<io::Error> for Failure {
 #[derive(Args, Debug)]
 pub(crate) struct SharedArgs {
     /// The file that the limits are in
-    #[arg(long, global = true, env = "QUOTALITE_DB", value_name = "FILE")]
+    #[arg(long, global = true, env = "QUOTALITE_DB", value_name = "FILE", value_parser = OsStringValueParser::new().map(PathBuf::from), value_hint = ValueHint::FilePath)]
     db: Option<PathBuf>,
     /// Print JSON, in the shapes that docs/cli.md describes
     #[arg(long, global = true)]
@@ -208,7 +225,8 @@ impl Shell {
             When::Never => anstream::ColorChoice::Never.write_global(),
         }
         Self {
-            db: shared.db,
+            // As if it were not set: a variable that is empty stands in nobody's way who needs no file.
+            db: shared.db.filter(|db| !db.as_os_str().is_empty()),
             json: shared.json,
         }
     }

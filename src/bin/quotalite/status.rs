@@ -82,6 +82,8 @@ pub(crate) struct Status {
     /// Whether there are more that match.
     #[serde(skip)]
     pub(crate) is_cut: bool,
+    #[serde(skip)]
+    pattern: String,
 }
 
 /// How one limit stands.
@@ -159,6 +161,7 @@ impl Status {
             keys: look.key_count()?,
             limits,
             is_cut,
+            pattern: pattern.to_owned(),
         })
     }
 
@@ -168,7 +171,10 @@ impl Status {
             standing.rows(&mut table);
         }
         if table.is_empty() {
-            writeln!(out, "{DIM}no keys{DIM:#}")?;
+            match &*self.pattern {
+                "*" => writeln!(out, "{DIM}no keys{DIM:#}")?,
+                pattern => writeln!(out, "{DIM}no keys match `{pattern}`{DIM:#}")?,
+            }
         } else {
             table.write(out, show::width())?;
         }

@@ -46,7 +46,14 @@ pub(crate) fn watch(shell: &Shell, args: &WatchArgs) -> Result<Code, Failure> {
                         let hint = "a narrower pattern, such as 'tenant:7*'";
                         return Err(Failure::misused(message).hint(hint));
                     }
-                    shell.remark(format_args!("{DIM}watching{DIM:#}"));
+                    if snapshot.is_empty() {
+                        let pattern = &args.pattern;
+                        shell.warn(format_args!(
+                            "{WARN}nothing matches `{pattern}` yet{WARN:#}"
+                        ));
+                    } else {
+                        shell.remark(format_args!("{DIM}watching{DIM:#}"));
+                    }
                 }
                 for event in &events {
                     shell.print(event, |out| write(event, out))?;

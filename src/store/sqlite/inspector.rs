@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, Row};
+use rusqlite::{Connection, ErrorCode, Row};
 
 use super::connection::{Deadline, Durability, Link, flags, prepare, waiting_until};
 use super::lock_file::LockFile;
@@ -16,7 +16,7 @@ use super::session::{Session, UnderWay};
 use super::transaction::{Transaction, print_boot};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::decision::Peek;
-use crate::definition::LimitChange;
+use crate::definition::{Action, LimitChange};
 use crate::error::Error;
 use crate::inspection::{
     BookingRow, ChargeKind, ChargeRow, OwnerRow, PermitRow, PermitState, SpenderRow, WaiterRow,
@@ -135,12 +135,18 @@ impl Inspector {
             let why = "a journal lies beside it, of another program, or of one that is making it";
             return Err(refused(io::ErrorKind::InvalidData, why));
         }
-        let connection =
-            Connection::open_with_flags(&self.place.database, flags()).map_err(failed)?;
+        let not_allowed = || {
+            let why = "only those who may write to it can look at it";
+            refused(io::ErrorKind::PermissionDenied, why)
+        };
+        let connection = Connection::open_with_flags(&self.place.database, flags());
+        let connection = connection.map_err(|error| match error.sqlite_error_code() {
+            Some(ErrorCode::CannotOpen) if !self.place.may_be_used() => not_allowed(),
+            _ => failed(error),
+        })?;
         if connection.is_readonly("main").map_err(failed)? {
             // With its first read, SQLite would make sidecars that belong to this user, and lock the owner out.
-            let why = "only those who may write to it can look at it";
-            return Err(refused(io::ErrorKind::PermissionDenied, why));
+            return Err(not_allowed());
         }
         if has_wal {
             // Whoever closes a file last copies its WAL, which is for those to do who know that it belongs to it. If there
@@ -254,6 +260,28 @@ impl Look<'_> {
     pub fn peek<'a>(&mut self, ask: impl Into<Ask<'a>>) -> Result<Peek, Error> {
         let plan = Plan::new(ask.into(), Patience::Now)?;
         self.transaction.peek(&plan)
+    }
+}
+
+// In the order in which they were made, the last one first.
+const CHANGES: &str = "SELECT at_ns, action, key FROM limit_change ORDER BY change_id DESC";
+
+impl Look<'_> {
+    /// What was [reset](crate::Limiter::reset) after an instant: limits, patterns and keys of patterns, the last one first.
+    ///
+    /// # Errors
+    /// Whatever can happen to the file.
+    pub fn resets(&self, after: Timestamp) -> Result<Vec<(Timestamp, String)>, Error> {
+        let mut resets = Vec::new();
+        self.each(CHANGES, [], |row| {
+            let at = Timestamp::from_nanos(row.get(0)?);
+            let action: String = row.get(1)?;
+            if at > after && Action::parse(&action) == Some(Action::Reset) {
+                resets.push((at, row.get(2)?));
+            }
+            Ok(at > after)
+        })?;
+        Ok(resets)
     }
 }
 

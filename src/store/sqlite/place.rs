@@ -57,6 +57,18 @@ impl Place {
         })
     }
 
+    /// Whether this user may read it and write to it, as far as its permissions tell.
+    #[cfg(all(feature = "inspect", unix))]
+    pub(super) fn may_be_used(&self) -> bool {
+        use nix::unistd::{AccessFlags, access};
+        access(&self.database, AccessFlags::R_OK | AccessFlags::W_OK).is_ok()
+    }
+
+    #[cfg(all(feature = "inspect", not(unix)))]
+    pub(super) fn may_be_used(&self) -> bool {
+        true
+    }
+
     /// Refuses what cannot be a database, before anything is made beside it.
     pub(super) fn check_kind(&self, may_be_missing: bool) -> Result<(), Error> {
         let refuse = |why: &str| Err(self.failed("opening it", io::Error::other(why)));

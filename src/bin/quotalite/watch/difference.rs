@@ -95,6 +95,8 @@ impl Event {
 /// What has happened since a look, in an order that makes sense: definitions, then limits, then those who use them.
 pub(super) fn difference(former: &Snapshot, present: &Snapshot, wall: &Wall<'_>) -> Vec<Event> {
     let mut events = definitions(former, present);
+    let resets = present.resets.difference(&former.resets);
+    events.extend(resets.map(|(_, key)| Event::of("reset", key.clone())));
     if present.has_too_many && !former.has_too_many {
         events.push(Event::of("too_many_keys", None));
     }

@@ -35,6 +35,8 @@ pub(super) struct Snapshot {
     /// Whether more than [`MOST`] keys match: those that come are not watched then.
     pub(super) has_too_many: bool,
     pub(super) definitions: BTreeMap<String, String>,
+    /// What was reset of late, and when.
+    pub(super) resets: BTreeSet<(Timestamp, String)>,
     pub(super) permits: BTreeMap<PermitName, Permit>,
     pub(super) bookings: Counted<Booking>,
     pub(super) waiting: Counted<Waiter>,
@@ -128,16 +130,19 @@ impl Snapshot {
         let ended = ended(look.owners()?);
         // Whoever was dead before anybody looked has not died just now.
         let had_ended = former.map_or(&ended, |former| &former.ended);
+        let is_watched = |key: &str| key == pattern || share_a_key(key, pattern);
         let definitions = look.limits()?;
-        let definitions = definitions
-            .iter()
-            .filter(|limit| limit.key() == pattern || share_a_key(limit.key(), pattern));
+        let definitions = definitions.iter().filter(|limit| is_watched(limit.key()));
+        let recent = Since::Ago(OVERLAP).after(look);
+        let resets = look.resets(former.map_or(recent, |former| former.resets_after(OVERLAP)))?;
+        let resets = resets.into_iter().filter(|(_, key)| is_watched(key));
         Ok(Self {
             now: look.now(),
             has_too_many,
             definitions: definitions
                 .map(|limit| (limit.key().to_owned(), limit.as_given().to_string()))
                 .collect(),
+            resets: resets.collect(),
             // The number of one that has ended may be another's by now.
             dead: people
                 .filter(|pid| had_ended.contains(pid) && ended.contains(pid))
@@ -148,6 +153,19 @@ impl Snapshot {
             waiting,
             limits,
         })
+    }
+}
+
+impl Snapshot {
+    /// Whether nothing of what is defined is watched.
+    pub(super) fn is_empty(&self) -> bool {
+        self.limits.is_empty() && self.definitions.is_empty()
+    }
+
+    /// After which instant the next look reads what was reset.
+    fn resets_after(&self, overlap: Duration) -> Timestamp {
+        let overlap_ns = i64::try_from(overlap.as_nanos()).unwrap_or(i64::MAX);
+        Timestamp::from_nanos(self.now.as_nanos().saturating_sub(overlap_ns))
     }
 }
 

@@ -15,6 +15,7 @@ fn empty() -> Snapshot {
         limits: BTreeMap::new(),
         has_too_many: false,
         definitions: BTreeMap::new(),
+        resets: BTreeSet::new(),
         permits: BTreeMap::new(),
         bookings: BTreeMap::new(),
         waiting: BTreeMap::new(),
@@ -64,6 +65,13 @@ fn breaker(state: BreakerState) -> Snapshot {
 fn defined(key: &str, definition: &str) -> Snapshot {
     Snapshot {
         definitions: BTreeMap::from([(key.to_owned(), definition.to_owned())]),
+        ..empty()
+    }
+}
+
+fn reset(key: &str, second: i64) -> Snapshot {
+    Snapshot {
+        resets: BTreeSet::from([(at(second), key.to_owned())]),
         ..empty()
     }
 }
@@ -248,6 +256,14 @@ fn definitions_are_told() {
     for (former, present, expected) in cases {
         told(&former, &present, expected);
     }
+}
+
+#[test]
+fn resets_are_told_each_time() {
+    told(&empty(), &reset("a", 99), &["a reset"]);
+    told(&reset("a", 98), &reset("a", 99), &["a reset"]);
+    told(&reset("a", 99), &reset("a", 99), &[]);
+    told(&reset("a", 98), &empty(), &[]);
 }
 
 #[test]
