@@ -23,8 +23,9 @@ pub use quota::{Period, Quota};
 pub(crate) use rate::nanos;
 pub use rate::{Rate, Window};
 pub use text::ParseRatesError;
+pub(crate) use text::Time;
 #[cfg(feature = "file")]
-pub(crate) use text::{Time, parse_time};
+pub(crate) use text::parse_time;
 
 use crate::breaker::BreakerPolicy;
 use crate::clock::Timestamp;

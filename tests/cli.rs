@@ -498,6 +498,11 @@ fn who_has_spent_what_is_told_where_the_file_knows_it() {
         json!(["nightly"])
     );
     assert!(done(&db, &["charges", "calls"]).contains("id nightly"));
+    let last = document(&db, &["charges", "calls", "--max", "1"]);
+    assert_eq!(
+        last["charges"].as_array().unwrap().as_slice(),
+        [charges["charges"][2].clone()]
+    );
 }
 
 #[test]
@@ -549,7 +554,6 @@ fn the_program_documents_itself() {
         );
     }
     let pages = directory.path().join("man");
-    fs::create_dir(&pages).unwrap();
     done(&db, &["man", pages.to_str().unwrap()]);
     for page in [
         "quotalite.1",
@@ -559,7 +563,7 @@ fn the_program_documents_itself() {
         let text = fs::read_to_string(pages.join(page)).unwrap();
         assert!(text.contains(".SH"), "{page}");
     }
-    assert_eq!(run(&db, &["man", "/nowhere"]).code, Some(125));
+    assert_eq!(run(&db, &["man", "/dev/null/man"]).code, Some(125));
     let help = done(&db, &["--help"]);
     assert!(help.contains("Exit codes:"), "{help}");
     let few = document(&db, &["bench", "--each", "40ms"]);

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use quotalite::{Limiter, rusqlite};
 use support::shell::{LOOKS, document, done, ended, program, run};
@@ -79,6 +79,31 @@ fn misuse_is_told_and_changes_nothing() {
         ),
         (&["limits", "remove", "nobody", "--yes"], "not defined"),
         (&["pause", "nobody", "1s"], "not defined"),
+        (
+            &["limits", "remove", "tenant:1:calls", "--yes"],
+            "the pattern `tenant:*:calls` makes it",
+        ),
+        (&["limits", "set", "a", "--slots", "2.5"], "no whole number"),
+        (&["wait", "calls", "--within", "5x"], "no length of time"),
+        (
+            &["wait", "calls", "--within", "1 month"],
+            "differ in length",
+        ),
+        (
+            &[
+                "run",
+                "--limit",
+                "calls",
+                "--retry",
+                "1",
+                "--retry-on",
+                "300",
+                "--",
+                "true",
+            ],
+            "1 to 255",
+        ),
+        (&["run", "--limit", "calls", "echo", "hi"], "-- COMMAND"),
         (&["sing"], "unrecognized subcommand"),
     ] {
         let ended = run(&db, arguments);
@@ -295,4 +320,56 @@ fn whoever_cannot_open_a_file_is_told_what_to_do() {
     let nameless = run(Path::new(""), &["status"]);
     assert_eq!(nameless.code, Some(64));
     assert!(nameless.err.contains("QUOTALITE_DB"), "{}", nameless.err);
+}
+
+#[test]
+fn a_permit_whose_id_nobody_was_told_is_cancelled() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    done(&db, &["limits", "set", "calls", "10/h"]);
+    let used = || document(&db, &["usage", "calls"])["parts"][0]["used"].clone();
+    let wait = |arguments: &[&str], out: Stdio| {
+        let mut wait = program(&db);
+        wait.args(["wait", "calls", "--detach", "1h"])
+            .args(arguments);
+        ended(wait.stdout(out).output().unwrap())
+    };
+    let full = || {
+        Stdio::from(
+            fs::OpenOptions::new()
+                .write(true)
+                .open("/dev/full")
+                .unwrap(),
+        )
+    };
+    let closed = || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        Stdio::from(writer)
+    };
+    for out in [full(), closed()] {
+        let lost = wait(&[], out);
+        assert_eq!(lost.code, Some(125), "{}", lost.err);
+        assert!(lost.err.contains("it was cancelled"), "{}", lost.err);
+        assert_eq!(used(), 0);
+    }
+    // Whoever has named it can end it.
+    assert_eq!(wait(&["--id", "mine"], closed()).code, Some(0));
+    assert_eq!(used(), 1);
+    done(&db, &["cancel", "mine"]);
+}
+
+#[test]
+fn a_file_that_defines_nothing_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    let file = directory.path().join("limits.toml");
+    fs::write(&file, "").unwrap();
+    let applied = run(&db, &["limits", "apply", file.to_str().unwrap()]);
+    assert_eq!(applied.code, Some(0));
+    assert!(
+        applied.err.contains("no limit is defined"),
+        "{}",
+        applied.err
+    );
 }

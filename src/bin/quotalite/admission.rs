@@ -97,10 +97,19 @@ pub(crate) fn wait(shell: &Shell, args: &WaitArgs) -> Result<Code, Failure> {
         fence: permit.fence().map(|fence| fence.to_string()),
         resumed: permit.is_resumed(),
     };
-    shell.print(&admitted, |out| match (&admitted.id, args.detach) {
+    let printed = shell.hand_over(&admitted, |out| match (&admitted.id, args.detach) {
         (Some(id), Some(_)) => writeln!(out, "{id}"),
         _ => Ok(()),
-    })?;
+    });
+    if let Err(error) = printed {
+        let is_lost = args.detach.is_some() && args.id.is_none();
+        if !is_lost {
+            return Err(error.into());
+        }
+        permit.cancel()?;
+        let message = format!("its id could not be printed, and it was cancelled: {error}");
+        return Err(Failure::failed(message));
+    }
     if args.detach.is_none() {
         let waited = show::duration(permit.waited());
         shell.remark(format_args!(

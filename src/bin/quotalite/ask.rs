@@ -57,15 +57,38 @@ pub(crate) fn request(takes: &[Take]) -> Request {
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let span: Span = match text.parse::<u32>() {
         Ok(0) => Span::new(),
-        Ok(_) => return Err("of what? `30s`, `5m`, `1h 30m`".to_owned()),
-        Err(_) => text
-            .parse()
-            .map_err(|error: jiff::Error| error.to_string())?,
+        Ok(_) => return Err(format!("of what? {EXAMPLES}")),
+        Err(_) => text.parse().map_err(|_| no_length(text))?,
     };
-    let signed: SignedDuration = span
-        .to_duration(SpanRelativeTo::days_are_24_hours())
-        .map_err(|error| error.to_string())?;
+    if span.get_years() != 0 || span.get_months() != 0 {
+        return Err(format!("months and years differ in length: {EXAMPLES}"));
+    }
+    let signed: Result<SignedDuration, _> = span.to_duration(SpanRelativeTo::days_are_24_hours());
+    let signed = signed.map_err(|_| no_length(text))?;
     Duration::try_from(signed).map_err(|_| "it is negative".to_owned())
+}
+
+const EXAMPLES: &str = "`30s`, `5m`, `1h 30m`, `7 days`";
+
+fn no_length(text: &str) -> String {
+    format!("`{}` is no length of time: {EXAMPLES}", text.escape_debug())
+}
+
+/// How many: a whole number, and not 0.
+pub(crate) fn count(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(0) => Err("it has to be more than nothing".to_owned()),
+        Ok(count) => Ok(count),
+        Err(_) => Err(format!("`{}` is no whole number", text.escape_debug())),
+    }
+}
+
+/// What a command can fail with.
+pub(crate) fn exit_code(text: &str) -> Result<u8, String> {
+    match text.trim().parse() {
+        Ok(code @ 1..) => Ok(code),
+        _ => Err("an exit code to try again for is 1 to 255".to_owned()),
+    }
 }
 
 /// A time that is longer than nothing.

@@ -19,7 +19,7 @@ pub(crate) struct CompletionsArgs {
 /// Write man pages into a directory: one for the program, and one for each command
 #[derive(Args, Debug)]
 pub(crate) struct ManArgs {
-    /// The directory, which has to be there
+    /// The directory, which is made if it is not there
     directory: PathBuf,
 }
 
@@ -32,6 +32,7 @@ pub(crate) fn completions(args: &CompletionsArgs) -> Result<Code, Failure> {
 
 pub(crate) fn man(args: &ManArgs) -> Result<Code, Failure> {
     let failed = |error| Failure::failed(format_args!("{}: {error}", args.directory.display()));
+    std::fs::create_dir_all(&args.directory).map_err(failed)?;
     clap_mangen::generate_to(Cli::command(), &args.directory).map_err(failed)?;
     Ok(Code::Done)
 }

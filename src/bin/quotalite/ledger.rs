@@ -22,6 +22,9 @@ pub(crate) struct ChargesArgs {
     /// Only what was charged since then: so long ago, as `2h`, or a time as `2026-07-01T12:00:00Z`
     #[arg(long, value_name = "TIME", value_parser = ask::since)]
     since: Option<ask::Since>,
+    /// Only the last so many
+    #[arg(long, value_name = "COUNT", value_parser = ask::count)]
+    max: Option<u64>,
 }
 
 /// Permits that hold slots or have an id
@@ -125,7 +128,9 @@ pub(crate) fn charges(shell: &Shell, args: &ChargesArgs) -> Result<Code, Failure
             Some(since) => since.after(look),
             None => Timestamp::from_nanos(i64::MIN),
         };
-        let rows = look.charges(&args.key, after)?;
+        let mut rows = look.charges(&args.key, after)?;
+        let most = args.max.and_then(|most| usize::try_from(most).ok());
+        rows.drain(..rows.len().saturating_sub(most.unwrap_or(usize::MAX)));
         let spenders = Spenders::read(look, &args.key, after)?;
         let charges = rows.iter().map(|row| Charge {
             at: show::instant(look, row.at),

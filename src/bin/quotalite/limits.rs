@@ -12,7 +12,7 @@ use serde::Serialize;
 use self::set::{SetArgs, set};
 pub(crate) use self::set::{TermsArgs, is_none};
 use crate::shell::{Code, Failure, Shell};
-use crate::show::{self, BOLD, Cell, Column, DIM, Table};
+use crate::show::{self, BOLD, Cell, Column, DIM, Table, WARN};
 
 /// See and change what is defined
 #[derive(Debug, Subcommand)]
@@ -238,6 +238,13 @@ impl Outcome {
 fn remove(shell: &Shell, args: &RemoveArgs) -> Result<Code, Failure> {
     let limiter = shell.limiter()?;
     let limit = limiter.limit(&args.key)?;
+    let pattern = shell.inspector()?.look(|look| look.pattern_of(&args.key))?;
+    if let Some(pattern) = pattern {
+        let (key, pattern) = (&args.key, pattern.key());
+        let message =
+            format!("`{key}` has no definition of its own: the pattern `{pattern}` makes it");
+        return Err(Failure::misused(message).hint("`quotalite reset KEY` begins a key anew"));
+    }
     let question = format!("remove {limit}, with all that was charged to it?");
     Shell::confirm(question, args.yes)?;
     let removed = if args.force {
@@ -274,6 +281,9 @@ fn apply(shell: &Shell, args: &ApplyArgs) -> Result<Code, Failure> {
     let applied = Applied {
         limits: outcomes.collect(),
     };
+    if applied.limits.is_empty() {
+        shell.warn(format_args!("{WARN}no limit is defined in it{WARN:#}"));
+    }
     shell.print(&applied, |out| {
         applied
             .limits

@@ -63,7 +63,7 @@ pub(crate) struct RunArgs {
     /// Define so many slots: how many commands may run at once
     ///
     /// As --rate does: of the limit itself, or of `KEY:slots` beside --rate, of which one is then taken, too.
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = ask::count)]
     slots: Option<u64>,
     /// Wait in line no longer than this; 0 is now or not at all
     ///
@@ -75,7 +75,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "TIMES", default_value = "0", hide_default_value = true, value_parser = RangedU64ValueParser::<u32>::new().range(..=u64::from(MAX_RETRIES)))]
     retry: u32,
     /// The exit codes that it is run again for
-    #[arg(long, value_name = "CODES", value_delimiter = ',', default_value = "75", requires = "retry", value_parser = RangedU64ValueParser::<u8>::new().range(1..))]
+    #[arg(long, value_name = "CODES", value_delimiter = ',', default_value = "75", requires = "retry", value_parser = ask::exit_code)]
     retry_on: Vec<u8>,
     /// It was rate limited if it has failed and a line of its output matches this
     ///

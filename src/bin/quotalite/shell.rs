@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::error::ErrorKind;
 use clap::{Args, ValueEnum, ValueHint};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -259,6 +260,19 @@ impl Shell {
         answer: &T,
         show: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) -> Result<(), Failure> {
+        match self.hand_over(answer, show) {
+            // Whoever reads has seen enough, and the answer is what it is.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            printed => Ok(printed?),
+        }
+    }
+
+    /// The same for what nobody else can tell again: that nobody reads it is an error, too.
+    pub(crate) fn hand_over<T: Serialize>(
+        &self,
+        answer: &T,
+        show: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) -> io::Result<()> {
         let mut out = io::BufWriter::new(anstream::stdout().lock());
         let printed = if self.json {
             serde_json::to_string(answer)
@@ -267,14 +281,12 @@ impl Shell {
         } else {
             show(&mut Plain(&mut out))
         };
-        match printed.and_then(|()| out.flush()) {
-            // Whoever reads has seen enough, and the answer is what it is.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                let _ = out.into_parts();
-                Ok(())
-            }
-            printed => Ok(printed?),
+        let printed = printed.and_then(|()| out.flush());
+        if printed.is_err() {
+            // Dropping it would try again.
+            let _ = out.into_parts();
         }
+        printed
     }
 
     /// Says something beside the answer, to people only.
@@ -357,9 +369,21 @@ pub(crate) fn reader_leaves_within(time: Duration) -> bool {
 pub(crate) fn misused(error: &clap::Error) -> ExitCode {
     // If nobody reads it, there is nobody to tell.
     let _ = error.print();
+    if error.kind() == ErrorKind::UnknownArgument && runs_without_dashes() {
+        let _ = writeln!(
+            anstream::stderr(),
+            "\nThe command of `run` comes behind `--`: quotalite run --limit KEY -- COMMAND"
+        );
+    }
     if error.use_stderr() {
         Code::Misused.end()
     } else {
         Code::Done.end()
     }
+}
+
+fn runs_without_dashes() -> bool {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let has = |wanted: &str| arguments.iter().any(|argument| argument == wanted);
+    has("run") && !has("--")
 }

@@ -283,7 +283,7 @@ impl Checkup {
                 FindingKind::WindowOver,
                 FindingKind::SlotsOver,
             ],
-            format!("{count} ledgers: amounts, totals, windows, slots"),
+            format!("ledgers ({count}): amounts, totals, windows, slots"),
         );
         Ok(())
     }

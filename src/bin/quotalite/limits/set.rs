@@ -23,7 +23,7 @@ pub(crate) struct SetArgs {
     #[arg(conflicts_with_all = ["slots", "burst", "refill"])]
     rates: Option<String>,
     /// So many slots: how many permits may hold it at once
-    #[arg(long, value_name = "COUNT", conflicts_with_all = ["burst", "refill"])]
+    #[arg(long, value_name = "COUNT", value_parser = ask::count, conflicts_with_all = ["burst", "refill"])]
     slots: Option<u64>,
     #[command(flatten)]
     terms: TermsArgs,
@@ -81,7 +81,7 @@ impl From<Beyond> for Overage {
 #[derive(Args, Debug)]
 pub(crate) struct TermsArgs {
     /// A bucket that holds so much; --refill says how it fills
-    #[arg(long, value_name = "AMOUNT")]
+    #[arg(long, value_name = "AMOUNT", value_parser = ask::count)]
     burst: Option<u64>,
     /// How fast the bucket refills: "10/s"
     #[arg(long, value_name = "RATE", value_parser = refill)]

@@ -42,7 +42,7 @@ impl Checkup {
     fn look_at_permits(&mut self, transaction: &Transaction<'_>) -> Result<(), Error> {
         let expired = transaction.expired_long_ago()?;
         if expired > 0 {
-            let what = format!("{expired} permits have expired more than an hour ago");
+            let what = format!("permits that have expired more than an hour ago: {expired}");
             self.find(FindingKind::ExpiredPermits, "permit", what);
         }
         for (table, count) in transaction.without_owner()? {
@@ -106,7 +106,7 @@ impl Transaction<'_> {
                 None => FindingKind::UnseenOwner,
             };
             let holds = format!(
-                "it holds slots with {slots} permits, has {bookings} bookings ahead, and waits {tickets} times"
+                "permits with slots: {slots}, bookings ahead: {bookings}, places in line: {tickets}"
             );
             gone.insert(owner.id, Gone { pid, kind, holds });
         }
