@@ -36,6 +36,9 @@ const COLUMNS: [(Column, show::Column); 8] = [
     (Column::Notes, show::Column::left("", 0).cut_to(14)),
 ];
 
+/// Where a part is named.
+const LIMIT: usize = 1;
+
 /// How long bars are, and how much is shown of the past.
 const DRAWN: usize = 10;
 
@@ -80,9 +83,17 @@ pub(super) fn draw_limits(frame: &mut Frame<'_>, area: Rect, state: &State, pale
     let titles = columns.iter();
     let titles = titles.map(|(at, width)| Cell::from(fitted(*at, *width, COLUMNS[*at].1.title)));
     let selected_row = rows.iter().position(|(is_selected, _)| *is_selected);
+    let names_parts = columns
+        .iter()
+        .any(|(at, _)| COLUMNS[*at].0 == Column::Limit);
     let table_rows = rows.iter().map(|(is_selected, texts)| {
         let cells = columns.iter().map(|(at, width)| {
             let (text, style) = &texts[*at];
+            if !names_parts && COLUMNS[*at].0 == Column::Key && text.is_empty() {
+                // Else nothing would tell one part of a limit from the other.
+                let (name, _) = &texts[LIMIT];
+                return Cell::from(fitted(*at, *width, &format!("  {name}"))).style(DIM);
+            }
             Cell::from(fitted(*at, *width, text)).style(*style)
         });
         let style = if *is_selected { SELECTED } else { Style::new() };
