@@ -422,11 +422,11 @@ fn what_cannot_be_replayed_is_refused() {
         (&["--limit", "slots", "--as", "5/s"], "no ledger to replay"),
         (&["--limit", "bucket", "--as", "5/s"], "no ledger to replay"),
         (&["--limit", "t:*", "--as", "5/s"], "is a pattern"),
-        (&["--limit", "k"], "required"),
+        (&["--limit", "k"], "which other definition"),
         (&["--as", "5/s"], "--limit"),
         (&["--limit", "k", "--as", "5/fortnight"], "fortnight"),
         (&["--limit", "k", "--as", "0/s"], "a capacity is 1 to"),
-        (&["--limit", "k", "--burst", "5"], "--refill"),
+        (&["--limit", "k", "--burst", "5"], "refill"),
         (
             &[
                 "--limit", "k", "--as", "5/s", "--burst", "5", "--refill", "1/s",
