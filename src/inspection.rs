@@ -64,6 +64,8 @@ pub struct PermitRow {
     pub id: Option<String>,
     /// The process that holds it, if one does.
     pub pid: Option<u32>,
+    /// The same, as the file knows it: see [`Look::heirs`](crate::Look::heirs).
+    pub owner: Option<OwnerId>,
     /// When it was granted, or will be if it is booked.
     pub at: Timestamp,
     /// When it ends by itself, if it does.
@@ -142,6 +144,23 @@ pub struct OwnerRow {
     pub since: Timestamp,
     /// Whether it lives; nothing where that cannot be seen. What a dead one held comes back when somebody needs it.
     pub is_alive: Option<bool>,
-    /// Which file holds the lock that tells, and at which byte.
-    pub(crate) lock: (i64, i64),
+    /// Which owner it is: see [`Look::heirs`](crate::Look::heirs).
+    pub id: OwnerId,
+}
+
+/// An owner, as the file knows it: processes in different pid namespaces can have the same pid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OwnerId {
+    pub(crate) pid: u32,
+    /// The lock file that says whether it lives, and the byte of it.
+    pub(crate) lock_inode: i64,
+    pub(crate) byte: i64,
+}
+
+impl OwnerId {
+    /// The process, by the id that it knows itself by.
+    #[must_use]
+    pub const fn pid(&self) -> u32 {
+        self.pid
+    }
 }

@@ -149,7 +149,8 @@ pub use estimate::{Tiktoken, UnknownModel};
 pub use feedback::{Advertised, Counted, Dialect, Feedback, Heard, Learned, LimitFields, LimitSet};
 #[cfg(feature = "inspect")]
 pub use inspection::{
-    BookingRow, ChargeKind, ChargeRow, OwnerRow, PermitRow, PermitState, SpenderRow, WaiterRow,
+    BookingRow, ChargeKind, ChargeRow, OwnerId, OwnerRow, PermitRow, PermitState, SpenderRow,
+    WaiterRow,
 };
 pub use limit::{
     AsGiven, Bucket, DAY, HOUR, Limit, LimitBuilder, LimitError, MAX_CAPACITY, MAX_KEY_BYTES,

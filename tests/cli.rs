@@ -641,6 +641,12 @@ fn what_is_said_of_a_definition_is_changed_and_the_rest_stays() {
         ),
         (&["user:*", "5/s"], "5/s"),
         (&["user:*", "--pad", "1s"], "5/s, pad 1s"),
+        (
+            &["user:*", "--resolution", "1s"],
+            "5/s, pad 1s, resolution 1s",
+        ),
+        // What a pattern makes of a key is nothing that stays.
+        (&["user:1", "20/100ms"], "20/100ms"),
     ] {
         let set = document(&db, &[&["limits", "set"], arguments].concat());
         assert_eq!(set["definition"], definition, "{arguments:?}");

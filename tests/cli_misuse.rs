@@ -11,14 +11,26 @@ use std::process::{Command, Stdio};
 use quotalite::{Limiter, rusqlite};
 use support::shell::{LOOKS, document, done, ended, program, run};
 
-#[test]
-fn misuse_is_told_and_changes_nothing() {
+/// Each of these is misused, says so, and changes nothing.
+#[track_caller]
+fn are_misused(all: &[(&[&str], &str)]) {
     let directory = tempfile::tempdir().unwrap();
     let db = directory.path().join("limits.db");
     done(&db, &["limits", "set", "calls", "10/s"]);
     done(&db, &["limits", "set", "tenant:*:calls", "10/s"]);
     let before = done(&db, &["limits", "list"]);
-    for (arguments, part) in [
+    for (arguments, part) in all {
+        let ended = run(&db, arguments);
+        assert_eq!(ended.code, Some(64), "{arguments:?}: {}", ended.err);
+        assert!(ended.err.contains(part), "{arguments:?}: {}", ended.err);
+        assert_eq!(ended.out, "", "{arguments:?}");
+    }
+    assert_eq!(done(&db, &["limits", "list"]), before);
+}
+
+#[test]
+fn misuse_is_told_and_changes_nothing() {
+    are_misused(&[
         (&["usage", "nobody"][..], "limit `nobody` is not defined"),
         (&["charges", "nobody"], "not defined"),
         (&["permits", "nobody"], "not defined"),
@@ -45,7 +57,42 @@ fn misuse_is_told_and_changes_nothing() {
         ),
         (&["wait", "calls", "--within", "soon"], "soon"),
         (&["wait", "calls", "--within", "30"], "of what?"),
-        (&["limits", "set", "calls"], "nothing of it is said"),
+        (&["replay", "--limit", "calls"], "which other definition"),
+        (&["pause", "calls", "0s"], "longer than nothing"),
+        (&["limits", "remove", "nobody", "--yes"], "not defined"),
+        (&["pause", "nobody", "1s"], "not defined"),
+        (
+            &["limits", "remove", "tenant:1:calls", "--yes"],
+            "the pattern `tenant:*:calls` makes it",
+        ),
+        (&["wait", "calls", "--within", "5x"], "no length of time"),
+        (
+            &["wait", "calls", "--within", "1 month"],
+            "differ in length",
+        ),
+        (
+            &[
+                "run",
+                "--limit",
+                "calls",
+                "--retry",
+                "1",
+                "--retry-on",
+                "300",
+                "--",
+                "true",
+            ],
+            "1 to 255",
+        ),
+        (&["run", "--limit", "calls", "echo", "hi"], "-- COMMAND"),
+        (&["sing"], "unrecognized subcommand"),
+    ]);
+}
+
+#[test]
+fn what_defines_nothing_is_told_and_changes_nothing() {
+    are_misused(&[
+        (&["limits", "set", "calls"][..], "nothing of it is said"),
         (&["limits", "set", "5/s", "calls"], "the key comes first"),
         (&["limits", "set", "b", "burst 3, refill 1/s"], "--burst"),
         (&["limits", "set", "b", "2 slots"], "--slots"),
@@ -53,8 +100,6 @@ fn misuse_is_told_and_changes_nothing() {
         (&["limits", "set", "calls", "--timeout", "1s"], "of slots"),
         (&["limits", "set", "calls", "--refill", "1/s"], "burst"),
         (&["limits", "set", "calls", "--slow-start", "0"], "1..=100"),
-        (&["replay", "--limit", "calls"], "which other definition"),
-        (&["pause", "calls", "0s"], "longer than nothing"),
         (&["limits", "set", "calls", "ten a second"], "wrong at byte"),
         (
             &["limits", "set", "calls", "--slots", "3"],
@@ -77,42 +122,17 @@ fn misuse_is_told_and_changes_nothing() {
             ],
             "at one rate",
         ),
-        (&["limits", "remove", "nobody", "--yes"], "not defined"),
-        (&["pause", "nobody", "1s"], "not defined"),
-        (
-            &["limits", "remove", "tenant:1:calls", "--yes"],
-            "the pattern `tenant:*:calls` makes it",
-        ),
         (&["limits", "set", "a", "--slots", "2.5"], "no whole number"),
-        (&["wait", "calls", "--within", "5x"], "no length of time"),
         (
-            &["wait", "calls", "--within", "1 month"],
-            "differ in length",
+            &["limits", "set", "c", "5 things/s", "--unit", ""],
+            "the rates say `things`",
         ),
-        (
-            &[
-                "run",
-                "--limit",
-                "calls",
-                "--retry",
-                "1",
-                "--retry-on",
-                "300",
-                "--",
-                "true",
-            ],
-            "1 to 255",
-        ),
-        (&["run", "--limit", "calls", "echo", "hi"], "-- COMMAND"),
-        (&["sing"], "unrecognized subcommand"),
-    ] {
-        let ended = run(&db, arguments);
-        assert_eq!(ended.code, Some(64), "{arguments:?}: {}", ended.err);
-        assert!(ended.err.contains(part), "{arguments:?}: {}", ended.err);
-        assert_eq!(ended.out, "", "{arguments:?}");
-    }
-    assert_eq!(done(&db, &["limits", "list"]), before);
-    let mut nameless = program(&db);
+    ]);
+}
+
+#[test]
+fn a_file_has_to_be_named() {
+    let mut nameless = program(Path::new(""));
     let nameless = ended(
         nameless
             .env_remove("QUOTALITE_DB")

@@ -2,12 +2,14 @@
 #![cfg(all(feature = "cli", target_os = "linux"))]
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs::File;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use quotalite::{Inspector, Limit, Limiter, PermitRow, PermitState, SECOND};
-use support::processes::{Process, eventually, signal_by, start};
+use support::processes::{Process, eventually, in_a_pid_namespace, signal_by, start};
 use support::running::{UNTIL_TOLD, limiter_with, run};
 use support::shell::{document, done};
 use support::{Scratch, scratch};
@@ -114,12 +116,12 @@ fn who_holds_a_slot_of_a_run_that_was_killed_is_named() {
     assert!(heirs().as_array().unwrap().contains(&pid.into()));
     for arguments in [&["permits"] as &[&str], &["explain", "one=1"]] {
         let told = support::shell::run(&file, arguments).out;
-        let expected = format!("has ended, and lives on in {pid} (sh)");
-        assert!(told.contains(&expected), "{told}");
+        assert!(told.contains("is gone or elsewhere: held by"), "{told}");
+        assert!(told.contains(&format!("{pid} (sh)")), "{told}");
     }
     signal_by(&scratch.path().join("stop"));
     eventually("it ends", || heirs_of(&scratch, run).is_empty());
-    assert!(!done(&file, &["permits"]).contains("lives on"));
+    assert!(!done(&file, &["permits"]).contains("held by"));
 }
 
 fn heirs_of(scratch: &Scratch, pid: u32) -> Vec<u32> {
@@ -127,7 +129,46 @@ fn heirs_of(scratch: &Scratch, pid: u32) -> Vec<u32> {
     let heirs = inspector.look(|look| {
         let owners = look.owners()?;
         let owner = owners.iter().find(|owner| owner.pid == pid);
-        Ok(look.heirs(owner.expect("nobody has needed its slot")))
+        Ok(look.heirs(owner.expect("nobody has needed its slot").id))
     });
     heirs.unwrap()
+}
+
+#[test]
+fn processes_that_call_themselves_alike_are_told_apart() {
+    let Some(unshare) = in_a_pid_namespace() else {
+        println!("skipped: this user may not make a pid namespace");
+        return;
+    };
+    let scratch = scratch();
+    limiter_with(&scratch, Limit::slots("one", 2));
+    let until_told = ["--", "sh", "-c", UNTIL_TOLD];
+    let run_apart = || {
+        let run = run(&scratch, ["--limit", "one"].iter().chain(&until_told));
+        let mut apart = Command::new(unshare[0]);
+        apart
+            .args(&unshare[1..])
+            .arg(run.get_program())
+            .args(run.get_args())
+            .env("QUOTALITE_DB", scratch.file())
+            .current_dir(scratch.path())
+            .stdin(Stdio::null());
+        start(apart)
+    };
+    let processes = [run_apart(), run_apart()];
+    let permits = || document(&scratch.file(), &["permits"])["permits"].clone();
+    eventually("both run", || permits().as_array().unwrap().len() == 2);
+    eventually("they have begun", || scratch.path().join("ready").exists());
+    let permits = permits();
+    let heirs: [BTreeSet<u64>; 2] = [0, 1].map(|at| {
+        let heirs = permits[at]["heirs"].as_array().unwrap();
+        heirs.iter().map(|pid| pid.as_u64().unwrap()).collect()
+    });
+    assert_eq!(permits[0]["pid"], permits[1]["pid"]);
+    assert!(heirs.iter().all(|heirs| !heirs.is_empty()), "{permits}");
+    assert!(heirs[0].is_disjoint(&heirs[1]), "{permits}");
+    signal_by(&scratch.path().join("stop"));
+    for process in processes {
+        process.wait_well();
+    }
 }

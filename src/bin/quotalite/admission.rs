@@ -85,7 +85,7 @@ pub(crate) fn wait(shell: &Shell, args: &WaitArgs) -> Result<Code, Failure> {
             && !permit.is_resumed()
             && let Err(error) = permit.cancel()
         {
-            shell.warn(format_args!(
+            Shell::warn(format_args!(
                 "quotalite: what it was charged stays: {error}"
             ));
         }

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::admission::Refusal;
 use crate::ask::{self, Take};
-use crate::ledger::{Heirs, Permit, Spenders, Taken, list, live_on, taken};
+use crate::ledger::{Heirs, Permit, Spenders, Taken, held_by, list, taken};
 use crate::shell::{Code, Failure, Shell};
 use crate::show::{self, BAD, BOLD, DIM, GOOD, counted, number};
 
@@ -147,7 +147,7 @@ impl OfLimit {
         let mut permits = look.permits()?;
         permits
             .retain(|row| row.state.is_open() && row.takes.iter().any(|(taken, _)| taken == key));
-        let heirs = Heirs::read(look, permits.iter().filter_map(|row| row.pid))?;
+        let heirs = Heirs::read(look, &permits);
         let permits = permits.into_iter();
         let bookings = look.bookings()?.into_iter().filter(|row| row.key == *key);
         let waiting = look.waiting()?.into_iter();
@@ -409,7 +409,7 @@ impl OfLimit {
                 show::seconds(permit.since_s)
             )?;
             if !permit.heirs.is_empty() {
-                writeln!(out, "    it {}", live_on(&permit.heirs))?;
+                writeln!(out, "    it {}", held_by(&permit.heirs))?;
             }
         }
         for booked in self.bookings.iter().take(MOST) {

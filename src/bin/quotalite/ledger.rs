@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use clap::Args;
-use quotalite::{ChargeKind, Error, Limit, Look, PermitRow, Settled, Timestamp};
+use quotalite::{ChargeKind, Error, Limit, Look, OwnerId, PermitRow, Settled, Timestamp};
 use serde::Serialize;
 
 use crate::ask::{self, Take};
@@ -206,51 +206,41 @@ struct Permits {
     heirs: String,
 }
 
-/// The processes that others live on in, by these: see [`Look::heirs`].
+/// The processes that hold what others have taken: see [`Look::heirs`].
 #[derive(Debug, Default)]
-pub(crate) struct Heirs(BTreeMap<u32, Vec<u32>>);
+pub(crate) struct Heirs(BTreeMap<OwnerId, Vec<u32>>);
 
 impl Heirs {
-    pub(crate) fn read(look: &Look<'_>, pids: impl Iterator<Item = u32>) -> Result<Self, Error> {
-        let pids: BTreeSet<u32> = pids.collect();
-        let mut heirs = BTreeMap::<u32, Vec<u32>>::new();
-        if !pids.is_empty() {
-            for owner in look.owners()? {
-                if pids.contains(&owner.pid) {
-                    heirs
-                        .entry(owner.pid)
-                        .or_default()
-                        .extend(look.heirs(&owner));
-                }
-            }
-        }
-        heirs.retain(|_, heirs| !heirs.is_empty());
-        Ok(Self(heirs))
+    pub(crate) fn read(look: &Look<'_>, permits: &[PermitRow]) -> Self {
+        let owners: BTreeSet<OwnerId> = permits.iter().filter_map(|row| row.owner).collect();
+        let heirs = owners.into_iter().map(|owner| (owner, look.heirs(owner)));
+        Self(heirs.filter(|(_, heirs)| !heirs.is_empty()).collect())
     }
 
-    pub(crate) fn of(&self, pid: u32) -> &[u32] {
-        self.0.get(&pid).map_or(&[], Vec::as_slice)
+    fn of(&self, permit: &PermitRow) -> Vec<u32> {
+        let heirs = permit.owner.and_then(|owner| self.0.get(&owner));
+        heirs.cloned().unwrap_or_default()
     }
 }
 
 /// A line for each.
 impl fmt::Display for Heirs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0
-            .iter()
-            .try_for_each(|(pid, heirs)| writeln!(f, "process {pid} {}", live_on(heirs)))
+        self.0.iter().try_for_each(|(owner, heirs)| {
+            writeln!(f, "process {} {}", owner.pid(), held_by(heirs))
+        })
     }
 }
 
-/// What there is to say of a process with heirs.
-pub(crate) fn live_on(heirs: &[u32]) -> String {
+/// What there is to say of a process with heirs: it has ended, or has another id here.
+pub(crate) fn held_by(heirs: &[u32]) -> String {
     let named = heirs.iter().map(|pid| {
         let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
         let name = name.map(|name| format!(" ({})", name.trim_end()));
         format!("{pid}{}", name.unwrap_or_default())
     });
     let named: Vec<_> = named.collect();
-    format!("has ended, and lives on in {}", named.join(", "))
+    format!("is gone or elsewhere: held by {}", named.join(", "))
 }
 
 /// A permit, as it is printed.
@@ -261,7 +251,7 @@ pub(crate) struct Permit {
     pub(crate) fence: String,
     pub(crate) state: &'static str,
     pub(crate) pid: Option<u32>,
-    /// The processes that it lives on in.
+    /// The processes that hold it, if the one that has taken it does not.
     pub(crate) heirs: Vec<u32>,
     pub(crate) since: String,
     pub(crate) since_s: f64,
@@ -280,14 +270,11 @@ impl Permit {
     pub(crate) fn new(row: PermitRow, look: &Look<'_>, heirs: &Heirs) -> Self {
         let now = look.now();
         Self {
+            heirs: heirs.of(&row),
             id: row.id,
             fence: row.fence.to_string(),
             state: row.state.as_str(),
             pid: row.pid,
-            heirs: row
-                .pid
-                .map(|pid| heirs.of(pid).to_vec())
-                .unwrap_or_default(),
             since: show::instant(look, row.at),
             since_s: now.saturating_duration_since(row.at).as_secs_f64(),
             expires: row.expires.map(|at| show::instant(look, at)),
@@ -323,7 +310,7 @@ pub(crate) fn permits(shell: &Shell, args: &PermitsArgs) -> Result<Code, Failure
         }
         let mut rows = look.permits()?;
         rows.retain(|row| (args.all || row.state.is_open()) && is_of(row));
-        let heirs = Heirs::read(look, rows.iter().filter_map(|row| row.pid))?;
+        let heirs = Heirs::read(look, &rows);
         let permits = rows.into_iter().map(|row| Permit::new(row, look, &heirs));
         Ok(Permits {
             permits: permits.collect(),

@@ -282,7 +282,7 @@ fn apply(shell: &Shell, args: &ApplyArgs) -> Result<Code, Failure> {
         limits: outcomes.collect(),
     };
     if applied.limits.is_empty() {
-        shell.warn(format_args!("{WARN}no limit is defined in it{WARN:#}"));
+        Shell::warn(format_args!("{WARN}no limit is defined in it{WARN:#}"));
     }
     shell.print(&applied, |out| {
         applied

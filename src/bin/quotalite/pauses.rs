@@ -66,12 +66,12 @@ pub(crate) fn pause(shell: &Shell, args: &PauseArgs) -> Result<Code, Failure> {
         // A moment has gone by since.
         if length > left + Duration::from_secs(1) {
             let (key, length) = (&args.key, show::duration(length));
-            shell.warn(format_args!(
+            Shell::warn(format_args!(
                 "{WARN}the limit's definition caps its pauses{WARN:#}: `quotalite limits set {key} --pause-cap \"{length}\"` \
                 lets them be as long"
             ));
         } else if left > length {
-            shell.warn(format_args!(
+            Shell::warn(format_args!(
                 "{WARN}it was paused for longer before{WARN:#}, and stays so: `quotalite resume` lifts it"
             ));
         }

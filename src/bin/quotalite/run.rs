@@ -269,7 +269,7 @@ impl Job<'_> {
                 kind: RetryErrorKind::Deadline,
                 ..
             } => {
-                self.shell.warn(format_args!("quotalite: {event}"));
+                Shell::warn(format_args!("quotalite: {event}"));
             }
             RetryEvent::Retrying { .. } => {
                 self.shell.remark(format_args!("quotalite: {event}"));
@@ -302,7 +302,7 @@ impl Job<'_> {
         });
         match started {
             Ok((running, timeout)) => {
-                let warn = |what: &dyn Display| self.shell.warn(format_args!("quotalite: {what}"));
+                let warn = |what: &dyn Display| Shell::warn(format_args!("quotalite: {what}"));
                 with_heartbeat(permit, timeout, warn, || running.wait(&self.signals))
             }
             Err(failure) => match permit.cancel() {

@@ -296,11 +296,10 @@ impl Shell {
         }
     }
 
-    /// Says that the answer is not quite what was asked for. Where nobody can be told, the answer shows it.
-    pub(crate) fn warn(&self, text: impl fmt::Display) {
-        if !self.json {
-            let _ = writeln!(Plain(anstream::stderr()), "{text}");
-        }
+    /// Says that something is not quite as was asked for.
+    pub(crate) fn warn(text: impl fmt::Display) {
+        // If nobody can be told, it is so all the same.
+        let _ = writeln!(Plain(anstream::stderr()), "{text}");
     }
 
     /// Asks for a yes, unless it was given.

@@ -48,7 +48,7 @@ pub(crate) fn watch(shell: &Shell, args: &WatchArgs) -> Result<Code, Failure> {
                     }
                     if snapshot.is_empty() {
                         let pattern = &args.pattern;
-                        shell.warn(format_args!(
+                        Shell::warn(format_args!(
                             "{WARN}nothing matches `{pattern}` yet{WARN:#}"
                         ));
                     } else {
@@ -64,7 +64,7 @@ pub(crate) fn watch(shell: &Shell, args: &WatchArgs) -> Result<Code, Failure> {
             // What has happened meanwhile is told when it can be read.
             Err(error @ Error::Busy { .. }) => {
                 if !is_busy {
-                    shell.warn(format_args!(
+                    Shell::warn(format_args!(
                         "{WARN}{error}{WARN:#}, and is looked at again"
                     ));
                 }

@@ -19,7 +19,8 @@ use crate::decision::Peek;
 use crate::definition::{Action, LimitChange};
 use crate::error::Error;
 use crate::inspection::{
-    BookingRow, ChargeKind, ChargeRow, OwnerRow, PermitRow, PermitState, SpenderRow, WaiterRow,
+    BookingRow, ChargeKind, ChargeRow, OwnerId, OwnerRow, PermitRow, PermitState, SpenderRow,
+    WaiterRow,
 };
 use crate::limit::{Limit, Pattern};
 use crate::plan::{Patience, Plan};
@@ -441,10 +442,10 @@ impl Look<'_> {
 }
 
 const PERMITS: &str = "SELECT p.permit_id, coalesce(p.fence, p.permit_id), p.id, o.pid, p.at_ns, p.expires_ns, p.detached,
-        p.owner_id IS NULL, NULL
+        p.owner_id IS NULL, NULL, p.owner_id, o.lock_inode
     FROM permit AS p LEFT JOIN owner AS o USING (owner_id) WHERE p.ended_ns IS NULL
     UNION ALL
-    SELECT permit_id, permit_id, id, NULL, at_ns, NULL, 0, 0, outcome FROM ended_permit
+    SELECT permit_id, permit_id, id, NULL, at_ns, NULL, 0, 0, outcome, NULL, NULL FROM ended_permit
     ORDER BY 1";
 const HELD: &str = "SELECT s.permit_id, l.key, s.amount FROM slot AS s JOIN named_limit AS l USING (limit_id)
     UNION ALL
@@ -479,10 +480,20 @@ impl Look<'_> {
                 None if row.get(7)? => PermitState::Abandoned,
                 None => PermitState::Held,
             };
+            let pid: Option<u32> = row.get(3)?;
+            let owner = match (pid, row.get(9)?, row.get(10)?) {
+                (Some(pid), Some(byte), Some(lock_inode)) => Some(OwnerId {
+                    pid,
+                    lock_inode,
+                    byte,
+                }),
+                _ => None,
+            };
             permits.push(PermitRow {
                 fence: number(row, 1)?,
                 id: row.get(2)?,
-                pid: row.get(3)?,
+                pid,
+                owner,
                 at,
                 expires,
                 takes: takes.remove(&permit).unwrap_or_default(),
@@ -549,30 +560,34 @@ impl Look<'_> {
             let is_alive = lock_file
                 .as_ref()
                 .and_then(|lock_file| is_alive(&owner, lock_file, &boot).ok());
+            let pid = row.get(1)?;
             owners.push(OwnerRow {
-                pid: row.get(1)?,
+                pid,
                 since: Timestamp::from_nanos(row.get(4)?),
                 is_alive,
-                lock: (owner.lock_inode, owner.id),
+                id: OwnerId {
+                    pid,
+                    lock_inode: owner.lock_inode,
+                    byte: owner.id,
+                },
             });
             Ok(true)
         })?;
         Ok(owners)
     }
 
-    /// The processes that an owner lives on in, where it has ended itself, or has another id here: its lock is theirs. It
-    /// looks into all processes to find them, and finds none of another user, nor any where there is no `/proc` of Linux.
+    /// The processes that hold the lock of an owner where the process that it is named after is not one of them: it has
+    /// ended and has left them a [lifeline](crate::Limiter::lifeline), or it has another id here, in a pid namespace of its own.
+    ///
+    /// It looks into all processes to find them, and finds none of another user, nor any where there is no `/proc` of Linux.
     #[must_use]
-    pub fn heirs(&self, owner: &OwnerRow) -> Vec<u32> {
-        match owner {
-            OwnerRow {
-                is_alive: Some(false),
-                ..
-            } => Vec::new(),
-            #[cfg(target_os = "linux")]
-            OwnerRow { pid, lock, .. } => super::heirs::heirs(*pid, lock.0, lock.1),
-            #[cfg(not(target_os = "linux"))]
-            OwnerRow { .. } => Vec::new(),
+    pub fn heirs(&self, owner: OwnerId) -> Vec<u32> {
+        #[cfg(target_os = "linux")]
+        return super::heirs::heirs(owner, &self.transaction.place.lock);
+        #[cfg(not(target_os = "linux"))]
+        {
+            let _ = owner;
+            Vec::new()
         }
     }
 }

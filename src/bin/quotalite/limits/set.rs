@@ -131,7 +131,7 @@ impl TermsArgs {
         if let Some(Refill { amount, per, unit }) = &self.refill {
             builder = builder.refill(*amount, *per);
             if let Some(unit) = unit {
-                builder = builder.without_unit().unit(unit);
+                builder = builder.unit(unit);
             }
         }
         if let Some(pad) = self.pad {
@@ -154,7 +154,7 @@ pub(super) fn set(shell: &Shell, args: &SetArgs) -> Result<Code, Failure> {
     let outcome = if args.no_replace {
         args.define_only(shell, &limiter, new)?
     } else {
-        args.change_or_define(&limiter, new.as_ref())?
+        args.change_or_define(shell, &limiter, new.as_ref())?
     };
     shell.print(&outcome, |out| outcome.write(out))?;
     Ok(Code::Done)
@@ -178,6 +178,13 @@ impl SetArgs {
         if Limit::new("key").rates(&self.key).build().is_ok() {
             let message = format!("`{}` is a rate, and no key of a limit", self.key);
             return Err(Failure::misused(message).hint("the key comes first: KEY RATES"));
+        }
+        let said = self.unit_of_rates();
+        if let (Some(unit), Some(said)) = (&self.unit, &said)
+            && unit != said
+        {
+            let message = format!("--unit says `{unit}`, and the rates say `{said}`");
+            return Err(Failure::misused(message));
         }
         let says_nothing = [
             self.rates.is_none(),
@@ -215,7 +222,6 @@ impl SetArgs {
         new: Option<Limit>,
     ) -> Result<Outcome, Failure> {
         let stored = shell.inspector()?.look(|look| {
-            // What a pattern makes of a key is no definition of its own.
             if look.pattern_of(&self.key)?.is_some() {
                 return Ok(None);
             }
@@ -237,11 +243,23 @@ impl SetArgs {
     }
 
     /// Others may define the limit and remove it meanwhile.
-    fn change_or_define(&self, limiter: &Limiter, new: Option<&Limit>) -> Result<Outcome, Failure> {
+    fn change_or_define(
+        &self,
+        shell: &Shell,
+        limiter: &Limiter,
+        new: Option<&Limit>,
+    ) -> Result<Outcome, Failure> {
         let change = |stored: &Limit| self.definition(Some(stored));
+        let inspector = shell.inspector()?;
         loop {
-            match limiter.update(&self.key, change) {
-                Ok(former) => {
+            // What a pattern makes of a key is no definition of its own, of which anything could stay.
+            let pattern = inspector.look(|look| look.pattern_of(&self.key))?;
+            let updated = match pattern {
+                None => limiter.update(&self.key, change).map(Some),
+                Some(_) => Ok(None),
+            };
+            match updated {
+                Ok(Some(former)) => {
                     let limit = change(&former).build().map_err(Failure::misused)?;
                     let definition = if former == limit {
                         Definition::Unchanged
@@ -250,7 +268,7 @@ impl SetArgs {
                     };
                     return Ok(Outcome::of(&limit, &definition));
                 }
-                Err(Error::UnknownLimit { .. }) => {}
+                Ok(None) | Err(Error::UnknownLimit { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
             let new = new.ok_or_else(|| self.is_not_whole())?;
@@ -269,15 +287,16 @@ impl SetArgs {
 
     /// What is defined now, with what is said here in its place. What is not said stays, unless it is of another kind.
     fn definition(&self, stored: Option<&Limit>) -> LimitBuilder {
+        let stored = stored.filter(|stored| self.is_of_its_kind(stored));
         let mut builder = match stored {
-            Some(stored) if self.is_of_its_kind(stored) => stored.to_builder(),
-            _ if self.key.contains('*') => Limit::pattern(&self.key),
-            _ => Limit::new(&self.key),
+            Some(stored) => stored.to_builder(),
+            None if self.key.contains('*') => Limit::pattern(&self.key),
+            None => Limit::new(&self.key),
         };
         if self.rates.is_some() {
             builder = builder.without_rates();
         }
-        if self.unit.is_some() || self.rates_say_the_unit() {
+        if self.unit.is_some() || self.unit_of_rates().is_some() {
             builder = builder.without_unit();
         }
         builder = self.terms.add_to(builder, self.rates.as_deref());
@@ -311,10 +330,13 @@ impl SetArgs {
         builder.pauses(pauses)
     }
 
-    fn rates_say_the_unit(&self) -> bool {
+    /// The unit that the rates, or the speed of the bucket, are said in.
+    fn unit_of_rates(&self) -> Option<String> {
+        let refill = self.terms.refill.as_ref();
         let rates = self.rates.as_deref().unwrap_or_default();
-        let limit = Limit::new("unit").rates(rates).build();
-        limit.is_ok_and(|limit| limit.unit().is_some())
+        let limit = Limit::new("unit").rates(rates).build().ok();
+        let unit = limit.and_then(|limit| limit.unit().map(str::to_owned));
+        unit.or_else(|| refill.and_then(|refill| refill.unit.clone()))
     }
 
     fn is_of_its_kind(&self, stored: &Limit) -> bool {

@@ -12,7 +12,7 @@ use quotalite::Permit;
 const BEATS: u32 = 3;
 
 /// The file is not written more often than this for one command.
-const SHORTEST: Duration = Duration::from_millis(20);
+const SHORTEST: Duration = Duration::from_millis(1);
 
 /// Renews a permit while something is done, if it has a timeout.
 pub(super) fn with_heartbeat<T>(
@@ -47,16 +47,24 @@ fn beat(
     warn: &impl Fn(&dyn fmt::Display),
 ) {
     let pause = (timeout / BEATS).max(SHORTEST);
+    let mut has_failed = false;
     while is_done.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {
         match permit.renew(timeout) {
-            Ok(Some(_)) => {}
+            Ok(Some(_)) => has_failed = false,
             Ok(None) => {
                 warn(
                     &"its slots have timed out, and others may run beside the command: nobody could renew them in time",
                 );
                 return;
             }
-            Err(error) => warn(&format_args!("its slots are not renewed yet: {error}")),
+            Err(error) => {
+                if !has_failed {
+                    warn(&format_args!(
+                        "its slots are not renewed, and time out: {error}"
+                    ));
+                }
+                has_failed = true;
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use quotalite::{BookingRow, ChargeKind, Error, Look, PermitRow, Timestamp, Waite
 
 use crate::ask::Since;
 use crate::explain::state;
-use crate::ledger::{Spenders, list, live_on, taken};
+use crate::ledger::{Spenders, held_by, list, taken};
 use crate::limits::action_of;
 use crate::show;
 use crate::status::{InLine, Standing};
@@ -151,9 +151,9 @@ fn processes(look: &Look<'_>, pids: &BTreeSet<u32>) -> Result<Section, Error> {
     let mut owners = look.owners()?;
     owners.retain(|row| pids.contains(&row.pid));
     Ok(Section::new("PROCESSES", owners, |row| {
-        let heirs = look.heirs(&row);
+        let heirs = look.heirs(row.id);
         let state = match row.is_alive {
-            _ if !heirs.is_empty() => live_on(&heirs),
+            _ if !heirs.is_empty() => held_by(&heirs),
             Some(true) => "alive".to_owned(),
             Some(false) => "dead: what it held comes back when somebody needs it".to_owned(),
             None => String::new(),
