@@ -64,7 +64,7 @@ pub struct PermitRow {
     pub id: Option<String>,
     /// The process that holds it, if one does.
     pub pid: Option<u32>,
-    /// The same, as the file knows it: see [`Look::heirs`](crate::Look::heirs).
+    /// The same, as the file knows it: see [`Inspector::heirs`](crate::Inspector::heirs).
     pub owner: Option<OwnerId>,
     /// When it was granted, or will be if it is booked.
     pub at: Timestamp,
@@ -144,7 +144,7 @@ pub struct OwnerRow {
     pub since: Timestamp,
     /// Whether it lives; nothing where that cannot be seen. What a dead one held comes back when somebody needs it.
     pub is_alive: Option<bool>,
-    /// Which owner it is: see [`Look::heirs`](crate::Look::heirs).
+    /// Which owner it is: see [`Inspector::heirs`](crate::Inspector::heirs).
     pub id: OwnerId,
 }
 

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::admission::Refusal;
 use crate::ask::{self, Take};
-use crate::ledger::{Heirs, Permit, Spenders, Taken, held_by, list, taken};
+use crate::ledger::{Permit, Spenders, Taken, find_heirs, held_by, list, taken};
 use crate::shell::{Code, Failure, Shell};
 use crate::show::{self, BAD, BOLD, DIM, GOOD, counted, number};
 
@@ -92,7 +92,8 @@ const MOST: usize = 5;
 
 pub(crate) fn explain(shell: &Shell, args: &ExplainArgs) -> Result<Code, Failure> {
     let request = ask::request(&args.takes);
-    let explained = shell.inspector()?.look(|look| {
+    let inspector = shell.inspector()?;
+    let mut explained = inspector.look(|look| {
         let peek = look.peek(&request)?;
         let limits = args.takes.iter().map(|take| OfLimit::read(look, take));
         let limits = limits.collect::<Result<_, Error>>()?;
@@ -107,6 +108,13 @@ pub(crate) fn explain(shell: &Shell, args: &ExplainArgs) -> Result<Code, Failure
             when,
         })
     })?;
+    find_heirs(
+        &inspector,
+        explained
+            .limits
+            .iter_mut()
+            .flat_map(|limit| &mut limit.permits),
+    );
     shell.print(&explained, |out| explained.write(out))?;
     Ok(if explained.admitted {
         Code::Done
@@ -147,7 +155,6 @@ impl OfLimit {
         let mut permits = look.permits()?;
         permits
             .retain(|row| row.state.is_open() && row.takes.iter().any(|(taken, _)| taken == key));
-        let heirs = Heirs::read(look, &permits);
         let permits = permits.into_iter();
         let bookings = look.bookings()?.into_iter().filter(|row| row.key == *key);
         let waiting = look.waiting()?.into_iter();
@@ -159,7 +166,7 @@ impl OfLimit {
             definition: usage.limit().as_given().to_string(),
             refusal: refusal(&peek, look),
             reasons,
-            permits: permits.map(|row| Permit::new(row, look, &heirs)).collect(),
+            permits: permits.map(|row| Permit::new(row, look)).collect(),
             bookings: bookings
                 .map(|row| Booked {
                     at: show::instant(look, row.at),

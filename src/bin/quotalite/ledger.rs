@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use clap::Args;
-use quotalite::{ChargeKind, Error, Limit, Look, OwnerId, PermitRow, Settled, Timestamp};
+use quotalite::{
+    ChargeKind, Error, Inspector, Limit, Look, OwnerId, PermitRow, Settled, Timestamp,
+};
 use serde::Serialize;
 
 use crate::ask::{self, Take};
@@ -202,33 +204,19 @@ fn has_no_ledger(limit: &Limit) -> Option<&'static str> {
 #[derive(Debug, Serialize)]
 struct Permits {
     permits: Vec<Permit>,
-    #[serde(skip)]
-    heirs: String,
 }
 
-/// The processes that hold what others have taken: see [`Look::heirs`].
-#[derive(Debug, Default)]
-pub(crate) struct Heirs(BTreeMap<OwnerId, Vec<u32>>);
-
-impl Heirs {
-    pub(crate) fn read(look: &Look<'_>, permits: &[PermitRow]) -> Self {
-        let owners: BTreeSet<OwnerId> = permits.iter().filter_map(|row| row.owner).collect();
-        let heirs = owners.into_iter().map(|owner| (owner, look.heirs(owner)));
-        Self(heirs.filter(|(_, heirs)| !heirs.is_empty()).collect())
-    }
-
-    fn of(&self, permit: &PermitRow) -> Vec<u32> {
-        let heirs = permit.owner.and_then(|owner| self.0.get(&owner));
-        heirs.cloned().unwrap_or_default()
-    }
-}
-
-/// A line for each.
-impl fmt::Display for Heirs {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|(owner, heirs)| {
-            writeln!(f, "process {} {}", owner.pid(), held_by(heirs))
-        })
+/// Finds out which processes hold permits, where those that have taken them do not: see [`Inspector::heirs`].
+pub(crate) fn find_heirs<'p>(
+    inspector: &Inspector,
+    permits: impl IntoIterator<Item = &'p mut Permit>,
+) {
+    let mut permits: Vec<_> = permits.into_iter().collect();
+    let owners: Vec<OwnerId> = permits.iter().filter_map(|permit| permit.owner).collect();
+    let heirs = inspector.heirs(&owners);
+    for permit in &mut permits {
+        let of = permit.owner.and_then(|owner| heirs.get(&owner));
+        permit.heirs = of.cloned().unwrap_or_default();
     }
 }
 
@@ -251,7 +239,9 @@ pub(crate) struct Permit {
     pub(crate) fence: String,
     pub(crate) state: &'static str,
     pub(crate) pid: Option<u32>,
-    /// The processes that hold it, if the one that has taken it does not.
+    #[serde(skip)]
+    owner: Option<OwnerId>,
+    /// The processes that hold it, if the one that has taken it does not: see [`find_heirs`].
     pub(crate) heirs: Vec<u32>,
     pub(crate) since: String,
     pub(crate) since_s: f64,
@@ -267,10 +257,11 @@ pub(crate) struct Taken {
 }
 
 impl Permit {
-    pub(crate) fn new(row: PermitRow, look: &Look<'_>, heirs: &Heirs) -> Self {
+    pub(crate) fn new(row: PermitRow, look: &Look<'_>) -> Self {
         let now = look.now();
         Self {
-            heirs: heirs.of(&row),
+            owner: row.owner,
+            heirs: Vec::new(),
             id: row.id,
             fence: row.fence.to_string(),
             state: row.state.as_str(),
@@ -304,19 +295,19 @@ pub(crate) fn permits(shell: &Shell, args: &PermitsArgs) -> Result<Code, Failure
         None => true,
         Some(wanted) => row.takes.iter().any(|(key, _)| key == wanted),
     };
-    let permits = shell.inspector()?.look(|look| -> Result<_, Error> {
+    let inspector = shell.inspector()?;
+    let mut permits = inspector.look(|look| -> Result<_, Error> {
         if let Some(key) = &args.key {
             look.limit(key)?;
         }
         let mut rows = look.permits()?;
         rows.retain(|row| (args.all || row.state.is_open()) && is_of(row));
-        let heirs = Heirs::read(look, &rows);
-        let permits = rows.into_iter().map(|row| Permit::new(row, look, &heirs));
+        let permits = rows.into_iter().map(|row| Permit::new(row, look));
         Ok(Permits {
             permits: permits.collect(),
-            heirs: heirs.to_string(),
         })
     })?;
+    find_heirs(&inspector, &mut permits.permits);
     shell.print(&permits, |out| {
         if permits.permits.is_empty() {
             return writeln!(out, "{DIM}no permits{DIM:#}");
@@ -350,7 +341,17 @@ pub(crate) fn permits(shell: &Shell, args: &PermitsArgs) -> Result<Code, Failure
             ]);
         }
         table.write(out, show::width())?;
-        write!(out, "{DIM}{}{DIM:#}", permits.heirs)
+        let inherited = permits
+            .permits
+            .iter()
+            .filter(|permit| !permit.heirs.is_empty());
+        let inherited: BTreeSet<_> = inherited
+            .map(|permit| (permit.owner, &permit.heirs))
+            .collect();
+        inherited.into_iter().try_for_each(|(owner, heirs)| {
+            let pid = owner.map(|owner| owner.pid()).unwrap_or_default();
+            writeln!(out, "{DIM}process {pid} {}{DIM:#}", held_by(heirs))
+        })
     })?;
     Ok(Code::Done)
 }

@@ -15,7 +15,7 @@ use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use quotalite::{
     Answer, Backoff, Decision, Last, Limit, LimitBuilder, Limiter, MAX_RETRIES, OnConflict, Peek,
-    Permit, Request, RetryErrorKind, RetryEvent, RetryPolicy, retry,
+    Permit, PermitRow, Request, RetryErrorKind, RetryEvent, RetryPolicy, retry,
 };
 use regex::bytes::Regex;
 
@@ -312,16 +312,20 @@ impl Job<'_> {
         }
     }
 
-    /// After how long its slots come back if nobody renews them.
+    /// After how long its slots come back if nobody renews them: as they were taken, whatever has become of the definition since.
     fn timeout(&self, permit: &Permit) -> Result<Option<Duration>, Failure> {
-        if permit.fence().is_none() {
+        let Some(fence) = permit.fence() else {
             return Ok(None);
-        }
-        let beside = self.args.slots_beside_rate();
-        let keys = self.args.limits.iter().map(|take| &take.key).chain(&beside);
-        let timeouts = keys.map(|key| Ok(self.limiter.limit(key)?.timeout()));
-        let timeouts = timeouts.collect::<Result<Vec<_>, Failure>>()?;
-        Ok(timeouts.into_iter().flatten().min())
+        };
+        let permits = self.shell.inspector()?.look(|look| look.permits())?;
+        let is_open = |row: &&PermitRow| row.fence == fence && row.state.is_open();
+        Ok(match permits.iter().find(is_open) {
+            Some(row) => row
+                .expires
+                .map(|expires| expires.saturating_duration_since(row.at)),
+            // They are back already.
+            None => Some(Duration::ZERO),
+        })
     }
 
     /// Keeps slots until the command has ended, even if this process ends before. Rates need none: they stay charged.

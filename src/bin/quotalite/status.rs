@@ -380,14 +380,20 @@ pub(crate) fn available(look: &mut Look<'_>, usage: &Usage) -> Result<u64, Error
         return Ok(free);
     }
     let key = usage.limit().key();
-    let (mut admitted, mut refused) = (0, free.saturating_add(1));
+    let mut is_admitted = |amount: u64| look.peek((key, amount)).map(|peek| peek.is_now());
+    // Mostly it is all of it, or nothing.
+    if is_admitted(free)? {
+        return Ok(free);
+    }
+    let (mut admitted, mut refused) = (0, free);
+    let mut amount = 1;
     while refused - admitted > 1 {
-        let amount = admitted + (refused - admitted) / 2;
-        if look.peek((key, amount))?.is_now() {
+        if is_admitted(amount)? {
             admitted = amount;
         } else {
             refused = amount;
         }
+        amount = admitted + (refused - admitted) / 2;
     }
     Ok(admitted)
 }

@@ -174,7 +174,7 @@ fn has_hung_up() -> io::Result<bool> {
 
 /// One look at the file, as it is at one moment.
 fn look(inspector: &Inspector, args: &TopArgs, opened: Option<&str>) -> Result<Seen, Error> {
-    inspector.look(|look| {
+    let mut seen = inspector.look(|look| {
         let status = Status::read(look, &args.pattern, MOST)?;
         let detail = match opened {
             // It may be gone by now: then there is nothing to look into.
@@ -185,5 +185,9 @@ fn look(inspector: &Inspector, args: &TopArgs, opened: Option<&str>) -> Result<S
             None => None,
         };
         Ok(Seen { status, detail })
-    })
+    })?;
+    if let Some(detail) = &mut seen.detail {
+        detail.find_heirs(inspector);
+    }
+    Ok(seen)
 }

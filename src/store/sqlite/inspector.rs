@@ -1,5 +1,6 @@
 //! Reading a file without having anything to do with it.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -106,6 +107,21 @@ impl Inspector {
             let transaction = Transaction::begin_alone(&mut link, &self.place, &*self.clock)?;
             act(&mut Look { transaction })
         })
+    }
+
+    /// The processes that hold the locks of owners where the process that an owner is named after does not: it has ended
+    /// and has left them a [lifeline](crate::Limiter::lifeline), or it has another id here, in a pid namespace of its own.
+    ///
+    /// It looks into all processes to find them, and finds none of another user, nor any where there is no `/proc` of Linux.
+    #[must_use]
+    pub fn heirs(&self, owners: &[OwnerId]) -> BTreeMap<OwnerId, Vec<u32>> {
+        #[cfg(target_os = "linux")]
+        return super::heirs::heirs(owners, &self.place.lock);
+        #[cfg(not(target_os = "linux"))]
+        {
+            let _ = owners;
+            BTreeMap::new()
+        }
     }
 
     /// Does something by connections of its own, which wait for SQLite's locks.
@@ -536,7 +552,7 @@ impl Look<'_> {
     }
 }
 
-type Takes = std::collections::BTreeMap<i64, Vec<(String, u64)>>;
+type Takes = BTreeMap<i64, Vec<(String, u64)>>;
 
 const OWNERS: &str =
     "SELECT owner_id, pid, boot_id, lock_inode, since_ns FROM owner ORDER BY owner_id";
@@ -574,21 +590,6 @@ impl Look<'_> {
             Ok(true)
         })?;
         Ok(owners)
-    }
-
-    /// The processes that hold the lock of an owner where the process that it is named after is not one of them: it has
-    /// ended and has left them a [lifeline](crate::Limiter::lifeline), or it has another id here, in a pid namespace of its own.
-    ///
-    /// It looks into all processes to find them, and finds none of another user, nor any where there is no `/proc` of Linux.
-    #[must_use]
-    pub fn heirs(&self, owner: OwnerId) -> Vec<u32> {
-        #[cfg(target_os = "linux")]
-        return super::heirs::heirs(owner, &self.transaction.place.lock);
-        #[cfg(not(target_os = "linux"))]
-        {
-            let _ = owner;
-            Vec::new()
-        }
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use quotalite::{BookingRow, ChargeKind, Error, Look, PermitRow, Timestamp, WaiterRow};
+use quotalite::{
+    BookingRow, ChargeKind, Error, Inspector, Look, OwnerId, OwnerRow, PermitRow, Timestamp,
+    WaiterRow,
+};
 
 use crate::ask::Since;
 use crate::explain::state;
@@ -24,7 +27,12 @@ pub(super) struct Detail {
     /// What else there is to know about how it stands, in words.
     pub(super) state: Vec<String>,
     pub(super) sections: Vec<Section>,
+    /// Those of the section of processes.
+    owners: Vec<OwnerRow>,
 }
+
+/// Which section has the processes.
+const PROCESSES: usize = 4;
 
 /// Rows of texts under a title.
 #[derive(Debug)]
@@ -62,18 +70,21 @@ impl Detail {
         let bookers = booked.iter().map(|row| row.pid);
         let mut pids: BTreeSet<u32> = holders.chain(waiters).chain(bookers).collect();
         let charges = charges(look, key, &mut pids)?;
+        let mut owners = look.owners()?;
+        owners.retain(|row| pids.contains(&row.pid));
         let sections = vec![
             permits_of(look, permits),
             waiting_of(look, waiting),
             booked_of(look, booked),
             charges,
-            processes(look, &pids)?,
+            processes(look, &owners),
             changes(look, key)?,
         ];
         Ok(Self {
             standing,
             state,
             sections,
+            owners,
         })
     }
 }
@@ -146,24 +157,33 @@ fn charges(look: &mut Look<'_>, key: &str, pids: &mut BTreeSet<u32>) -> Result<S
     }))
 }
 
+impl Detail {
+    /// Says of each process that the limit has to do with how it stands.
+    pub(super) fn find_heirs(&mut self, inspector: &Inspector) {
+        let owners: Vec<OwnerId> = self.owners.iter().map(|row| row.id).collect();
+        let heirs = inspector.heirs(&owners);
+        for (owner, row) in self.owners.iter().zip(&mut self.sections[PROCESSES].rows) {
+            if let (Some(heirs), Some(state)) = (heirs.get(&owner.id), row.last_mut()) {
+                *state = held_by(heirs);
+            }
+        }
+    }
+}
+
 /// Those of these processes that the file knows.
-fn processes(look: &Look<'_>, pids: &BTreeSet<u32>) -> Result<Section, Error> {
-    let mut owners = look.owners()?;
-    owners.retain(|row| pids.contains(&row.pid));
-    Ok(Section::new("PROCESSES", owners, |row| {
-        let heirs = look.heirs(row.id);
+fn processes(look: &Look<'_>, owners: &[OwnerRow]) -> Section {
+    Section::new("PROCESSES", owners.to_vec(), |row| {
         let state = match row.is_alive {
-            _ if !heirs.is_empty() => held_by(&heirs),
-            Some(true) => "alive".to_owned(),
-            Some(false) => "dead: what it held comes back when somebody needs it".to_owned(),
-            None => String::new(),
+            Some(true) => "alive",
+            Some(false) => "dead: what it held comes back when somebody needs it",
+            None => "",
         };
         vec![
             process(Some(row.pid)),
             format!("since {}", ago(look, row.since)),
-            state,
+            state.to_owned(),
         ]
-    }))
+    })
 }
 
 fn changes(look: &mut Look<'_>, key: &str) -> Result<Section, Error> {
