@@ -106,8 +106,11 @@ pub(crate) fn wait(shell: &Shell, args: &WaitArgs) -> Result<Code, Failure> {
         if !is_lost {
             return Err(error.into());
         }
-        permit.cancel()?;
-        let message = format!("its id could not be printed, and it was cancelled: {error}");
+        let outcome = match permit.cancel() {
+            Ok(_) => "it was cancelled".to_owned(),
+            Err(error) => format!("what it was charged stays ({error})"),
+        };
+        let message = format!("its id could not be printed, and {outcome}: {error}");
         return Err(Failure::failed(message));
     }
     if args.detach.is_none() {

@@ -77,7 +77,7 @@ pub(crate) fn pause(shell: &Shell, args: &PauseArgs) -> Result<Code, Failure> {
         }
     }
     shell.print(&paused, |out| {
-        let left = show::duration(rounded(left));
+        let left = show::duration(as_asked(left, args.length));
         writeln!(
             out,
             "{BOLD}{}{BOLD:#}: {BAD}paused{BAD:#} for {left}",
@@ -88,12 +88,9 @@ pub(crate) fn pause(shell: &Shell, args: &PauseArgs) -> Result<Code, Failure> {
 }
 
 /// What has gone by since it was asked for is of no interest.
-fn rounded(left: Duration) -> Duration {
-    let tenths = (left.as_millis() + 50) / 100;
-    match u64::try_from(tenths) {
-        Ok(tenths) if tenths > 0 => Duration::from_millis(tenths * 100),
-        _ => left,
-    }
+fn as_asked(left: Duration, asked: Option<Duration>) -> Duration {
+    let is_as_asked = |asked: &Duration| left <= *asked && *asked - left < Duration::from_secs(1);
+    asked.filter(is_as_asked).unwrap_or(left)
 }
 
 pub(crate) fn resume(shell: &Shell, args: &ResumeArgs) -> Result<Code, Failure> {
