@@ -89,7 +89,8 @@ pub(crate) fn pause(shell: &Shell, args: &PauseArgs) -> Result<Code, Failure> {
 
 /// What has gone by since it was asked for is of no interest.
 fn as_asked(left: Duration, asked: Option<Duration>) -> Duration {
-    let is_as_asked = |asked: &Duration| left <= *asked && *asked - left < Duration::from_secs(1);
+    let is_as_asked =
+        |asked: &Duration| left <= *asked && asked.saturating_sub(left) < Duration::from_secs(1);
     asked.filter(is_as_asked).unwrap_or(left)
 }
 
