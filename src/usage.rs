@@ -79,7 +79,7 @@ impl Usage {
         self.pause
     }
 
-    /// Until when it admits less than its rates do, because it [starts slowly](crate::PausePolicy::slow_start_percent) after a
+    /// Until when it admits less than its rates do, because it [starts slowly](crate::PausePolicy::slow_start) after a
     /// pause that has ended; nothing if it does not.
     #[must_use]
     pub const fn starts_slowly_until(&self) -> Option<Timestamp> {
