@@ -10,7 +10,7 @@ use quotalite::{Action, Definition, Limit, LimitChange, LimitsFile, OnConflict};
 use serde::Serialize;
 
 use self::set::{SetArgs, set};
-pub(crate) use self::set::{TermsArgs, is_none};
+pub(crate) use self::set::{TermsArgs, not_a_definition};
 use crate::shell::{Code, Failure, Shell};
 use crate::show::{self, BOLD, Cell, Column, DIM, Table, WARN};
 

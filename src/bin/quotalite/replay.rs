@@ -17,7 +17,7 @@ use serde::Serialize;
 use self::plot::Series;
 use self::rerun::{Charge, Fate, Rerun, rerun};
 use crate::ask;
-use crate::limits::{TermsArgs, is_none};
+use crate::limits::{TermsArgs, not_a_definition};
 use crate::shell::{Code, Failure, Shell};
 use crate::show::{self, BOLD, Cell, Column, DIM, Table, WARN, counted};
 
@@ -72,7 +72,7 @@ pub(crate) fn replay(shell: &Shell, args: &ReplayArgs) -> Result<Code, Failure> 
         .terms
         .add_to(Limit::new(&args.limit), args.rates.as_deref());
     let other = builder.build();
-    let other = other.map_err(|error| is_none(&error, args.rates.as_deref()))?;
+    let other = other.map_err(|error| not_a_definition(&error, args.rates.as_deref()))?;
     let recorded = shell.inspector()?.look(|look| Recorded::read(look, args))?;
     recorded.check()?;
     let answer = Answer::new(&recorded, &other)?;

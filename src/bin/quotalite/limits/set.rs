@@ -146,7 +146,7 @@ pub(super) fn set(shell: &Shell, args: &SetArgs) -> Result<Code, Failure> {
     // Nothing is made or opened for a definition that is none.
     let new = args.is_whole().then(|| args.definition(None).build());
     let new = new.transpose();
-    let new = new.map_err(|error| is_none(&error, args.rates.as_deref()))?;
+    let new = new.map_err(|error| not_a_definition(&error, args.rates.as_deref()))?;
     let limiter = match new {
         Some(_) => shell.new_limiter()?,
         None => shell.limiter()?,
@@ -161,7 +161,7 @@ pub(super) fn set(shell: &Shell, args: &SetArgs) -> Result<Code, Failure> {
 }
 
 /// These rates make no definition, perhaps because they are said as they are printed.
-pub(crate) fn is_none(error: &LimitError, rates: Option<&str>) -> Failure {
+pub(crate) fn not_a_definition(error: &LimitError, rates: Option<&str>) -> Failure {
     let failure = Failure::misused(error);
     let rates = rates.unwrap_or_default();
     if rates.trim_start().starts_with("burst") {
