@@ -28,6 +28,9 @@ pub(crate) struct PauseArgs {
 }
 
 /// Let everybody in again
+///
+/// As after each pause, a limit of rates starts slowly, for a minute or its window: `status` says so, and `limits set --slow-start 100`
+/// lets it start at once.
 #[derive(Args, Debug)]
 pub(crate) struct ResumeArgs {
     /// The limit
