@@ -170,6 +170,7 @@ impl Finding {
                 | FindingKind::Filesystem
                 | FindingKind::Unreadable
                 | FindingKind::Foreign
+                | FindingKind::Empty
                 | FindingKind::OlderSchema
                 | FindingKind::NewerSchema
                 | FindingKind::Damaged
@@ -236,6 +237,10 @@ kinds! {
     NewerSchema: Fault, "newer_schema",
         "this version does not know what the newer one has written, and refuses to guess",
         "install the version that has written it";
+    /// Nothing was ever written to it.
+    Empty: Warning, "empty",
+        "no limit can be used without a definition; whoever makes one makes it a database of limits",
+        "check the path; `quotalite limits set KEY RATES` defines a limit in it";
     /// It will be brought up to date by whoever opens it next.
     OlderSchema: Warning, "older_schema",
         "it has to be brought up to date before it is used; programs with the older version fail from then on, so its ledgers were not looked at",

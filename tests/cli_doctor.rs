@@ -326,7 +326,7 @@ fn what_stands_at_the_path_and_around_it_is_looked_at() {
             false,
         ),
         (
-            "older_schema",
+            "empty",
             &|scratch| std::fs::write(scratch.file(), "").unwrap(),
             false,
         ),

@@ -116,15 +116,16 @@ impl Checkup {
                 return Ok(false);
             }
             self.checked.push("PRAGMA integrity_check".to_owned());
+            if found == 0 {
+                let what = "nothing was ever defined in it";
+                self.find(FindingKind::Empty, &*place.database, what);
+                return Ok(false);
+            }
             if found < latest() {
-                let what = if found == 0 {
-                    "nothing was ever defined in it".to_owned()
-                } else {
-                    format!(
-                        "its schema has version {found}, and this program version {}",
-                        latest()
-                    )
-                };
+                let what = format!(
+                    "its schema has version {found}, and this program version {}",
+                    latest()
+                );
                 self.find(FindingKind::OlderSchema, &*place.database, what);
                 return Ok(false);
             }

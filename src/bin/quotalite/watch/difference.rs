@@ -6,6 +6,7 @@ mod tests;
 use quotalite::{BreakerState, PermitState, Timestamp};
 use serde::Serialize;
 
+use super::patterns::share_a_key;
 use super::snapshot::{Booking, Counted, MOST, OfLimit, Permit, Snapshot, Waiter};
 use crate::ledger::{Taken, list, taken};
 use crate::show::{counted, number};
@@ -109,6 +110,7 @@ pub(super) fn difference(former: &Snapshot, present: &Snapshot, wall: &Wall<'_>)
             None => events.extend(of_limit(key, &new, limit, wall)),
         }
     }
+    events.extend(begun_anew(former, present));
     events.extend(bookings(former, present, wall));
     events.extend(permits(former, present));
     events.extend(waiting(former, present));
@@ -149,6 +151,19 @@ fn definitions(former: &Snapshot, present: &Snapshot) -> Vec<Event> {
     let gone = gone.filter(|key| !present.definitions.contains_key(*key));
     defined
         .chain(gone.map(|key| Event::of("removed", key.clone())))
+        .collect()
+}
+
+/// Keys that were full, and of which nothing is left where a pattern still makes them: they are as nobody has used them.
+fn begun_anew(former: &Snapshot, present: &Snapshot) -> Vec<Event> {
+    let gone = former.limits.iter();
+    let gone = gone.filter(|(key, limit)| {
+        let is_made = |pattern: &String| pattern != *key && share_a_key(pattern, key);
+        limit.is_full == Some(true)
+            && !present.limits.contains_key(*key)
+            && present.definitions.keys().any(is_made)
+    });
+    gone.map(|(key, _)| Event::of("free", key.clone()))
         .collect()
 }
 

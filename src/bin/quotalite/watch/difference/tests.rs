@@ -267,6 +267,20 @@ fn resets_are_told_each_time() {
 }
 
 #[test]
+fn a_key_of_which_nothing_is_left_is_free_where_its_pattern_still_stands() {
+    let with = |definition: &str, of: Snapshot| Snapshot {
+        definitions: defined(definition, "5/s").definitions,
+        ..of
+    };
+    let reset_of = |pattern: &str| with(pattern, reset(pattern, 99));
+    let former = with("c*", limit(full(true)));
+    told(&former, &reset_of("c*"), &["c* reset", "calls free"]);
+    let free = with("c*", limit(full(false)));
+    told(&free, &reset_of("c*"), &["c* reset"]);
+    told(&former, &empty(), &["c* removed"]);
+}
+
+#[test]
 fn more_keys_than_are_watched_are_told_and_come_silently_later() {
     let message = "too many keys: more than 1 000 match, and new ones are not watched";
     told(&empty(), &too_many(empty()), &[message]);
