@@ -122,6 +122,9 @@ pub(crate) trait Store: fmt::Debug + Send + Sync {
     /// can be where it was. Who has read the clock before may go ahead if it was not moved beyond that.
     fn look_after(&self, claim: &Claim) -> Result<Option<Claim>, Error>;
 
+    /// Whether a permit that has an id was ended by nobody, as far as the file knows.
+    fn is_open(&self, claim: &Claim) -> Result<bool, Error>;
+
     /// The last changes of a limit, the last one first.
     fn changes_of(&self, key: &str) -> Result<Vec<LimitChange>, Error>;
 

@@ -404,3 +404,34 @@ fn a_pause_says_why_it_is_not_as_long_as_was_asked_for() {
         longer.err
     );
 }
+
+#[test]
+fn who_waits_for_what_was_cancelled_ends_and_says_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = directory.path().join("limits.db");
+    done(&db, &["limits", "set", "calls", "1/5s"]);
+    done(&db, &["wait", "calls"]);
+    let mut waits = program(&db);
+    let mut waits = waits
+        .args(["wait", "calls", "--id", "mine"])
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while document(&db, &["permits"])["permits"][0]["state"] != "booked" {
+        assert!(Instant::now() < deadline, "it never booked");
+    }
+    done(&db, &["cancel", "mine"]);
+    assert_eq!(waits.wait().unwrap().code(), Some(1));
+    let used = document(&db, &["usage", "calls"])["parts"][0]["used"].clone();
+    assert_eq!(used, 0);
+    // Whoever asks for what has ended is told.
+    done(&db, &["wait", "calls", "--id", "done"]);
+    done(&db, &["settle", "done"]);
+    let again = document(&db, &["wait", "calls", "--id", "done"]);
+    assert_eq!(
+        (&again["resumed"], &again["ended"]),
+        (&json!(true), &json!(true))
+    );
+    let detached = run(&db, &["wait", "calls", "--id", "done", "--detach", "1h"]);
+    assert_eq!(detached.code, Some(1), "{}", detached.err);
+}

@@ -188,6 +188,37 @@ fn who_finds_the_place_of_another_gives_nothing_back_by_dropping_it() {
 }
 
 #[test]
+fn who_waits_for_what_another_has_ended_does_not_go_ahead() {
+    on_both(|limiter, clock| {
+        for settles in [false, true] {
+            drop(get(limiter, &tokens(100)));
+            let ask = tokens(60).id("job");
+            let [first, second] = [(), ()].map(|()| limiter.book(&ask).unwrap());
+            if settles {
+                assert!(settle(limiter, "job").settlement().is_some());
+            } else {
+                assert!(limiter.cancel("job").unwrap().settlement().is_some());
+            }
+            clock.advance(MINUTE);
+            for waits in [first, second] {
+                let refused = waits.wait();
+                assert!(
+                    matches!(refused, Err(Error::Request(RequestError::Ended))),
+                    "{refused:?}"
+                );
+            }
+            // Nothing was given back a second time.
+            assert_eq!(free(limiter, "tokens"), 100 - u64::from(settles));
+            clock.advance(MINUTE);
+        }
+        let plain = limiter.book(&tokens(100).id("whole")).unwrap();
+        let behind = limiter.book(&tokens(1).id("behind")).unwrap();
+        clock.advance(MINUTE);
+        drop((plain.wait().unwrap(), behind.wait().unwrap()));
+    });
+}
+
+#[test]
 fn what_one_has_booked_and_another_settled_stays_charged_when_the_first_dies() {
     for detaches in [false, true] {
         let (scratch, limiter, clock) = on_file();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{Permit, State, clamped_ns};
 use crate::clock::Timestamp;
 use crate::decision::Denial;
-use crate::error::Error;
+use crate::error::{Error, RequestError};
 use crate::plan::Latest;
 use crate::store::{Claim, Store, stopped};
 
@@ -69,8 +69,9 @@ impl Booking {
     ///
     /// # Errors
     /// [`Error::TooLate`] at once if it was moved beyond what its caller allowed, [`Error::Stopped`] if waiting was
-    /// [stopped](crate::Limiter::stop_waiting), and whatever can happen to the file when it is looked at. The booking is given
-    /// back then.
+    /// [stopped](crate::Limiter::stop_waiting), [`RequestError::Ended`](crate::RequestError::Ended) at the booked instant if
+    /// somebody has settled or cancelled it under its [id](crate::Request::id) meanwhile, and whatever can happen to the file
+    /// when it is looked at. The booking is given back then.
     pub fn wait(mut self) -> Result<Permit, Error> {
         if self.wait_time().is_zero() {
             return Ok(self.accept());
@@ -91,10 +92,22 @@ impl Booking {
                 Err(error) => return Err(error),
             }
         }
+        self.is_still_open()?;
         let waited = self.wait_time();
         let limit = self.permit.lock().claim.first_key().map(str::to_owned);
         tracing::debug!(limit, ?waited, "waited");
         Ok(self.accept())
+    }
+
+    /// Refuses to go ahead with what somebody else has settled or cancelled under its id.
+    fn is_still_open(&self) -> Result<(), Error> {
+        let claim = self.permit.lock().claim.clone();
+        if !claim.has_id() || self.permit.store.is_open(&claim)? {
+            return Ok(());
+        }
+        // There is nothing left to give back.
+        self.permit.lock().state = State::Closed;
+        Err(RequestError::Ended.into())
     }
 
     /// Looks, without sleeping, whether the booked instant has come, and whether the booking was moved: for event loops that

@@ -46,6 +46,11 @@ impl Claim {
         self.booking.is_some() || is_named
     }
 
+    pub(crate) fn has_id(&self) -> bool {
+        let registered = self.registered.as_ref();
+        registered.is_some_and(|registered| registered.id.is_some())
+    }
+
     pub(crate) fn holds_slots(&self) -> bool {
         let slots = self.registered.as_ref().map(|registered| &registered.slots);
         slots.is_some_and(|slots| !slots.is_empty())

@@ -329,6 +329,12 @@ impl Store for MemoryStore {
         Ok(Some(Claim { moves, ..claim }))
     }
 
+    fn is_open(&self, claim: &Claim) -> Result<bool, Error> {
+        let (state, _, _) = self.enter();
+        let registered = claim.registered.as_ref();
+        Ok(registered.is_none_or(|registered| state.permits.contains_key(&registered.number)))
+    }
+
     fn changes_of(&self, key: &str) -> Result<Vec<LimitChange>, Error> {
         let (state, _, _) = self.enter();
         Ok(state.limits.changes_of(key))

@@ -351,6 +351,17 @@ impl Store for SqliteStore {
         })
     }
 
+    fn is_open(&self, claim: &Claim) -> Result<bool, Error> {
+        let Some(registered) = &claim.registered else {
+            return Ok(true);
+        };
+        if claim.process != crate::process::mark() {
+            return Ok(true);
+        }
+        self.session_of(claim)?;
+        self.read(|transaction| transaction.is_open(registered.number))
+    }
+
     fn changes_of(&self, key: &str) -> Result<Vec<LimitChange>, Error> {
         self.read(|transaction| transaction.changes_of(key))
     }

@@ -49,6 +49,8 @@ struct Admitted {
     fence: Option<String>,
     /// Whether it had been admitted before, under the same id.
     resumed: bool,
+    /// Whether that one was settled or cancelled, or has timed out.
+    ended: bool,
 }
 
 pub(crate) fn wait(shell: &Shell, args: &WaitArgs) -> Result<Code, Failure> {
@@ -96,7 +98,13 @@ pub(crate) fn wait(shell: &Shell, args: &WaitArgs) -> Result<Code, Failure> {
         id,
         fence: permit.fence().map(|fence| fence.to_string()),
         resumed: permit.is_resumed(),
+        ended: permit.has_ended(),
     };
+    if admitted.ended {
+        Shell::warn(format_args!(
+            "quotalite: the permit of this id had ended before, and nothing was charged"
+        ));
+    }
     let printed = shell.hand_over(&admitted, |out| match (&admitted.id, args.detach) {
         (Some(id), Some(_)) => writeln!(out, "{id}"),
         _ => Ok(()),

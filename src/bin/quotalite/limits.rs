@@ -40,7 +40,7 @@ pub(crate) struct ShowArgs {
 pub(crate) struct RemoveArgs {
     /// The limit, or the pattern
     key: String,
-    /// Even if somebody holds it or waits for it
+    /// Even if somebody holds it or waits for it: who is in line for slots is refused, who has booked goes ahead at its instant
     #[arg(long)]
     force: bool,
     /// Do not ask

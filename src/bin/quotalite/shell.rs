@@ -14,7 +14,7 @@ use clap::{Args, ValueEnum, ValueHint};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
-use quotalite::{Error, Inspector, Limiter, LimitsFileError};
+use quotalite::{Error, Inspector, Limiter, LimitsFileError, RequestError};
 use serde::Serialize;
 
 use crate::disposition::end_by;
@@ -115,6 +115,7 @@ impl From<Error> for Failure {
 impl From<&Error> for Failure {
     fn from(error: &Error) -> Self {
         let code = match error {
+            Error::Request(RequestError::Ended) => Code::Found,
             Error::Limit(_)
             | Error::Definition { .. }
             | Error::Request(_)

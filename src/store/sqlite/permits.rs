@@ -191,6 +191,19 @@ impl Transaction<'_> {
     }
 }
 
+const STANDS: &str =
+    "SELECT EXISTS (SELECT 1 FROM permit WHERE permit_id = ?1 AND ended_ns IS NULL)";
+
+impl Transaction<'_> {
+    pub(super) fn is_open(&self, permit: PermitNumber) -> Result<bool, Error> {
+        self.link
+            .connection
+            .prepare_cached(STANDS)
+            .and_then(|mut s| s.query_row([permit.0], |row| row.get(0)))
+            .map_err(|error| self.sqlite(error))
+    }
+}
+
 const CHARGES_OF: &str =
     "SELECT limit_id, at_ns, seq, amount FROM permit_charge WHERE permit_id = ?1";
 
